@@ -1,0 +1,33 @@
+"""The schedules: end points, shapes, and the release's rule for the warm-up."""
+import math
+
+import pytest
+
+from schedules import cosine, linear
+
+
+def test_the_cosine_falls_from_start_to_end_through_the_middle():
+    assert cosine(0, 100, 0.04, 0.4) == pytest.approx(0.04)
+    assert cosine(50, 100, 0.04, 0.4) == pytest.approx(0.22)
+    assert cosine(100, 100, 0.04, 0.4) == pytest.approx(0.4)
+
+
+def test_the_warm_up_is_linear_from_zero_and_reaches_the_start_value_on_its_last_step():
+    values = [cosine(step, 100, 0.5, 0.0, warmup_steps=11) for step in range(12)]
+    assert values[0] == 0 and values[5] == pytest.approx(0.25) and values[10] == values[11] == pytest.approx(0.5)
+
+
+def test_after_the_warm_up_it_is_the_releases_closed_form():
+    for step in range(7, 53):
+        expected = 0.1 + 0.5 * (0.9 - 0.1) * (1 + math.cos(math.pi * (step - 7) / (53 - 7)))
+        assert cosine(step, 53, 0.9, 0.1, warmup_steps=7) == pytest.approx(expected)
+
+
+def test_the_teacher_momentum_rises_to_one_and_never_beyond():
+    values = [cosine(step, 997, 0.996, 1.0) for step in range(998)]
+    assert values == sorted(values) and values[0] == pytest.approx(0.996) and values[-1] == pytest.approx(1.0)
+
+
+def test_the_temperature_warms_up_linearly_and_stays():
+    assert [linear(step, 4, 0.04, 0.08) for step in (0, 1, 2, 4, 99)] == pytest.approx([0.04, 0.05, 0.06, 0.08, 0.08])
+    assert linear(0, 0, 0.04, 0.07) == 0.07, "without a warm-up the final value holds from the start"
