@@ -1,0 +1,139 @@
+"""Multi-crop: each operation against torchvision's, the law of the augmentations, one pass per resolution."""
+import pytest
+import torch
+import torchvision.transforms.functional as TF
+from PIL import Image
+from torch import nn
+
+import multicrop
+from multicrop import MultiCrop, MultiCropNetwork, forward_crops
+
+IMAGE = torch.rand(3, 41, 37, generator=torch.Generator().manual_seed(0))
+HUNDREDTH_OF_A_GREY_LEVEL = 0.01 / 255
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    return (ours - theirs).abs().max().item() < HUNDREDTH_OF_A_GREY_LEVEL
+
+
+@pytest.mark.parametrize("turn", [-0.5, -0.1, 0.0, 0.07, 0.5])
+def test_the_hue_turns_as_torchvision_turns_it(turn):
+    grey_too = torch.cat([IMAGE, torch.full((3, 2, 37), 0.3), torch.zeros(3, 1, 37), torch.ones(3, 1, 37)], dim=1)
+    assert close(multicrop.shift_hue(grey_too, turn), TF.adjust_hue(grey_too, turn))
+
+
+@pytest.mark.parametrize("factor", [0.6, 1.0, 1.4])
+def test_brightness_contrast_and_saturation_are_torchvisions(factor):
+    grey = multicrop.grey(IMAGE)
+    assert close(multicrop.blend(IMAGE, 0.0, factor), TF.adjust_brightness(IMAGE, factor))
+    assert close(multicrop.blend(IMAGE, grey.mean(), factor), TF.adjust_contrast(IMAGE, factor))
+    assert close(multicrop.blend(IMAGE, grey, factor), TF.adjust_saturation(IMAGE, factor))
+
+
+def test_grey_and_solarise_are_torchvisions():
+    assert close(multicrop.grey(IMAGE), TF.rgb_to_grayscale(IMAGE))
+    assert close(multicrop.solarize(IMAGE), TF.solarize(IMAGE, 128 / 255))
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.7, 2.0])
+def test_the_blur_is_a_gaussian_convolution(sigma):
+    taps = 2 * int(-(-3 * sigma // 1)) + 1
+    assert close(multicrop.gaussian_blur(IMAGE, sigma), TF.gaussian_blur(IMAGE, [taps, taps], [sigma, sigma]))
+
+
+def test_the_blur_works_on_crops_smaller_than_its_kernel():
+    assert multicrop.gaussian_blur(IMAGE[:, :3, :3], 2.0).shape == (3, 3, 3)
+
+
+def test_views_are_two_globals_then_the_locals():
+    views = MultiCrop(global_size=35, local_size=14, local_number=3)(Image.new("L", (61, 53), 90))
+    assert [tuple(view.shape) for view in views] == [(3, 35, 35)] * 2 + [(3, 14, 14)] * 3
+    assert all(view.dtype == torch.float32 for view in views)
+
+
+def test_a_tensor_and_a_picture_give_the_same_views():
+    pixels = (IMAGE * 255).byte()
+    torch.manual_seed(3)
+    from_tensor = MultiCrop(35, 14)(pixels)
+    torch.manual_seed(3)
+    from_picture = MultiCrop(35, 14)(TF.to_pil_image(pixels))
+    for ours, theirs in zip(from_tensor, from_picture, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_views_are_normalised_by_mean_and_std():
+    grey = torch.full((3, 50, 50), 128, dtype=torch.uint8)
+    plain = MultiCrop(20, 10, jitter=(0, 0, 0, 0), solarize=0, mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))
+    expected = (128 / 255 - torch.tensor([0.5, 0.4, 0.3])) / torch.tensor([0.1, 0.2, 0.3])
+    gen_grey = multicrop.grey(torch.full((3, 1, 1), 128 / 255)).item()
+    for view in plain(grey):
+        was_greyed = abs(view[0, 0, 0].item() * 0.1 + 0.5 - gen_grey) < 1e-6
+        wanted = (gen_grey - torch.tensor([0.5, 0.4, 0.3])) / torch.tensor([0.1, 0.2, 0.3]) if was_greyed else expected
+        torch.testing.assert_close(view, wanted.view(3, 1, 1).expand_as(view), atol=1e-4, rtol=1e-4)
+
+
+def share(happened: list[bool]) -> float:
+    return sum(happened) / len(happened)
+
+
+def test_the_chances_of_the_augmentations_are_the_papers():
+    """On a picture of which each augmentation leaves a mark of its own; 1500 draws: 3 standard errors are 0.04."""
+    torch.manual_seed(0)
+    stripes = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    stripes[0, :, ::2], stripes[1, :, 32:] = 200, 100
+    still = {"jitter": (0, 0, 0, 0), "mean": (0, 0, 0), "std": (1, 1, 1), "global_scale": (1, 1), "local_scale": (1, 1),
+             "global_size": 64, "local_size": 64, "local_number": 1}
+    views = [MultiCrop(**still, blur=(0, 0, 0), solarize=0.2)(stripes) for _ in range(1500)]
+    greyed = [bool((view[0] - view[1]).abs().max() < 1e-3) for one in views for view in one]
+    assert share(greyed) == pytest.approx(0.2, abs=0.04)
+    for number, expected in enumerate((0.0, 0.2, 0.0)):
+        coloured = [one[number] for one in views if not one[number][0].eq(one[number][1]).all()]
+        solarized = [bool(view[0].amax() < 0.5) for view in coloured]
+        assert share(solarized) == pytest.approx(expected, abs=0.04), f"solarise on view {number}"
+    views = [MultiCrop(**still, solarize=0)(stripes) for _ in range(1500)]
+    for number, expected in enumerate((1.0, 0.1, 0.5)):
+        coloured = [one[number][0] for one in views if not one[number][0].eq(one[number][1]).all()]
+        blurred = share([bool((red[:, 1:] - red[:, :-1]).abs().amax() < 0.75) for red in coloured])
+        visible = 0.9 * expected  # a sigma below 0.3 pixels leaves the stripes as they are
+        assert blurred == pytest.approx(visible, abs=0.05), f"blur on view {number}"
+
+
+def test_half_of_the_views_are_flipped():
+    torch.manual_seed(0)
+    ramp = torch.arange(64, dtype=torch.uint8).mul(3).expand(3, 64, 64).contiguous()
+    crop = MultiCrop(64, 64, local_number=0, blur=(0, 0, 0), solarize=0, jitter=(0, 0, 0, 0))
+    flipped = [bool(view[0, 0, 0] > view[0, 0, -1]) for _ in range(500) for view in crop(ramp)]
+    assert share(flipped) == pytest.approx(0.5, abs=0.05)
+
+
+def test_crops_cover_areas_within_their_scale():
+    """A picture whose pixels hold their own coordinates tells which box a view was cut from."""
+    torch.manual_seed(0)
+    across = torch.linspace(0, 255, 256).round().byte().expand(256, 256)
+    picture = torch.stack([across, across.T, torch.zeros_like(across)])
+    crop = MultiCrop(64, 32, (0.4, 1.0), (0.05, 0.4), 4, (0, 0, 0), (1, 1, 1), (0, 0, 0, 0), (0, 0, 0), 0)
+    areas = [[], []]
+    for _ in range(200):
+        for number, view in enumerate(crop(picture)):
+            if view[2].max() == 0:  # not grey
+                width, height = (view[i].amax() - view[i].amin() for i in (0, 1))
+                areas[number >= 2].append((width * height).item())
+    assert 0.33 < min(areas[0]) and max(areas[0]) <= 1.0 and max(areas[0]) > 0.9
+    assert 0.03 < min(areas[1]) < 0.1 and 0.3 < max(areas[1]) < 0.42
+
+
+class CountingBackbone(nn.Module):
+    calls = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return images.mean(dim=(2, 3))
+
+
+def test_one_backbone_pass_per_resolution_keeps_the_order_of_the_views():
+    backbone, head = CountingBackbone(), nn.Linear(3, 7)
+    crops = [torch.randn(5, 3, size, size) for size in (20, 20, 11, 11, 11)]
+    logits = forward_crops(backbone, head, crops)
+    assert backbone.calls == 2 and logits.shape == (5 * 5, 7)
+    torch.testing.assert_close(logits, torch.cat([head(crop.mean(dim=(2, 3))) for crop in crops]))
+    torch.testing.assert_close(MultiCropNetwork(backbone, head)(crops), logits)
