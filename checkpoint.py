@@ -1,0 +1,172 @@
+"""Checkpoints: written so that a crash leaves the last one whole, read without running code from them.
+
+Reads three kinds of file, told apart by their keys: ours and the release's full checkpoints (student, teacher, args
+...), the release's backbones, and timm's state dicts. Weights are always loaded with strict=True, after the key
+prefixes that wrappers leave were taken off; what does not fit is listed. The architecture is read from the file.
+"""
+import argparse
+import codecs
+import hashlib
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from backbone import build_backbone
+from commandline import InputError, brief
+
+URL = "https://dl.fbaipublicfiles.com/dino/{0}/{0}.pth"
+PRETRAINED = {  # --pretrained name -> the authors' file, and the start of its MD5 or SHA-256 (no hash is published
+    # beside the files: the ViTs' are those that OpenMetricLearning checks, ResNet-50's that of a user's pinned copy)
+    "dino_vits16": ("dino_deitsmall16_pretrain", "md5", "cf0f22"),
+    "dino_vits8": ("dino_deitsmall8_pretrain", "md5", "230cd5"),
+    "dino_vitb16": ("dino_vitbase16_pretrain", "md5", "552daf"),
+    "dino_vitb8": ("dino_vitbase8_pretrain", "md5", "556550"),
+    "dino_resnet50": ("dino_resnet50_pretrain", "sha256", "156f8c4166a23dc2951ae811e39d76a0"),
+}
+SIZES = {(128, 4): "vit_nano", (192, 12): "vit_tiny", (384, 12): "vit_small", (768, 12): "vit_base"}  # width, blocks
+UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
+              pickle.UnpicklingError, zipfile.BadZipFile)
+# what the release's full checkpoints hold beside tensors: their flags, and learning rates as NumPy numbers
+RELEASE_TYPES = [argparse.Namespace, np.dtype, type(np.dtype(np.float64)), codecs.encode,
+                 (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"), np.float64(0).__reduce__()[0]]
+
+
+def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Call write(temporary path) and rename: the file at `path` is the old one or the new one, never a part."""
+    path = Path(path)
+    part = path.with_name(f".{path.name}.part{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(part)
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        part.unlink(missing_ok=True) if os.access(path.parent, os.W_OK) else None
+        raise InputError(f"cannot write {str(path)!r} ({brief(error)}): choose a folder that can be written, or "
+                         " free some space; what was saved before is untouched") from None
+
+
+def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
+    """Write a checkpoint of tensors and plain values."""
+    write_whole(path, lambda part: torch.save(checkpoint, part))
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """Read a checkpoint onto the CPU without running code from it; raises InputError that says what is wrong."""
+    if not Path(path).is_file():
+        raise InputError(f"no checkpoint at {str(path)!r}: check the path")
+    try:
+        with torch.serialization.safe_globals(RELEASE_TYPES):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        reason = (f"holds code or objects ({refused[1]}) beside tensors, which are never run" if refused else
+                  "is truncated or no checkpoint of PyTorch")
+        raise InputError(f"{str(path)!r} {reason}: use another copy of it") from None
+    if not isinstance(checkpoint, dict):
+        raise InputError(f"{str(path)!r} holds a {type(checkpoint).__name__}, no checkpoint: use another file")
+    return checkpoint
+
+
+def checkpoint_args(checkpoint: dict) -> dict:
+    """The flags of the run that made it: a plain dict, empty where the file has none."""
+    args = checkpoint.get("args", {})
+    return vars(args) if isinstance(args, argparse.Namespace) else args
+
+
+def split_weights(checkpoint: dict, key: str, path: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(backbone's weights, DINO head's weights or none), of `key` (teacher or student) or of a plain state dict.
+
+    Wrappers' prefixes are taken off; the classifier that timm or torchvision put on a plain backbone is left out.
+    """
+    state = checkpoint.get("state_dict", checkpoint.get("model", checkpoint))
+    if "teacher" in checkpoint or "student" in checkpoint:
+        if key not in checkpoint:
+            raise InputError(f"{str(path)!r} has no {key!r}, but {', '.join(checkpoint)}: change --checkpoint_key")
+        state = checkpoint[key]
+    state = {re.sub(r"^((module|_orig_mod)\.)+", "", name): value for name, value in state.items()}
+    parts = {part: {name.removeprefix(part): value for name, value in state.items() if name.startswith(part)}
+             for part in ("backbone.", "head.")}
+    if parts["backbone."]:
+        return parts["backbone."], parts["head."]
+    return {name: value for name, value in state.items() if not name.startswith(("head.", "fc."))}, {}
+
+
+def load_strictly(module: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
+    """load_state_dict(strict=True), or an InputError with the keys and shapes that do not fit."""
+    want, have = module.state_dict(), {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    missing, unexpected = [name for name in want if name not in have], [name for name in state if name not in want]
+    shapes = [f"{name} {tuple(have[name].shape)} for {tuple(want[name].shape)}"
+              for name in want if name in have and have[name].shape != want[name].shape]
+    problems = [f"{what} {len(names)} ({', '.join(names[:5])}{' ...' if len(names) > 5 else ''})"
+                for what, names in (("missing", missing), ("unexpected", unexpected), ("other shapes", shapes)) if names]
+    if problems:
+        raise InputError(f"the weights of {str(path)!r} do not fit the network: {', '.join(problems)}: check --arch and "
+                         "--patch_size, and --out_dim and the head's sizes")
+    module.load_state_dict(state, strict=True)
+
+
+def describe(state: dict[str, Tensor], path: str | Path) -> dict:
+    """The arch of a backbone's weights, and a ViT's patch_size, img_size and in_chans, read from their shapes."""
+    if "cls_token" not in state:
+        return {"arch": "resnet50"} if "layer4.2.conv3.weight" in state else {}
+    if not {"pos_embed", "patch_embed.proj.weight"} <= set(state):
+        raise InputError(f"{str(path)!r} has no pos_embed or patch_embed.proj.weight: it is no ViT that this reads")
+    depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+    width, (in_chans, patch_size) = state["cls_token"].shape[-1], state["patch_embed.proj.weight"].shape[1:3]
+    if (width, depth) not in SIZES:
+        raise InputError(f"{str(path)!r} is a ViT of width {width} with {depth} blocks: this reads "
+                         f"{', '.join(SIZES.values())}")
+    grid = round((state["pos_embed"].shape[1] - 1) ** 0.5)
+    return {"arch": SIZES[width, depth], "patch_size": patch_size, "img_size": grid * patch_size, "in_chans": in_chans}
+
+
+def load_backbone(path: str | Path, key: str = "teacher", arch: str = "",
+                  patch_size: int = 0) -> tuple[nn.Module, dict]:
+    """A checkpoint file -> (backbone in evaluation mode, the flags it was made with, its arch among them).
+
+    arch and patch_size, where given, must be the file's: another is an InputError, not a silent mismatch.
+    """
+    checkpoint = read_checkpoint(path)
+    state, args = split_weights(checkpoint, key, path)[0], checkpoint_args(checkpoint)
+    found = {"arch": arch or args.get("arch")} | describe(state, path)
+    for flag, asked in (("arch", arch), ("patch_size", patch_size)):
+        if asked and found.get(flag) not in (None, asked):
+            raise InputError(f"--{flag} {asked}, but {str(path)!r} holds {found[flag]}: leave the flag out, or take "
+                             "another file")
+    if not found["arch"]:
+        raise InputError(f"the arch of {str(path)!r} cannot be read from it: say which with --arch")
+    backbone = build_backbone(**found)
+    load_strictly(backbone, state, path)
+    return backbone.eval().requires_grad_(False), args | found
+
+
+def download_pretrained(name: str) -> Path:
+    """The authors' weights by name, from PyTorch's cache or over the network; the file's hash is checked each time."""
+    if name not in PRETRAINED:
+        raise InputError(f"--pretrained {name} is unknown: choose one of {', '.join(PRETRAINED)}")
+    file, algorithm, start = PRETRAINED[name]
+    path = Path(torch.hub.get_dir(), "checkpoints", f"{file}.pth")
+    url = URL.format(file)
+    if not path.is_file():
+        write_whole(path, lambda part: download(url, part))
+    digest = hashlib.new(algorithm, path.read_bytes()).hexdigest()
+    if not digest.startswith(start):
+        raise InputError(f"{str(path)!r} has the {algorithm} {digest}, not {start} ...: it is damaged or another "
+                         "file; remove it and start again, or pass a copy you trust as --pretrained_weights")
+    return path
+
+
+def download(url: str, part: Path) -> None:
+    """Fetch a file with a progress bar; raises InputError where there is no network."""
+    try:
+        torch.hub.download_url_to_file(url, str(part))
+    except OSError as error:
+        raise InputError(f"cannot download {url} ({error}): get it where there is a network and pass it as "
+                         "--pretrained_weights") from None

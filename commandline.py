@@ -1,0 +1,44 @@
+"""What every script's command line shares: bad input becomes one clear line and exit status 2, never a traceback."""
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class InputError(ValueError):
+    """Something the person can mend; the message is the line they see: it names the flag or file, and the mend."""
+
+
+def brief(error: Exception) -> str:
+    """The start of another library's message, on one line, to stand in one of ours."""
+    return " ".join(str(error).split())[:100]
+
+
+class CommandLine(argparse.ArgumentParser):
+    """An argument parser whose errors are one line; flags are never abbreviated, so that a typo is an error."""
+
+    def __init__(self, description: str | None):
+        super().__init__(description=description, allow_abbrev=False,
+                         formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Print an InputError as one line and exit with status 2; one from a loader's worker arrives wrapped in text."""
+    try:
+        yield
+    except InputError as error:
+        print(f"error: {str(error).rsplit('InputError: ', 1)[-1].strip()}", file=sys.stderr)
+        sys.exit(2)
+
+
+def true_or_false(text: str) -> bool:
+    """The release's spelling of a switch: --norm_last_layer true."""
+    if text.lower() in ("true", "on", "1", "yes"):
+        return True
+    if text.lower() in ("false", "off", "0", "no"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
