@@ -1,0 +1,54 @@
+"""Masks from attention, and the scores of Fig. 4, on maps whose answer is known by hand."""
+import pytest
+import torch
+
+import vit
+from attention import attention_scores, cls_attention, jaccard, keep_mass, mass_on_object, to_pixels
+
+
+def test_keep_mass_keeps_the_fewest_heaviest_patches_that_hold_the_mass():
+    attention = torch.tensor([[0.05, 0.40, 0.02], [0.08, 0.30, 0.15]])
+    assert keep_mass(attention, 0.6).tolist() == [[False, True, False], [False, True, False]]
+    assert keep_mass(attention, 0.8).tolist() == [[False, True, False], [False, True, True]]
+
+
+@pytest.mark.parametrize("mass", [0.1, 0.6, 0.8, 0.95])
+def test_dropping_one_more_patch_would_keep_too_little(mass):
+    attention = torch.rand(2, 3, 5, 7, generator=torch.Generator().manual_seed(0)) ** 4
+    attention = attention / attention.sum(dim=(-2, -1), keepdim=True)
+    kept = keep_mass(attention, mass)
+    held = (attention * kept).sum(dim=(-2, -1))
+    lightest = attention.masked_fill(~kept, torch.inf).amin(dim=(-2, -1))
+    assert (held >= mass - 1e-6).all() and (held - lightest < mass + 1e-6).all()
+
+
+def test_jaccard_is_intersection_over_union():
+    mask, truth = torch.zeros(2, 4, 5, dtype=torch.bool), torch.zeros(2, 4, 5, dtype=torch.bool)
+    mask[0, :2], truth[0, 1:3] = True, True  # 5 shared of 15
+    assert jaccard(mask, truth).tolist() == pytest.approx([1 / 3, 0.0])
+
+
+def test_mass_on_the_object_counts_shared_patches_by_the_pixels_that_the_object_covers():
+    attention = torch.tensor([[[[0.5, 0.3], [0.1, 0.1]]]])
+    truth = torch.zeros(1, 6, 6, dtype=torch.bool)
+    truth[0, :3, :3] = True  # all of patch (0, 0)
+    truth[0, :3, 3:4] = True  # a third of patch (0, 1)
+    assert mass_on_object(attention, truth).item() == pytest.approx(0.6)
+
+
+def test_scores_take_the_best_head_of_each_picture():
+    truth = torch.zeros(2, 4, 4, dtype=torch.bool)
+    truth[:, :2, :2] = True
+    on, off = torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [0.0, 1.0]])
+    scores = attention_scores(torch.stack([torch.stack([on, off]), torch.stack([off, on])]), truth, patch_size=2)
+    assert scores["jaccard_best_head_60"] == 100 and scores["mass_on_object"] == pytest.approx(0.5)
+
+
+def test_maps_have_the_pictures_shape_and_leave_out_cls():
+    network = vit.VisionTransformer(7, 35, embed_dim=22, depth=2, num_heads=2).eval()
+    images = torch.randn(3, 3, 14, 77)
+    maps = cls_attention(network, images)
+    assert maps.shape == (3, 2, 2, 11)
+    torch.testing.assert_close(maps[1, 0, 1, 3], network.get_last_selfattention(images)[1, 0, 0, 1 + 11 + 3])
+    assert to_pixels(maps, 7).shape == (3, 2, 14, 77)
+    assert torch.equal(to_pixels(maps, 7)[0, 0, 7:14, 21:28], maps[0, 0, 1, 3].expand(7, 7))
