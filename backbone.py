@@ -6,6 +6,15 @@ import vit
 from commandline import InputError
 
 VITS = {"vit_nano": vit.vit_nano, "vit_tiny": vit.vit_tiny, "vit_small": vit.vit_small, "vit_base": vit.vit_base}
+# torchvision's transformers take one picture size only, and these two return more than features in training
+NO_CONVNETS = set(torchvision.models.list_models(torchvision.models, include=["vit_*", "swin*", "maxvit*"])) | {
+    "googlenet", "inception_v3"}
+
+
+def is_arch(name: str) -> bool:
+    """Whether build_backbone knows this name."""
+    convnets = set(torchvision.models.list_models(module=torchvision.models)) - NO_CONVNETS
+    return name in VITS or name in convnets
 
 
 def build_backbone(arch: str, patch_size: int = 16, img_size: int = 224, **vit_options) -> nn.Module:
@@ -15,11 +24,12 @@ def build_backbone(arch: str, patch_size: int = 16, img_size: int = 224, **vit_o
     """
     if arch in VITS:
         return VITS[arch](patch_size, img_size, **vit_options)
-    if arch not in torchvision.models.list_models(module=torchvision.models):
-        raise InputError(f"--arch {arch} is unknown: choose one of {', '.join(VITS)}, or a convnet of torchvision "
-                         "such as resnet50")
+    if not is_arch(arch):
+        raise InputError(f"--arch {arch} is unknown: choose one of {', '.join(VITS)}, or a convnet of torchvision")
     backbone = torchvision.models.get_model(arch, weights=None)
     linears = [(name, module) for name, module in backbone.named_modules() if isinstance(module, nn.Linear)]
+    if not linears:
+        raise InputError(f"--arch {arch} has no linear classifier to take off: choose another convnet")
     name, classifier = linears[-1]
     parent, _, child = name.rpartition(".")
     setattr(backbone.get_submodule(parent), child, nn.Identity())

@@ -10,6 +10,7 @@ import hashlib
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -62,11 +63,11 @@ def read_checkpoint(path: str | Path) -> dict:
     if not Path(path).is_file():
         raise InputError(f"no checkpoint at {str(path)!r}: check the path")
     try:
-        with torch.serialization.safe_globals(RELEASE_TYPES):
+        with torch.serialization.safe_globals(RELEASE_TYPES), warnings.catch_warnings(action="ignore"):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        reason = (f"holds code or objects ({refused[1]}) beside tensors, which are never run" if refused else
+        refused = re.search(r"GLOBAL \S+|Unsupported (operand|class)[^\n]*", str(error))
+        reason = (f"holds code or objects beside tensors ({refused[0]}), which are never run" if refused else
                   "is truncated or no checkpoint of PyTorch")
         raise InputError(f"{str(path)!r} {reason}: use another copy of it") from None
     if not isinstance(checkpoint, dict):
@@ -77,7 +78,8 @@ def read_checkpoint(path: str | Path) -> dict:
 def checkpoint_args(checkpoint: dict) -> dict:
     """The flags of the run that made it: a plain dict, empty where the file has none."""
     args = checkpoint.get("args", {})
-    return vars(args) if isinstance(args, argparse.Namespace) else args
+    args = vars(args) if isinstance(args, argparse.Namespace) else args
+    return args if isinstance(args, dict) else {}
 
 
 def split_weights(checkpoint: dict, key: str, path: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -90,6 +92,10 @@ def split_weights(checkpoint: dict, key: str, path: str | Path) -> tuple[dict[st
         if key not in checkpoint:
             raise InputError(f"{str(path)!r} has no {key!r}, but {', '.join(checkpoint)}: change --checkpoint_key")
         state = checkpoint[key]
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise InputError(f"{str(path)!r} holds no weights by name: use another file")
+    if not any(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{str(path)!r} holds no tensors: use another file")
     state = {re.sub(r"^((module|_orig_mod)\.)+", "", name): value for name, value in state.items()}
     parts = {part: {name.removeprefix(part): value for name, value in state.items() if name.startswith(part)}
              for part in ("backbone.", "head.")}
@@ -105,19 +111,21 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], path: str | Path)
     shapes = [f"{name} {tuple(have[name].shape)} for {tuple(want[name].shape)}"
               for name in want if name in have and have[name].shape != want[name].shape]
     problems = [f"{what} {len(names)} ({', '.join(names[:5])}{' ...' if len(names) > 5 else ''})"
-                for what, names in (("missing", missing), ("unexpected", unexpected), ("other shapes", shapes)) if names]
+                for what, names in (("missing", missing), ("unexpected", unexpected), ("other shapes", shapes))
+                if names]
     if problems:
-        raise InputError(f"the weights of {str(path)!r} do not fit the network: {', '.join(problems)}: check --arch and "
+        raise InputError(f"the weights of {str(path)!r} do not fit the network: {', '.join(problems)}: check --arch, "
                          "--patch_size, and --out_dim and the head's sizes")
     module.load_state_dict(state, strict=True)
 
 
 def describe(state: dict[str, Tensor], path: str | Path) -> dict:
-    """The arch of a backbone's weights, and a ViT's patch_size, img_size and in_chans, read from their shapes."""
+    """A ViT's arch, patch_size, img_size and in_chans, read from its weights' shapes; of a convnet, nothing."""
     if "cls_token" not in state:
-        return {"arch": "resnet50"} if "layer4.2.conv3.weight" in state else {}
-    if not {"pos_embed", "patch_embed.proj.weight"} <= set(state):
-        raise InputError(f"{str(path)!r} has no pos_embed or patch_embed.proj.weight: it is no ViT that this reads")
+        return {}
+    axes = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4}
+    if any(getattr(state.get(name), "ndim", None) != ndim for name, ndim in axes.items()):
+        raise InputError(f"{str(path)!r} lacks one of {', '.join(axes)} in its usual shape: no ViT that this reads")
     depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
     width, (in_chans, patch_size) = state["cls_token"].shape[-1], state["patch_embed.proj.weight"].shape[1:3]
     if (width, depth) not in SIZES:
@@ -140,11 +148,13 @@ def load_backbone(path: str | Path, key: str = "teacher", arch: str = "",
         if asked and found.get(flag) not in (None, asked):
             raise InputError(f"--{flag} {asked}, but {str(path)!r} holds {found[flag]}: leave the flag out, or take "
                              "another file")
+    if not found["arch"] and "layer4.2.conv3.weight" in state:
+        found["arch"] = "resnet50"  # what the authors released
     if not found["arch"]:
         raise InputError(f"the arch of {str(path)!r} cannot be read from it: say which with --arch")
     backbone = build_backbone(**found)
     load_strictly(backbone, state, path)
-    return backbone.eval().requires_grad_(False), args | found
+    return backbone.eval().requires_grad_(False), {**args, "patch_size": 1, **found}
 
 
 def download_pretrained(name: str) -> Path:
@@ -170,3 +180,10 @@ def download(url: str, part: Path) -> None:
     except OSError as error:
         raise InputError(f"cannot download {url} ({error}): get it where there is a network and pass it as "
                          "--pretrained_weights") from None
+
+
+def weights_path(flags: argparse.Namespace) -> str | Path:
+    """The file that --pretrained_weights names or --pretrained fetches: exactly one of them must be given."""
+    if bool(flags.pretrained_weights) == bool(flags.pretrained):
+        raise InputError("give the weights: --pretrained_weights FILE, or --pretrained NAME")
+    return flags.pretrained_weights or download_pretrained(flags.pretrained)

@@ -3,7 +3,8 @@
 There is no classifier: the normalised [CLS] token of the last block is the feature that DINO's head, k-NN and all
 evaluations read. Parameter names and shapes are those of the released checkpoints (and of timm's), so their
 weights load with strict=True. Positions are learnt on a square grid and interpolated to any other grid exactly as
-the release does it. Not in the paper: vit_nano, a network for the classroom; init_std, for narrow networks.
+the release does it. Not in the paper: vit_nano, a network for the classroom, and init_std: narrow networks learn
+within minutes only from wider initial weights.
 
 Shapes: B images, C channels, H x W pixels, N patches, D width (embed_dim), h heads, d = D / h.
 """
@@ -12,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -57,6 +57,23 @@ class Mlp(nn.Module):
         return self.fc2(self.act(self.fc1(x)))
 
 
+class DropPath(nn.Module):
+    """Stochastic depth: in training a sample keeps the branch with chance `keep`, and then counts 1 / keep times.
+
+    keep is a tensor, so that blocks with different chances still share one compiled graph.
+    """
+
+    def __init__(self, drop: float):
+        super().__init__()
+        self.register_buffer("keep", torch.tensor(1.0 - drop), persistent=False)
+
+    def forward(self, branch: Tensor) -> Tensor:
+        if not self.training:
+            return branch
+        kept = torch.rand(len(branch), 1, 1, device=branch.device) < self.keep
+        return branch * (kept / self.keep).to(branch.dtype)
+
+
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); drop_path is the chance that a sample skips a branch."""
 
@@ -66,7 +83,7 @@ class Block(nn.Module):
         self.attn = Attention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, 4 * dim)
-        self.drop_path = StochasticDepth(drop_path, mode="row")
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x)))
@@ -108,7 +125,9 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         nn.init.trunc_normal_(self.cls_token, std=init_std)
         nn.init.trunc_normal_(self.pos_embed, std=init_std)
-        self.apply(self._init_linear)  # the patch convolution keeps PyTorch's default, as in the release
+        self.apply(self._init_linear)
+        if init_std != 0.02:  # at the release's width the patch convolution keeps PyTorch's default, as there
+            nn.init.trunc_normal_(self.patch_embed.proj.weight, std=init_std)
 
     def _init_linear(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
@@ -158,21 +177,25 @@ class VisionTransformer(nn.Module):
         return outputs
 
 
-def vit_nano(patch_size: int = 8, img_size: int = 64, **options) -> VisionTransformer:
+def vit_nano(patch_size: int = 8, img_size: int = 64, in_chans: int = 3, drop_path_rate: float = 0.0,
+             init_std: float = 0.02) -> VisionTransformer:
     """0.8 M parameters, for the embedded pictures: learns on a laptop in minutes. Not in the paper."""
-    return VisionTransformer(patch_size, img_size, embed_dim=128, depth=4, num_heads=4, **options)
+    return VisionTransformer(patch_size, img_size, in_chans, drop_path_rate, 128, 4, 4, init_std)
 
 
-def vit_tiny(patch_size: int = 16, img_size: int = 224, **options) -> VisionTransformer:
-    """5.5 M parameters. options: in_chans, drop_path_rate, init_std of VisionTransformer, for all of these."""
-    return VisionTransformer(patch_size, img_size, embed_dim=192, depth=12, num_heads=3, **options)
+def vit_tiny(patch_size: int = 16, img_size: int = 224, in_chans: int = 3, drop_path_rate: float = 0.0,
+             init_std: float = 0.02) -> VisionTransformer:
+    """5.5 M parameters, for small data. Not in the paper."""
+    return VisionTransformer(patch_size, img_size, in_chans, drop_path_rate, 192, 12, 3, init_std)
 
 
-def vit_small(patch_size: int = 16, img_size: int = 224, **options) -> VisionTransformer:
+def vit_small(patch_size: int = 16, img_size: int = 224, in_chans: int = 3, drop_path_rate: float = 0.0,
+              init_std: float = 0.02) -> VisionTransformer:
     """21 M parameters: Table 1's ViT-S, the paper's workhorse."""
-    return VisionTransformer(patch_size, img_size, embed_dim=384, depth=12, num_heads=6, **options)
+    return VisionTransformer(patch_size, img_size, in_chans, drop_path_rate, 384, 12, 6, init_std)
 
 
-def vit_base(patch_size: int = 16, img_size: int = 224, **options) -> VisionTransformer:
+def vit_base(patch_size: int = 16, img_size: int = 224, in_chans: int = 3, drop_path_rate: float = 0.0,
+             init_std: float = 0.02) -> VisionTransformer:
     """85 M parameters: Table 1's ViT-B."""
-    return VisionTransformer(patch_size, img_size, embed_dim=768, depth=12, num_heads=12, **options)
+    return VisionTransformer(patch_size, img_size, in_chans, drop_path_rate, 768, 12, 12, init_std)

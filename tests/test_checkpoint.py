@@ -31,7 +31,8 @@ def full_checkpoint(network: MultiCropNetwork, args) -> dict:
 
 
 def same_weights(loaded: torch.nn.Module, network: MultiCropNetwork, offset: float = 0.0) -> bool:
-    return all(torch.equal(a, b + offset) for a, b in zip(loaded.parameters(), network.backbone.parameters(), strict=True))
+    pairs = zip(loaded.parameters(), network.backbone.parameters(), strict=True)
+    return all(torch.equal(a, b + offset) for a, b in pairs)
 
 
 @pytest.mark.parametrize("key", ["teacher", "student"])
@@ -42,7 +43,7 @@ def test_the_releases_full_checkpoints_load_for_teacher_and_student(network, key
     assert args["arch"] == "vit_nano" and args["patch_size"] == 7 and args["out_dim"] == 23
 
 
-@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"state_dict": state}, lambda state: {"model": state}])
+@pytest.mark.parametrize("wrap", [dict, lambda state: {"state_dict": state}, lambda state: {"model": state}])
 def test_bare_backbones_and_timms_state_dicts_load_with_their_classifier_left_out(network, wrap, tmp_path):
     state = network.backbone.state_dict() | {"head.weight": torch.zeros(5, 128), "head.bias": torch.zeros(5)}
     torch.save(wrap(state), tmp_path / "bare.pth")
@@ -136,3 +137,19 @@ def test_a_downloaded_file_with_another_hash_is_refused(tmp_path, monkeypatch):
         checkpoint.download_pretrained("dino_vits8")
     with pytest.raises(InputError, match="choose one of dino_vits16"):
         checkpoint.download_pretrained("dino_vitg14")
+
+
+@pytest.mark.parametrize("content", [{"teacher": [1]}, {"model": torch.zeros(2)}, {1: torch.zeros(2)}, {},
+                                     {"args": "x", "teacher": {"cls_token": 5}}, {"cls_token": torch.zeros(2)}])
+def test_a_file_of_another_make_is_refused_in_one_line(content, tmp_path):
+    torch.save(content, tmp_path / "odd.pth")
+    with pytest.raises(InputError, match=r"odd\.pth"):
+        load_backbone(tmp_path / "odd.pth")
+
+
+def test_any_convnet_that_this_project_trained_loads_again(tmp_path):
+    resnet = build_backbone("resnet18")
+    state = {f"backbone.{name}": value for name, value in resnet.state_dict().items()}
+    torch.save({"teacher": state, "args": {"arch": "resnet18", "patch_size": 16}}, tmp_path / "ours.pth")
+    backbone, args = load_backbone(tmp_path / "ours.pth")
+    assert args["arch"] == "resnet18" and args["patch_size"] == 1 and backbone.embed_dim == 512

@@ -122,7 +122,7 @@ def test_parameters_number_what_table_1_says(build, millions):
 
 def test_drop_path_grows_with_depth_and_spares_evaluation():
     network = small_vit(drop_path_rate=0.5)
-    assert [block.drop_path.p for block in network.blocks] == [0.0, 0.25, 0.5]
+    assert [block.drop_path.keep.item() for block in network.blocks] == [1.0, 0.75, 0.5]
     images = torch.randn(2, 3, 35, 35)
     torch.testing.assert_close(network(images), small_vit()(images))
     network.train()

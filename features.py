@@ -1,0 +1,74 @@
+"""Frozen features of pictures (appendix, "Evaluation protocols"): what k-NN and every other evaluation reads.
+
+Shapes: n pictures, S pixels, D width of the features.
+"""
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import center_crop, resize
+from tqdm import tqdm
+
+from data import Pictures
+from hardware import Hardware, leave_signals_to_training
+from multicrop import IMAGENET_MEAN, IMAGENET_STD
+
+
+class EvaluationView:
+    """The view that evaluations read: short side resized to S / crop, centre crop S; uint8 -> float (3, S, S).
+
+    S = 224 and crop = 0.875 are the paper's 256 and 224 pixels; crop = 1 keeps small pictures whole.
+    """
+
+    def __init__(self, size: int = 224, crop: float = 0.875, mean: Sequence[float] = IMAGENET_MEAN,
+                 std: Sequence[float] = IMAGENET_STD):
+        self.size, self.short_side = size, round(size / crop)
+        self.mean, self.std = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        if min(image.shape[-2:]) != self.short_side:
+            image = resize(image, self.short_side, InterpolationMode.BICUBIC, antialias=True)
+        return (center_crop(image, [self.size, self.size]).float() / 255 - self.mean) / self.std
+
+
+class ViewsDataset(Dataset):
+    """(view, label) of each picture."""
+
+    def __init__(self, pictures: Pictures, view: EvaluationView):
+        self.pictures, self.view = pictures, view
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.pictures[index]
+        return self.view(image), label
+
+
+@torch.no_grad()
+def extract_features(network: nn.Module, pictures: Pictures, view: EvaluationView, hardware: Hardware,
+                     batch_size: int = 100, num_workers: int = 0, progress: str = "") -> Tensor:
+    """network(view) of every picture, in their order, shared over the processes -> (n, D) fp32 on the CPU."""
+    share = torch.arange(len(pictures)).tensor_split(hardware.world_size)[hardware.rank]
+    loader = DataLoader(ViewsDataset(pictures.subset(share), view), batch_size,
+                        num_workers=0 if pictures.in_memory else num_workers,
+                        worker_init_fn=leave_signals_to_training)
+    was_training = network.training
+    network.eval()
+    batches = []
+    for views, _ in tqdm(loader, progress, disable=not (progress and hardware.is_main), leave=False):
+        with hardware.autocast():
+            batches.append(network(views.to(hardware.device)).float())
+    network.train(was_training)
+    return hardware.gather_rows(torch.cat(batches) if batches else torch.empty(0, 0))
+
+
+class Pixels(nn.Module):
+    """The picture itself as its feature, at most 64 pixels a side: what a network has to beat."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = images if images.shape[-1] <= 64 else F.interpolate(images, 64, mode="bilinear", antialias=True)
+        return images.flatten(1)

@@ -1,0 +1,196 @@
+"""Where a run happens: its processes, device, precision and compilation. Networks and losses know nothing of these.
+
+One process works without a launcher; under torchrun there are several, one a GPU (nccl) or on CPUs (gloo).
+"""
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+from commandline import InputError, brief
+
+
+class Hardware(NamedTuple):
+    """This process's number among all, its device, and the type that its matrices are multiplied in."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes and prints."""
+        return self.rank == 0
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """The mean over all processes; the tensor itself where there is one."""
+        if self.world_size == 1:
+            return tensor
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
+        return tensor / self.world_size
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is up in any process (asked over the CPUs: the GPU's queue is not waited for)."""
+        if self.world_size == 1:
+            return flag
+        up = torch.tensor(int(flag))
+        dist.all_reduce(up, dist.ReduceOp.MAX)
+        return bool(up)
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The main process goes through the block before the others: what it downloads, they find."""
+        if self.world_size > 1 and not self.is_main:
+            dist.barrier()
+        yield
+        if self.world_size > 1 and self.is_main:
+            dist.barrier()
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """All processes' rows, in the order of the processes: this one's (n_r, ...) -> (n, ...), on the CPU."""
+        if self.world_size == 1:
+            return rows.cpu()
+        parts: list = [None] * self.world_size
+        dist.all_gather_object(parts, rows.cpu())
+        return torch.cat([part for part in parts if len(part)])
+
+
+def choose_device(wanted: str) -> torch.device:
+    """auto, cuda, mps or cpu -> the device; raises InputError for one that is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted == "auto":
+        wanted = next(name for name in there if there[name])
+    if not there[wanted]:
+        raise InputError(f"--device {wanted} is not available here: take --device auto, or cpu")
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if wanted == "cuda" and local_rank >= torch.cuda.device_count():
+        raise InputError(f"torchrun --nproc_per_node is more than the {torch.cuda.device_count()} GPUs here: lower it")
+    return torch.device("cuda", local_rank) if wanted == "cuda" else torch.device(wanted)
+
+
+def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """auto, fp32 or bf16 -> the type; auto takes bf16 where the hardware multiplies it."""
+    if wanted == "auto":
+        fast = {"cuda": lambda: torch.cuda.get_device_capability() >= (8, 0), "mps": lambda: False,
+                "cpu": lambda: torch.cpu.get_capabilities().get("avx512_bf16", False)}
+        wanted = "bf16" if fast[device.type]() else "fp32"
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[wanted]
+
+
+@contextmanager
+def start(device: str = "auto", precision: str = "auto") -> Iterator[Hardware]:
+    """Join the processes that torchrun started, if it did; leave them at the end."""
+    chosen = choose_device(device)
+    launched = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if launched:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield Hardware(dist.get_rank() if launched else 0, dist.get_world_size() if launched else 1, chosen,
+                       choose_dtype(precision, chosen))
+    finally:
+        if launched:
+            dist.destroy_process_group()
+
+
+def compile_blocks(backbones: list[nn.Module], wanted: str, hardware: Hardware) -> str:
+    """Compile ViTs' blocks in place (one graph serves all), or convnets whole -> words that say what was done.
+
+    auto: on a GPU. On a CPU it gains nothing and costs minutes. Without a compiler training goes on as it is.
+    """
+    if wanted == "false" or (wanted == "auto" and hardware.device.type != "cuda"):
+        return "not compiled"
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=hardware.device))
+    except Exception as error:  # whatever the toolchain lacks, it must not stop the training
+        return f"not compiled: torch.compile does not work here ({brief(error)})"
+    for backbone in backbones:
+        for module in getattr(backbone, "blocks", [backbone]):
+            module.compile()
+    return "compiled"
+
+
+def workers(wanted: int) -> int:
+    """The number of loader workers: as wanted, or with -1 one for each core that this process may use, at most 10."""
+    if wanted >= 0:
+        return wanted
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(10, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """A list that SIGTERM and Ctrl-C append to, so that the step at work can end first; a second Ctrl-C is at once."""
+    received: list[int] = []
+
+    def receive(number: int, frame) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def leave_signals_to_training(worker: int) -> None:
+    """For loader workers: signals are the training process's affair, also those that a launcher sends to all."""
+    if hasattr(os, "setsid"):
+        os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class GlooBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation with the statistics of all processes: what nn.SyncBatchNorm is on GPUs, for CPUs.
+
+    Every process must hold equally many samples. (B, C, ...) -> the same shape.
+    """
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        """Any number of axes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        axes, world_size = [0, *range(2, x.ndim)], dist.get_world_size()
+        mean = all_reduce(x.float().mean(axes, keepdim=True)) / world_size
+        variance = all_reduce((x - mean).square().mean(axes, keepdim=True)) / world_size
+        with torch.no_grad():
+            n = x.numel() // x.shape[1] * world_size
+            self.running_mean.lerp_(mean.flatten(), self.momentum)
+            self.running_var.lerp_(variance.flatten() * n / (n - 1), self.momentum)
+            self.num_batches_tracked += 1
+        shape = mean.shape
+        return (x - mean) / (variance + self.eps).sqrt() * self.weight.view(shape) + self.bias.view(shape)
+
+
+def synchronise_batch_norms(network: nn.Module, where: Hardware) -> nn.Module:
+    """Make every batch normalisation use the batch of all processes, as the paper's ResNet-50 does."""
+    if where.world_size == 1:
+        return network
+    if where.device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.__class__ = GlooBatchNorm  # keeps its weights, buffers and names
+    return network

@@ -1,0 +1,147 @@
+"""What a run shows: log.txt, curves.png, attention.png, and a last paragraph in plain words (Fig. 1, 4, 6, 7)."""
+import json
+import math
+from pathlib import Path
+
+import matplotlib
+import torch
+from torch import Tensor, nn
+
+from attention import attention_scores, cls_attention, keep_mass, to_pixels
+from checkpoint import write_whole
+from data import Pictures
+from features import EvaluationView
+from hardware import Hardware
+from run_state import RunState
+from settings import Settings
+from visualize_attention import overlay
+
+matplotlib.use("Agg")  # draws to files, needs no screen
+import matplotlib.pyplot as plt
+
+
+def write_log(path: Path, history: list[dict]) -> None:
+    """log.txt: one JSON object an epoch, the release's keys and ours; before the first, the baselines as epoch -1."""
+    write_whole(path, lambda part: part.write_text("".join(json.dumps(record) + "\n" for record in history)))
+
+
+def kept_name(epoch: int, every: int) -> list[str]:
+    """The name of the checkpoint to keep after this epoch, if it is one of every so many: checkpoint0020.pth."""
+    return [f"checkpoint{epoch:04d}.pth"] if every and epoch % every == 0 else []
+
+
+def line(record: dict, epochs: int, out_dim: int) -> str:
+    """An epoch's record as a line for a person, with a loud one below it if the teacher has collapsed."""
+    text = (f"epoch {record['epoch'] + 1}/{epochs}: loss {record['train_loss']:.3f} = "
+            f"entropy {record['train_entropy']:.3f} + KL {record['train_kl']:.3f}, "
+            f"{record['images_per_s']:.0f} images/s")
+    if "knn_teacher" in record:
+        text += f"; k-NN teacher {record['knn_teacher']:.1f} %, student {record['knn_student']:.1f} %"
+    warning = collapse(record["train_entropy"], record["train_kl"], out_dim)
+    return f"{text}\n{warning}" if warning else text
+
+
+def collapse(entropy: float, kl: float, out_dim: int) -> str:
+    """A loud line if the teacher says the same of every picture, else "" (Sec. 5.3, Fig. 7): KL -> 0 both ways."""
+    log_k = math.log(out_dim)
+    if entropy > 0.99 * log_k:
+        return (f"COLLAPSE, uniform: entropy {entropy:.3f} within 1 % of ln K = {log_k:.3f}, nothing is learnt: try a "
+                "lower --teacher_temp and --warmup_teacher_temp, a lower --lr, a longer --freeze_last_layer")
+    if entropy < 0.03 * log_k and kl < 0.03 * log_k:
+        return (f"COLLAPSE, one-hot: entropy near 0 ({entropy:.3f}) and KL too ({kl:.3f}), every picture gets the same "
+                "prototype: try --center_momentum 0.9, a higher --teacher_temp, a lower --lr")
+    return ""
+
+
+def draw_curves(path: Path, history: list[dict], out_dim: int) -> None:
+    """Loss = entropy + KL under ln K; k-NN of teacher and student over the baselines; the schedules."""
+    baselines, epochs = history[0], history[1:]
+    at = [record["epoch"] + 1 for record in epochs]
+    figure, (losses, knn, schedules) = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
+    for key, label in (("train_loss", "loss"), ("train_entropy", "teacher's entropy"), ("train_kl", "KL")):
+        losses.plot(at, [record[key] for record in epochs], label=label)
+    losses.axhline(math.log(out_dim), color="grey", linestyle=":", label=f"ln K = {math.log(out_dim):.3f}")
+    losses.set(title="loss = entropy + KL", ylabel="nats", ylim=(0, None))
+    for key in ("knn_teacher", "knn_student"):
+        points = [(record["epoch"] + 1, record[key]) for record in epochs if key in record]
+        if "knn_untrained" in baselines:
+            points.insert(0, (0, baselines["knn_untrained"]))
+        knn.plot(*zip(*points, strict=True) if points else ([], []), marker=".", label=key.replace("knn_", "k-NN, "))
+    if "knn_pixels" in baselines:
+        knn.axhline(baselines["knn_pixels"], color="grey", linestyle=":", label="raw pixels")
+    knn.set(title="k-NN top-1", ylabel="%")
+    for key in ("train_lr", "train_wd", "teacher_momentum", "teacher_temp"):
+        values = [record[key] for record in epochs]
+        schedules.plot(at, [value / max(max(values), 1e-12) for value in values],
+                       label=f"{key.replace('train_', '')}: {values[0]:.3g} to {values[-1]:.3g}")
+    schedules.set(title="schedules, each over its largest value")
+    for axes in (losses, knn, schedules):
+        axes.set_xlabel("epoch")
+        axes.legend()
+    write_whole(path, figure.savefig)
+    plt.close(figure)
+
+
+def unnormalised(views: Tensor, view: EvaluationView) -> Tensor:
+    """(..., 3, S, S) as a network reads it -> (..., S, S, 3) in 0 ... 1, for drawing."""
+    return (views.cpu() * view.std + view.mean).clamp(0, 1).movedim(-3, -1)
+
+
+def draw_attention(path: Path, views: Tensor, view: EvaluationView, attention: Tensor, untrained: Tensor,
+                   patch_size: int, mass: float = 0.6) -> None:
+    """One row a picture: it, the mean over heads untrained and trained, each head, the mask of the mean's `mass`."""
+    heads = attention.shape[1]
+    titles = ["picture", "untrained", "trained", *(f"head {j}" for j in range(heads)), f"{mass:.0%} of the mass"]
+    figure, grid = plt.subplots(len(views), len(titles), figsize=(1.4 * len(titles), 1.4 * len(views) + 0.3),
+                                layout="constrained", squeeze=False)
+    for row, picture, trained, before in zip(grid, unnormalised(views, view), attention, untrained, strict=True):
+        mask = to_pixels(keep_mass(trained.mean(dim=0), mass), patch_size)
+        maps = [before.mean(dim=0), trained.mean(dim=0), *trained]
+        for axes, shown in zip(row, [picture, *maps, overlay(picture, mask)], strict=True):
+            axes.imshow(shown.numpy(), interpolation="nearest")
+            axes.axis("off")
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(title, fontsize=9)
+    write_whole(path, lambda part: figure.savefig(part, dpi=120))
+    plt.close(figure)
+
+
+def finish(output: Path, run: RunState, untrained: nn.Module, pictures: Pictures, settings: Settings,
+           where: Hardware) -> str:
+    """Draw both figures and return the last paragraph."""
+    draw_curves(output / "curves.png", run.history, settings.out_dim)
+    baselines, last = run.history[0], run.history[-1]
+    log_k = math.log(settings.out_dim)
+    text = [f"After {run.epoch} epochs the loss is {last['train_loss']:.3f} nats; ln K = {log_k:.3f}."]
+    if "knn_teacher" in last and "knn_untrained" in baselines:
+        text.append(f"k-NN top-1: {last['knn_teacher']:.1f} % with the teacher's features, "
+                    f"{baselines['knn_untrained']:.1f} % with the same network untrained, "
+                    f"{baselines['knn_pixels']:.1f} % with raw pixels.")
+    trained = run.teacher.backbone.eval()
+    if hasattr(trained, "get_last_selfattention"):
+        text += attention_report(output, trained, untrained.eval(), pictures, settings, where)
+    text.append(collapse(last["train_entropy"], last["train_kl"], settings.out_dim) or
+                f"No collapse: the entropy, {last['train_entropy']:.3f}, lies between 0 and ln K, and the KL is "
+                f"{last['train_kl']:.3f}.")
+    text.append(f"Everything is in {output}.")
+    return "\n" + " ".join(text)
+
+
+def attention_report(output: Path, trained: nn.Module, untrained: nn.Module, pictures: Pictures, settings: Settings,
+                     where: Hardware) -> list[str]:
+    """Draw attention.png of the first pictures -> sentences with the scores, where object masks are known."""
+    n = min(len(pictures), 1000 if pictures.masks is not None else 8)
+    view = EvaluationView(settings.eval_size, settings.eval_crop, settings.mean, settings.std)
+    views = torch.stack([view(pictures[i][0]) for i in range(n)])
+    before, after = (torch.cat([cls_attention(network, some.to(where.device)).cpu() for some in views.split(100)])
+                     for network in (untrained, trained))
+    draw_attention(output / "attention.png", views[:10], view, after[:10], before[:10], settings.patch_size)
+    if pictures.masks is None:
+        return []
+    was, now = (attention_scores(maps, pictures.masks[:n], settings.patch_size) for maps in (before, after))
+    jaccards = ", ".join(f"{name.replace('_', ' ')} at {percent} %: {was[key]:.1f} -> {now[key]:.1f}"
+                         for name in ("best_head", "head_mean") for percent in (60, 80)
+                         for key in [f"jaccard_{name}_{percent}"])
+    return [f"[CLS] puts {100 * now['mass_on_object']:.1f} % of its attention on the object, untrained "
+            f"{100 * was['mass_on_object']:.1f} % ({now['mass_on_object'] / was['mass_on_object']:.2f} times).",
+            f"Jaccard with the true masks, untrained -> trained, {jaccards}."]

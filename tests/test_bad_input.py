@@ -1,0 +1,168 @@
+"""Bad input: one clear line that names the flag or the file, exit status 2, no traceback, nothing saved is lost."""
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import eval_knn
+import train
+import visualize_attention
+
+REPO = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(3):
+        Image.new("RGB", (40, 30), (80 * i, 50, 90)).save(folder / f"{i}.png")
+    return folder
+
+
+def error_of(main, capsys, *flags: str) -> str:
+    """The last line that main prints before it exits with status 2."""
+    with pytest.raises(SystemExit) as stopped:
+        main([str(flag) for flag in flags])
+    captured = capsys.readouterr()
+    assert stopped.value.code == 2, captured.err
+    assert "Traceback" not in captured.err and "Traceback" not in captured.out
+    lines = [line for line in captured.err.strip().splitlines() if "img/s" not in line]  # beside the progress bar
+    assert len(lines) == 1, f"one line was wanted: {lines}"
+    return lines[0]
+
+
+@pytest.mark.parametrize(("flags", "said"), [
+    ("--data_path nowhere", "'nowhere' is not there"),
+    ("--preset vitg14", "--preset vitg14 is unknown: choose one of demo"),
+    ("--arch vit_giant", "--arch vit_giant is unknown: choose one of vit_nano"),
+    ("--learning_rate 1", "unrecognized arguments: --learning_rate"),
+    ("--ep 3", "unrecognized arguments: --ep"),
+    ("--epochs three", "--epochs: invalid int value: 'three'"),
+    ("--epochs 0", "--epochs 0 must be at least 1"),
+    ("--epochs 3 --warmup_epochs 4", "--warmup_epochs 4 is longer than the run of --epochs 3"),
+    ("--epochs 30 --warmup_epochs 1 --warmup_teacher_temp_epochs 31", "--warmup_teacher_temp_epochs 31 is longer"),
+    ("--global_crops_size 50", "--global_crops_size 50 is no multiple of --patch_size 8: take 48"),
+    ("--local_crops_size 20", "--local_crops_size 20 is no multiple"),
+    ("--out_dim 1", "--out_dim 1 must be at least 2"),
+    ("--teacher_temp 0", "--teacher_temp 0.0 must be above 0"),
+    ("--student_temp -1", "--student_temp -1.0 must be above 0"),
+    ("--teacher_temp nan", "--teacher_temp nan must be finite"),
+    ("--momentum_teacher 1.5", "--momentum_teacher 1.5 must lie in 0 ... 1"),
+    ("--center_momentum -0.1", "--center_momentum -0.1 must lie in 0 ... 1"),
+    ("--local_crops_scale 0.4 0.1", "--local_crops_scale 0.4 0.1 must be two shares"),
+    ("--global_crops_scale 0.4 1.1", "--global_crops_scale 0.4 1.1 must be two shares"),
+    ("--drop_path_rate 1", "--drop_path_rate 1.0 must lie"),
+    ("--optimizer adam", "--optimizer adam is unknown"),
+    ("--norm_last_layer maybe", "'maybe' is neither true nor false"),
+    ("--dataset imagenet22k", "--dataset imagenet22k is unknown"),
+    ("--dataset cifar10 --data_path .", "--dataset cifar10 is not under"),
+    ("--init_from nowhere.pth", "no checkpoint at 'nowhere.pth'"),
+    ("--batch_size_per_gpu 5000", "fewer than one step of 5000: lower --batch_size_per_gpu"),
+])
+def test_a_bad_flag_is_named_with_its_mend(flags, said, capsys, tmp_path):
+    assert said in error_of(train.main, capsys, *flags.split(), "--device", "cpu", "--output_dir", tmp_path / "out")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_asking_for_cuda_where_there_is_none(capsys):
+    assert "--device cuda is not available here" in error_of(train.main, capsys, "--device", "cuda")
+
+
+def test_a_folder_without_pictures(capsys, tmp_path):
+    (tmp_path / "notes.txt").write_text("no picture")
+    assert "no pictures in" in error_of(train.main, capsys, "--data_path", tmp_path)
+
+
+TINY = ("--arch vit_nano --patch_size 16 --global_crops_size 32 --local_crops_size 16 --local_crops_number 1 "
+        "--eval_size 32 --out_dim 13 --head_hidden_dim 11 --head_bottleneck_dim 5 --batch_size_per_gpu 2 "
+        "--epochs 1 --warmup_epochs 0 --warmup_teacher_temp_epochs 0 --device cpu").split()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_cannot_be_read_is_named(photos, capsys, tmp_path, workers):
+    (photos / "torn one.jpg").write_bytes(b"\xff\xd8\xff\xe0 torn")
+    flags = [*TINY, "--data_path", photos, "--output_dir", tmp_path / "out", "--batch_size_per_gpu", "4"]
+    assert "torn one.jpg" in error_of(train.main, capsys, *flags, "--num_workers", workers)
+
+
+def test_pictures_that_cannot_be_read_are_skipped_with_a_count(photos, capsys, tmp_path):
+    (photos / "torn one.jpg").write_bytes(b"\xff\xd8\xff\xe0 torn")
+    train.main([*TINY, "--data_path", str(photos), "--output_dir", str(tmp_path / "out"), "--num_workers", "0",
+                "--skip_bad_images", "true"])
+    said = capsys.readouterr().out
+    assert "torn one.jpg" in said and "skipped 1 pictures" in said
+    assert (tmp_path / "out" / "checkpoint.pth").exists()
+
+
+def test_an_output_folder_that_cannot_be_written(photos, capsys, tmp_path):
+    (tmp_path / "file").write_text("a file where a folder is wanted")
+    flags = [*TINY, "--data_path", photos, "--num_workers", "0"]
+    assert "cannot write" in error_of(train.main, capsys, *flags, "--output_dir", tmp_path / "file" / "run")
+
+
+@pytest.fixture
+def finished(photos, tmp_path, capsys) -> Path:
+    train.main([*TINY, "--data_path", str(photos), "--output_dir", str(tmp_path / "run"), "--num_workers", "0"])
+    capsys.readouterr()
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--arch", "vit_tiny"), ("--patch_size", "8"), ("--out_dim", "17")])
+def test_a_run_of_another_network_is_not_continued(finished, photos, capsys, flag, value):
+    before = (finished / "checkpoint.pth").read_bytes()
+    said = error_of(train.main, capsys, *TINY, "--data_path", photos, "--output_dir", finished, flag, value)
+    assert f"was made with {flag}" in said and "--output_dir" in said
+    assert (finished / "checkpoint.pth").read_bytes() == before
+
+
+def test_a_torn_checkpoint_is_not_overwritten(finished, photos, capsys):
+    torn = (finished / "checkpoint.pth").read_bytes()[:1000]
+    (finished / "checkpoint.pth").write_bytes(torn)
+    said = error_of(train.main, capsys, *TINY, "--data_path", photos, "--output_dir", finished)
+    assert "truncated" in said and (finished / "checkpoint.pth").read_bytes() == torn
+
+
+@pytest.mark.parametrize("main", [eval_knn.main, visualize_attention.main])
+def test_evaluations_refuse_what_is_no_checkpoint(main, tmp_path, photos, capsys):
+    more = ["--image_path", photos / "0.png"] if main is visualize_attention.main else []
+    assert "--pretrained_weights" in error_of(main, capsys, *more)
+    assert "no checkpoint at" in error_of(main, capsys, "--pretrained_weights", "nowhere.pth", *more)
+    (tmp_path / "code.pth").write_bytes(pickle.dumps(print))
+    assert "never run" in error_of(main, capsys, "--pretrained_weights", tmp_path / "code.pth", *more)
+    assert "choose one of dino_vits16" in error_of(main, capsys, "--pretrained", "dino_vitg14", *more)
+
+
+def test_knn_without_labels_says_what_is_missing(finished, photos, capsys):
+    said = error_of(eval_knn.main, capsys, "--pretrained_weights", finished / "checkpoint.pth", "--data_path", photos)
+    assert "no labels" in said
+
+
+@pytest.mark.parametrize(("flags", "said"), [
+    ("--image_path nowhere.png", "'nowhere.png'"),
+    ("--image_path {photos}/0.png --threshold 1.5", "--threshold 1.5"),
+    ("--image_path {photos}/0.png --image_size 0", "--image_size 0"),
+    ("--image_path {photos}/torn.jpg", "torn.jpg"),
+])
+def test_the_attention_figure_refuses_bad_input(finished, photos, capsys, flags, said):
+    (photos / "torn.jpg").write_bytes(b"torn")
+    weights = ["--pretrained_weights", finished / "checkpoint.pth"]
+    assert said in error_of(visualize_attention.main, capsys, *weights, *flags.format(photos=photos).split())
+
+
+@pytest.mark.slow
+def test_the_exit_status_of_the_command_itself():
+    for script, flags in (("train.py", ["--epochs", "0"]), ("eval_knn.py", []), ("visualize_attention.py", [])):
+        done = subprocess.run([sys.executable, script, *flags], cwd=REPO, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["train.py", "eval_knn.py", "visualize_attention.py"])
+def test_help_needs_nothing(script):
+    done = subprocess.run([sys.executable, script, "--help"], cwd=REPO, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "--" in done.stdout

@@ -1,0 +1,75 @@
+"""The k-NN vote of Table 2, against brute force, and features shared over processes."""
+import math
+
+import pytest
+import torch
+
+from data import Pictures
+from eval_knn import knn_votes, nearest_neighbours, top_accuracy
+from features import EvaluationView, Pixels, extract_features
+from hardware import Hardware
+
+HERE = Hardware(0, 1, torch.device("cpu"), torch.float32)
+
+
+def vote(train, labels, test, num_classes: int, k: int = 20) -> torch.Tensor:
+    cosines, nearest = nearest_neighbours(train, test, k)
+    return knn_votes(cosines, labels[nearest], num_classes)
+
+
+def test_votes_are_weighted_by_the_exponential_of_the_cosine():
+    generator = torch.Generator().manual_seed(0)
+    train, test = torch.randn(31, 5, generator=generator), torch.randn(7, 5, generator=generator)
+    labels = torch.arange(31) % 3
+    votes = vote(train, labels, test, 3, k=11)
+    for i in range(7):
+        cosines = [torch.cosine_similarity(test[i], train[j], dim=0).item() for j in range(31)]
+        nearest = sorted(range(31), key=lambda j: -cosines[j])[:11]
+        expected = [sum(math.exp(cosines[j] / 0.07) for j in nearest if j % 3 == c) for c in range(3)]
+        torch.testing.assert_close(votes[i] / votes[i].sum(), torch.tensor(expected) / sum(expected))
+
+
+def test_nearer_pictures_outvote_more_pictures():
+    train = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    votes = vote(train, torch.tensor([0, 1, 1]), torch.tensor([[1.0, 0.1]]), 2, k=3)
+    assert votes.argmax().item() == 0
+
+
+def test_more_neighbours_than_pictures_are_all_pictures_and_any_number_is_asked():
+    votes = vote(torch.randn(3, 5), torch.tensor([0, 1, 2]), torch.randn(2003, 5), 13)
+    assert votes.shape == (2003, 13) and (votes[:, 3:] == 0).all()
+
+
+def test_top_accuracy_is_a_share_in_percent():
+    votes = torch.tensor([[3.0, 2.0, 1.0], [1.0, 3.0, 2.0], [2.0, 1.0, 3.0], [3.0, 1.0, 2.0]])
+    labels = torch.tensor([0, 1, 0, 1])
+    assert top_accuracy(votes, labels) == 50.0 and top_accuracy(votes, labels, among=2) == 75.0
+    assert top_accuracy(votes, labels, among=5) == 100.0
+
+
+def test_the_evaluation_view_is_a_resized_centre_crop_for_any_shape():
+    view = EvaluationView(size=56, crop=0.875, mean=(0, 0, 0), std=(1, 1, 1))
+    ramp = torch.arange(128, dtype=torch.uint8).expand(3, 64, 128)
+    seen = view(ramp)
+    assert seen.shape == (3, 56, 56)
+    assert (seen[0, 0, [0, -1]] * 255).tolist() == pytest.approx([36, 91])  # the middle 56 of 128 columns
+    assert view(torch.zeros(3, 7, 300, dtype=torch.uint8)).shape == (3, 56, 56)
+
+
+def test_features_keep_the_pictures_order():
+    images = torch.arange(13 * 3 * 8 * 8).view(13, 3, 8, 8).byte()
+    view = EvaluationView(8, 1.0, (0, 0, 0), (1, 1, 1))
+    features = extract_features(Pixels(), Pictures(images), view, HERE, batch_size=5)
+    torch.testing.assert_close(features, images.flatten(1).float() / 255)
+
+
+def test_features_are_taken_in_evaluation_mode_and_the_mode_is_given_back():
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.9)).train()
+    images = torch.full((5, 3, 4, 4), 255, dtype=torch.uint8)
+    features = extract_features(network, Pictures(images), EvaluationView(4, 1.0, (0, 0, 0), (1, 1, 1)), HERE)
+    assert features.eq(1).all() and network.training
+
+
+@pytest.mark.parametrize("side", [32, 224])
+def test_raw_pixels_are_a_feature_of_bounded_width(side):
+    assert Pixels()(torch.rand(2, 3, side, side)).shape == (2, 3 * min(side, 64) ** 2)

@@ -1,0 +1,194 @@
+"""Whole trainings through the command line, very small: resuming, two processes, signals, logs, files."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import train
+
+REPO = Path(__file__).parent.parent
+TINY = ("--arch vit_nano --patch_size 16 --global_crops_size 32 --local_crops_size 16 --local_crops_number 2 "
+        "--eval_size 32 --eval_crop 1 --out_dim 31 --head_hidden_dim 29 --head_bottleneck_dim 7 --batch_size_per_gpu 4 "
+        "--epochs 3 --warmup_epochs 1 --warmup_teacher_temp_epochs 0 --num_workers 0 --device cpu --precision fp32 "
+        "--knn_every 1 --saveckp_freq 2 --init_std 0.06").split()
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """24 pictures in two classes that differ in brightness."""
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for i in range(24):
+        path = folder / ("dark" if i % 2 else "bright") / f"{i:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        pixels = rng.integers(0, 100, (40, 50, 3)) + (0 if i % 2 else 150)
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return folder
+
+
+def run(photos: Path, output: Path, *flags: str) -> dict:
+    """Train in this process and return the checkpoint."""
+    train.main([*TINY, "--data_path", str(photos), "--output_dir", str(output), *flags])
+    return torch.load(output / "checkpoint.pth", weights_only=True)
+
+
+def launch(photos: Path, output: Path, *flags: str, launcher: str = "") -> subprocess.Popen:
+    command = [sys.executable, *launcher.split(), "train.py", *TINY, "--data_path", str(photos),
+               "--output_dir", str(output), *flags]
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    return subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            env=environment)
+
+
+def log_of(output: Path) -> list[dict]:
+    records = [json.loads(line) for line in (output / "log.txt").read_text().splitlines()]
+    for record in records:
+        record.pop("images_per_s", None)  # the clock is the one thing that differs between equal runs
+    return records
+
+
+def equal(a, b) -> bool:
+    """Whether two nested values hold the same, tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+STATE = ("student", "teacher", "dino_loss", "optimizer", "epoch", "pictures", "totals")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(photos, tmp_path_factory) -> tuple[Path, dict]:
+    output = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    return output, run(photos, output)
+
+
+def test_a_run_leaves_its_log_figures_and_checkpoints(uninterrupted):
+    output, checkpoint = uninterrupted
+    assert {"checkpoint.pth", "checkpoint0002.pth", "log.txt", "curves.png", "attention.png"} == set(os.listdir(output))
+    baselines, *epochs = log_of(output)
+    assert baselines.keys() == {"epoch", "knn_untrained", "knn_pixels"} and baselines["epoch"] == -1
+    assert [record["epoch"] for record in epochs] == [0, 1, 2]
+    for record in epochs:
+        assert {"train_loss", "train_lr", "train_wd", "train_entropy", "train_kl", "teacher_temp", "teacher_momentum",
+                "knn_teacher", "knn_student"} < record.keys()
+        assert record["train_entropy"] + record["train_kl"] == pytest.approx(record["train_loss"], abs=1e-5)
+    args = checkpoint["args"]
+    assert (checkpoint["epoch"], args["arch"], args["patch_size"]) == (3, "vit_nano", 16)
+
+
+def test_the_same_seed_gives_the_same_run_bit_for_bit_and_another_another(uninterrupted, photos, tmp_path):
+    _, checkpoint = uninterrupted
+    again = run(photos, tmp_path / "again", "--num_workers", "2")
+    assert all(equal(again[name], checkpoint[name]) for name in STATE), "workers must not change the result"
+    other = run(photos, tmp_path / "other", "--seed", "1")
+    assert not equal(other["student"], checkpoint["student"])
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_after", [3, 6, 11])
+def test_a_run_stopped_anywhere_ends_bit_for_bit_where_an_uninterrupted_one_ends(
+        uninterrupted, photos, tmp_path, monkeypatch, stop_after):
+    """A signal after so many of the 18 steps; then the same command again."""
+    real_step, steps = train.train_step, []
+
+    def counted_step(*args):
+        steps.append(1)
+        if len(steps) == stop_after:
+            signal.raise_signal(signal.SIGTERM)
+        return real_step(*args)
+
+    monkeypatch.setattr(train, "train_step", counted_step)
+    with pytest.raises(SystemExit) as stopped:
+        run(photos, tmp_path)
+    assert stopped.value.code == 128 + signal.SIGTERM and len(steps) == stop_after
+    monkeypatch.undo()
+    output, checkpoint = uninterrupted
+    resumed = run(photos, tmp_path)
+    for name in STATE:
+        assert equal(resumed[name], checkpoint[name]), f"{name} differs after resuming"
+    assert log_of(tmp_path) == log_of(output)
+
+
+def test_a_finished_run_started_again_changes_nothing(uninterrupted, photos, capsys):
+    output, checkpoint = uninterrupted
+    assert all(equal(run(photos, output)[name], checkpoint[name]) for name in STATE)
+    assert "continuing" in capsys.readouterr().out
+
+
+def test_weights_can_start_another_run_with_fresh_schedules(uninterrupted, photos, tmp_path):
+    output, checkpoint = uninterrupted
+    started = run(photos, tmp_path, "--init_from", str(output / "checkpoint.pth"), "--lr", "0", "--min_lr", "0",
+                  "--epochs", "1")
+    assert started["epoch"] == 1
+    assert equal(started["teacher"], checkpoint["teacher"]), "with lr 0 the weights stay those of --init_from"
+
+
+def test_a_nan_stops_the_run_names_the_step_and_spares_the_checkpoint(photos, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run(photos, tmp_path, "--lr", "1e18", "--clip_grad", "0", "--warmup_epochs", "0", "--freeze_last_layer", "0")
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stopped.value.code == 2 and "the loss is nan at epoch 1, step" in error and "Traceback" not in error
+    kept = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
+    assert all(value.isfinite().all() for value in kept["student"].values())
+
+
+def test_without_labels_the_run_says_so_once_and_trains(tmp_path, photos, capsys):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for file in photos.rglob("*.png"):
+        (flat / file.name).write_bytes(file.read_bytes())
+    run(flat, tmp_path / "run", "--epochs", "1")
+    assert capsys.readouterr().out.count("no labels") == 1
+    assert "knn_teacher" not in log_of(tmp_path / "run")[-1]
+
+
+def test_a_convnet_trains_too(photos, tmp_path):
+    checkpoint = run(photos, tmp_path, "--arch", "resnet18", "--epochs", "1", "--optimizer", "sgd")
+    assert "backbone.layer4.1.conv2.weight" in checkpoint["teacher"]
+    assert not (tmp_path / "attention.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [(), ("--use_bn_in_head", "true")])
+def test_two_processes_equal_one_with_the_double_batch(photos, tmp_path, flags):
+    """Center, weights and k-NN; without drop path, whose masks are drawn per process."""
+    flags = ("--drop_path_rate", "0", *flags)
+    alone = run(photos, tmp_path / "one", "--batch_size_per_gpu", "8", *flags)
+    both = launch(photos, tmp_path / "two", *flags, launcher="-m torch.distributed.run --standalone --nproc_per_node=2")
+    output, _ = both.communicate(timeout=120)
+    assert both.returncode == 0, output
+    pair = torch.load(tmp_path / "two" / "checkpoint.pth", weights_only=True)
+    torch.testing.assert_close(pair["dino_loss"]["center"], alone["dino_loss"]["center"], atol=1e-5, rtol=1e-4)
+    for name, value in alone["teacher"].items():
+        torch.testing.assert_close(pair["teacher"][name], value, atol=2e-4, rtol=1e-3, msg=f"{name} differs")
+    for one, two in zip(log_of(tmp_path / "one"), log_of(tmp_path / "two"), strict=True):
+        assert one.keys() == two.keys()
+        assert all(two[name] == pytest.approx(one[name], abs=1e-3) for name in one)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_the_same_command_goes_on(photos, tmp_path):
+    process = launch(photos, tmp_path, "--epochs", "2000", "--saveckp_freq", "0", "--knn_every", "0")
+    while not (tmp_path / "log.txt").exists() or len(log_of(tmp_path)) < 3:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM and "the same command goes on there" in output
+    checkpoint = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
+    assert checkpoint["epoch"] >= 2 and len(log_of(tmp_path)) == checkpoint["epoch"] + 1

@@ -1,0 +1,172 @@
+"""Algorithm 1 in its order, and what surrounds it: schedules, weight decay, clipping, the frozen last layer."""
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import report
+from hardware import Hardware
+from head import DINOHead
+from lars import LARS
+from loss import DINOLoss
+from multicrop import MultiCropNetwork, forward_crops
+from schedules import cosine
+from settings import Settings, parse_settings
+from teacher import make_teacher, update_teacher
+from train import StepValues, clip_gradients, make_optimizer, parameter_groups, scheduled, train_step
+from vit import VisionTransformer
+
+HERE = Hardware(0, 1, torch.device("cpu"), torch.float32)
+VALUES = StepValues(lr=0.01, weight_decay=0.3, teacher_momentum=0.9, teacher_temp=0.05)
+K, B = 13, 3
+
+
+def parts(seed: int = 0) -> SimpleNamespace:
+    """A student, a teacher that differs from it, a center that is not zero, and crops."""
+    torch.manual_seed(seed)
+    backbone = VisionTransformer(7, 14, embed_dim=22, depth=2, num_heads=2, init_std=0.2)
+    student = MultiCropNetwork(backbone, DINOHead(22, K, hidden_dim=17, bottleneck_dim=5, init_std=0.2))
+    teacher = make_teacher(student)
+    for param in teacher.parameters():
+        param.add_(0.1 * torch.randn_like(param))
+    dino_loss = DINOLoss(K)
+    dino_loss.center.normal_(std=0.1)
+    crops = [torch.randn(B, 3, size, size) for size in (14, 14, 7, 7, 7)]
+    return SimpleNamespace(student=student, teacher=teacher, dino_loss=dino_loss, crops=crops,
+                           optimizer=make_optimizer("adamw", student))
+
+
+def step(p: SimpleNamespace, micro_batches=None, values=VALUES, clip=0.0, freeze=False) -> torch.Tensor:
+    return train_step(p.student, p.student, p.teacher, p.dino_loss, p.optimizer, micro_batches or [p.crops], values,
+                      clip, freeze, HERE)
+
+
+def test_a_step_is_algorithm_1():
+    """By hand: loss with the old center and the old teacher, the student's step, then the EMA, then the center."""
+    p, by_hand = parts(), parts()
+    metrics = step(p)
+
+    student_logits = forward_crops(by_hand.student.backbone, by_hand.student.head, by_hand.crops)
+    teacher_logits = forward_crops(by_hand.teacher.backbone, by_hand.teacher.head, by_hand.crops[:2]).detach()
+    loss = by_hand.dino_loss(student_logits, teacher_logits, 0.05)
+    loss.backward()
+    for group in by_hand.optimizer.param_groups:
+        group["lr"], group["weight_decay"] = 0.01, 0.3 if group["decays"] else 0.0
+    by_hand.optimizer.step()
+    update_teacher(by_hand.student, by_hand.teacher, 0.9)
+
+    torch.testing.assert_close(metrics, torch.stack([loss.detach(), by_hand.dino_loss.teacher_entropy,
+                                                     by_hand.dino_loss.kl]))
+    for ours, expected in ((p.student, by_hand.student), (p.teacher, by_hand.teacher)):
+        for a, b in zip(ours.parameters(), expected.parameters(), strict=True):
+            torch.testing.assert_close(a, b)
+    old_center = parts().dino_loss.center
+    torch.testing.assert_close(p.dino_loss.center, 0.9 * old_center + 0.1 * teacher_logits.mean(dim=0, keepdim=True),
+                               msg="the center must average the logits of the teacher that made this loss")
+
+
+def test_the_teacher_sees_the_two_global_views_only():
+    p, other = parts(), parts()
+    other.crops[2:] = [torch.randn_like(crop) for crop in other.crops[2:]]
+    step(p), step(other)
+    torch.testing.assert_close(p.dino_loss.center, other.dino_loss.center)
+
+
+def test_accumulated_micro_batches_are_one_step_of_the_whole_batch():
+    whole, pieces = parts(), parts()
+    for p in (whole, pieces):  # AdamW would blow the rounding of gradients near zero up to whole steps
+        p.optimizer = make_optimizer("sgd", p.student)
+    metrics = step(whole)
+    alone = [[crop[i:i + 1] for crop in pieces.crops] for i in range(B)]
+    torch.testing.assert_close(step(pieces, alone), metrics)
+    for name in ("student", "teacher"):
+        for a, b in zip(getattr(whole, name).parameters(), getattr(pieces, name).parameters(), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(whole.dino_loss.center, pieces.dino_loss.center,
+                               msg="the center moves once a step, by the mean over all micro-batches")
+
+
+def test_a_frozen_last_layer_does_not_move_and_the_rest_does():
+    p = parts()
+    before = copy.deepcopy(p.student.state_dict())
+    step(p, freeze=True)
+    moved = {name for name, value in p.student.state_dict().items() if not torch.equal(value, before[name])}
+    assert not any("last_layer" in name for name in moved) and "head.mlp.4.weight" in moved
+
+
+def test_clipping_is_per_tensor_and_not_global():
+    p = parts()
+    for i, param in enumerate(p.student.parameters()):
+        param.grad = torch.full_like(param, 10.0 if i % 2 else 1e-4)
+    clip_gradients(p.student, 3.0)
+    for i, param in enumerate(p.student.parameters()):
+        size = param.numel() ** 0.5 * (10.0 if i % 2 else 1e-4)
+        assert param.grad.norm().item() == pytest.approx(min(3.0, size), rel=1e-4)
+
+
+def test_no_clipping_at_zero():
+    p = parts()
+    for param in p.student.parameters():
+        param.grad = torch.full_like(param, 100.0)
+    clip_gradients(p.student, 0.0)
+    assert all(param.grad.eq(100).all() for param in p.student.parameters())
+
+
+def test_biases_and_norms_do_not_decay_but_positions_and_cls_do():
+    student = parts().student
+    names = {id(param): name for name, param in student.named_parameters()}
+    decaying, rest = ({names[id(param)] for param in group["params"]} for group in parameter_groups(student))
+    assert all(name.endswith("bias") or "norm" in name for name in rest)
+    assert {"backbone.pos_embed", "backbone.cls_token", "head.mlp.0.weight", "head.last_layer.weight_v"} <= decaying
+    assert "head.last_layer.weight_g" not in decaying | rest, "the frozen gain is not optimised"
+
+
+def test_the_schedules_scale_lr_with_the_batch_and_end_where_the_paper_says():
+    settings = Settings(epochs=20, warmup_epochs=10, warmup_teacher_temp_epochs=5, teacher_temp=0.07)
+    first, peak, last = (scheduled(settings, step, 7, 512) for step in (0, 70, 139))
+    assert first.lr == 0 and peak.lr == pytest.approx(0.001) and last.lr == pytest.approx(1e-6, abs=2e-6)
+    assert first.teacher_temp == 0.04 and last.teacher_temp == 0.07
+    assert first.weight_decay == pytest.approx(0.04) and last.weight_decay == pytest.approx(0.4, abs=1e-3)
+    assert peak.teacher_momentum == pytest.approx(cosine(70, 140, 0.996, 1.0))
+
+
+def test_lars_scales_matrices_to_a_share_of_their_norm_and_leaves_vectors_alone():
+    matrix, vector = torch.nn.Parameter(torch.randn(5, 3)), torch.nn.Parameter(torch.randn(7))
+    old_matrix, old_vector = matrix.detach().clone(), vector.detach().clone()
+    optimizer = LARS([matrix, vector], lr=0.5, weight_decay=0.0)
+    matrix.grad, vector.grad = torch.randn(5, 3), torch.randn(7)
+    optimizer.step()
+    assert (matrix - old_matrix).norm().item() == pytest.approx(0.5 * 0.001 * old_matrix.norm().item(), rel=1e-4)
+    torch.testing.assert_close(vector.detach(), old_vector - 0.5 * vector.grad)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
+def test_every_optimiser_lowers_the_loss(name):
+    p = parts()
+    p.optimizer = make_optimizer(name, p.student)
+    values = VALUES._replace(lr={"adamw": 0.003, "sgd": 0.1, "lars": 5.0}[name], weight_decay=0.0, teacher_momentum=1.0)
+    losses = [step(p, values=values)[0].item() for _ in range(15)]
+    assert losses[-1] < losses[0]
+
+
+def test_collapses_are_called_by_their_names_and_health_is_not():
+    assert "uniform" in report.collapse(F.softmax(torch.zeros(5), 0).log().neg().mean().item(), 0.001, 5)
+    assert "one-hot" in report.collapse(0.01, 0.01, 4096)
+    assert not report.collapse(0.1, 1.5, 4096) and not report.collapse(5.0, 0.5, 4096)
+
+
+def test_presets_are_overridden_by_single_flags_and_the_data_picks_the_default():
+    assert parse_settings([]).preset == "demo" and parse_settings([]).arch == "vit_nano"
+    assert parse_settings(["--data_path", "x"]).preset == "vits16"
+    changed = parse_settings(["--preset", "vits8", "--out_dim", "4096", "--global_crops_scale", "0.3", "1"])
+    assert (changed.patch_size, changed.out_dim, changed.global_crops_scale) == (8, 4096, (0.3, 1.0))
+
+
+def test_the_defaults_are_the_releases():
+    defaults = Settings()
+    assert (defaults.out_dim, defaults.momentum_teacher, defaults.teacher_temp, defaults.lr, defaults.min_lr,
+            defaults.weight_decay, defaults.weight_decay_end, defaults.clip_grad, defaults.batch_size_per_gpu,
+            defaults.epochs, defaults.local_crops_number, defaults.drop_path_rate, defaults.norm_last_layer) == (
+                65536, 0.996, 0.04, 0.0005, 1e-6, 0.04, 0.4, 3.0, 64, 100, 8, 0.1, True)

@@ -1,0 +1,288 @@
+"""The training loop (Algorithm 1): two views to the teacher, all views to the student, the teacher follows.
+
+    torchrun train.py                                                       # the demo, on whatever machine
+    python train.py --data_path photos/ --output_dir runs/mine              # your pictures, one process
+    torchrun --nproc_per_node=8 train.py --data_path imagenet/train --output_dir runs/vits16
+
+This is the one file that sees data, networks, loss and teacher at once, and the one that applies device, processes,
+precision and compilation to them. Randomness is a function of (seed, step) and of (seed, epoch, picture), so a run
+that was stopped anywhere goes on as if it had not been.
+"""
+import math
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+import hardware
+import report
+from backbone import build_backbone
+from checkpoint import describe, load_strictly, read_checkpoint, split_weights
+from commandline import InputError, errors_in_one_line
+from data import CropsDataset, EpochBatches, Pictures, knn_split, open_pictures, seed_of, without_unreadable
+from eval_knn import knn_accuracies
+from features import EvaluationView, Pixels
+from hardware import Hardware
+from head import DINOHead
+from lars import LARS
+from loss import DINOLoss
+from multicrop import MultiCrop, MultiCropNetwork
+from run_state import RunState, load_run, save_run
+from schedules import cosine, linear
+from settings import Settings, parse_settings
+from teacher import make_teacher, update_teacher
+
+
+class StepValues(NamedTuple):
+    """What the schedules say for one step."""
+
+    lr: float
+    weight_decay: float
+    teacher_momentum: float
+    teacher_temp: float
+
+
+def scheduled(settings: Settings, step: int, steps_per_epoch: int, pictures_per_step: int) -> StepValues:
+    """All schedules of Sec. 3.2 at one step; the learning rate is scaled linearly with the batch."""
+    total, peak_lr = settings.epochs * steps_per_epoch, settings.lr * pictures_per_step / 256
+    return StepValues(
+        cosine(step, total, peak_lr, settings.min_lr, settings.warmup_epochs * steps_per_epoch),
+        cosine(step, total, settings.weight_decay, settings.weight_decay_end),
+        cosine(step, total, settings.momentum_teacher, 1.0),
+        linear(step, settings.warmup_teacher_temp_epochs * steps_per_epoch, settings.warmup_teacher_temp,
+               settings.teacher_temp))
+
+
+def parameter_groups(student: nn.Module) -> list[dict]:
+    """Matrices decay; biases and the 1-d scales of normalisations do not (release: positions and [CLS] do)."""
+    params = [param for param in student.parameters() if param.requires_grad]
+    return [{"params": [param for param in params if param.ndim > 1], "decays": True},
+            {"params": [param for param in params if param.ndim <= 1], "decays": False, "weight_decay": 0.0}]
+
+
+def make_optimizer(name: str, student: nn.Module) -> torch.optim.Optimizer:
+    """adamw, sgd or lars; learning rate and decay are set at each step."""
+    groups = parameter_groups(student)
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=0.0, fused=True)
+    return torch.optim.SGD(groups, lr=0.0, momentum=0.9) if name == "sgd" else LARS(groups, lr=0.0)
+
+
+def clip_gradients(student: nn.Module, max_norm: float) -> None:
+    """Scale each parameter's gradient down to at most max_norm, each tensor by itself (release), 0: not at all."""
+    for param in student.parameters():
+        if max_norm and param.grad is not None:
+            param.grad.mul_((max_norm / (param.grad.norm() + 1e-6)).clamp(max=1))
+
+
+def train_step(student: MultiCropNetwork, ddp_student: nn.Module, teacher: MultiCropNetwork, dino_loss: DINOLoss,
+               optimizer: torch.optim.Optimizer, micro_batches: list[list[Tensor]], values: StepValues,
+               clip_grad: float, freeze_last_layer: bool, where: Hardware) -> Tensor:
+    """Algorithm 1 for one step: micro-batches of V crops (B, 3, S, S) -> loss, teacher entropy and KL, (3,) in nats."""
+    metrics, teacher_mean = [], []
+    for crops in micro_batches:
+        with where.autocast():
+            with torch.no_grad():
+                teacher_logits = teacher(crops[:2])  # the teacher sees the global views only
+            student_logits = ddp_student(crops)
+        loss = dino_loss(student_logits, teacher_logits, values.teacher_temp)
+        (loss / len(micro_batches)).backward()
+        metrics.append(torch.stack([loss.detach(), dino_loss.teacher_entropy, dino_loss.kl]))
+        teacher_mean.append(teacher_logits.float().mean(dim=0))
+    clip_gradients(student, clip_grad)
+    if freeze_last_layer:
+        student.head.last_layer.zero_grad()
+    for group in optimizer.param_groups:
+        group.update(lr=values.lr, weight_decay=values.weight_decay * group["decays"])
+    optimizer.step()  # the student
+    optimizer.zero_grad()
+    update_teacher(student, teacher, values.teacher_momentum)
+    dino_loss.update_center(where.mean(torch.stack(teacher_mean)))
+    return torch.stack(metrics).mean(dim=0)
+
+
+def read_pictures(settings: Settings, where: Hardware) -> tuple[Pictures, Pictures | None]:
+    """The training part and the evaluation part, without what cannot be read if the settings say so."""
+    train, val = open_pictures(settings.data_path, settings.dataset, settings.download)
+    if settings.skip_bad_images:
+        (train, bad), (val, bad_val) = without_unreadable(train), without_unreadable(val) if val else (None, [])
+        if where.is_main:
+            print(*bad, *bad_val, f"skipped {len(bad + bad_val)} pictures that cannot be read", sep="\n")
+    return train, val
+
+
+def make_loader(pictures: Pictures, settings: Settings, where: Hardware) -> tuple[DataLoader, EpochBatches]:
+    """Micro-batches of crops for this process, and the order they follow."""
+    batches = EpochBatches(len(pictures), settings.batch_size_per_gpu, settings.accumulate, where.rank,
+                           where.world_size, settings.seed)
+    if not batches.steps:
+        raise InputError(f"{len(pictures)} pictures are fewer than one step of {batches.pictures_per_step}: lower "
+                         "--batch_size_per_gpu, or add pictures")
+    multicrop = MultiCrop(settings.global_crops_size, settings.local_crops_size, settings.global_crops_scale,
+                          settings.local_crops_scale, settings.local_crops_number, settings.mean, settings.std,
+                          settings.color_jitter, settings.blur, settings.solarize)
+    workers = hardware.workers(settings.num_workers)
+    return DataLoader(CropsDataset(pictures, multicrop, settings.seed), batch_sampler=batches, num_workers=workers,
+                      pin_memory=where.device.type == "cuda", persistent_workers=workers > 0,
+                      worker_init_fn=hardware.leave_signals_to_training), batches
+
+
+def build_student(settings: Settings) -> MultiCropNetwork:
+    """The student with fresh weights from the seed, or with those of --init_from."""
+    torch.manual_seed(settings.seed)
+    path, img_size = settings.init_from, settings.global_crops_size
+    if path:
+        backbone_weights, head_weights = split_weights(read_checkpoint(path), "teacher", path)
+        img_size = describe(backbone_weights, path).get("img_size", img_size)  # the grid of its positions
+    backbone = build_backbone(settings.arch, settings.patch_size, img_size,
+                              drop_path_rate=settings.drop_path_rate, init_std=settings.init_std)
+    head = DINOHead(backbone.embed_dim, settings.out_dim, 3, settings.head_hidden_dim, settings.head_bottleneck_dim,
+                    settings.use_bn_in_head, settings.norm_last_layer, settings.init_std)
+    if path:
+        load_strictly(backbone, backbone_weights, path)
+        if head_weights:
+            load_strictly(head, head_weights, path)
+    return MultiCropNetwork(backbone, head)
+
+
+def start_run(settings: Settings, where: Hardware) -> RunState:
+    """Networks, loss and optimiser, on the device: fresh, or where the checkpoint in the output folder left them."""
+    student = hardware.synchronise_batch_norms(build_student(settings), where).to(where.device)
+    dino_loss = DINOLoss(settings.out_dim, settings.student_temp, settings.center_momentum).to(where.device)
+    run = RunState(student, make_teacher(student), dino_loss, make_optimizer(settings.optimizer, student))
+    path = Path(settings.output_dir, "checkpoint.pth")
+    if where.any(path.exists()):
+        if where.any(not path.exists()):
+            raise InputError(f"not all hosts see {str(path)!r}: put --output_dir on a folder that they share")
+        told = load_run(path, run, settings)
+        if where.is_main:
+            print(told)
+    return run
+
+
+def distribute(run: RunState, settings: Settings, where: Hardware) -> nn.Module:
+    """The student as the step calls it: blocks compiled where that pays, gradients averaged over the processes."""
+    told = hardware.compile_blocks([run.student.backbone, run.teacher.backbone], settings.compile, where)
+    if where.is_main:
+        print(f"{where.world_size} x {where.device.type}, {str(where.dtype).removeprefix('torch.')}, {told}")
+    if where.world_size == 1:
+        return run.student
+    return DistributedDataParallel(run.student, device_ids=[where.device] if where.device.type == "cuda" else None)
+
+
+def train_epoch(run: RunState, ddp_student: nn.Module, loader: DataLoader, batches: EpochBatches, settings: Settings,
+                where: Hardware, signals: list[int], bar: tqdm) -> None:
+    """The steps of one epoch that are still to do; returns early after a signal."""
+    batches.epoch, batches.first_step = run.epoch, run.pictures // batches.pictures_per_step
+    crops = iter(loader)
+    began = time.perf_counter() - run.seconds
+    for step in range(batches.first_step, batches.steps):
+        micro_batches = [[crop.to(where.device, non_blocking=True) for crop in next(crops)]
+                         for _ in range(settings.accumulate)]
+        global_step = run.epoch * batches.steps + step
+        torch.manual_seed(seed_of(settings.seed, global_step, where.rank))  # of the dropped paths
+        values = scheduled(settings, global_step, batches.steps, batches.pictures_per_step)
+        metrics = train_step(run.student, ddp_student, run.teacher, run.dino_loss, run.optimizer, micro_batches, values,
+                             settings.clip_grad, run.epoch < settings.freeze_last_layer, where)
+        if where.any(not metrics.isfinite().all()):
+            raise InputError(f"the loss is {metrics[0].item()} at epoch {run.epoch + 1}, step {step + 1}: the last "
+                             "checkpoint is untouched; go on from it with a lower --lr, or with --precision fp32")
+        run.totals += metrics.cpu()
+        run.pictures += batches.pictures_per_step
+        run.seconds = time.perf_counter() - began
+        bar.update(batches.pictures_per_step)
+        bar.set_postfix(epoch=run.epoch + 1, loss=f"{metrics[0]:.3f}", refresh=False)
+        if where.any(bool(signals)):
+            return
+
+
+def evaluate(run: RunState, split: tuple[Pictures, Pictures] | None, settings: Settings, where: Hardware) -> None:
+    """Put k-NN top-1 in % into the last record, where it is due and not there: of teacher and student after an epoch,
+    of the untrained network and of raw pixels before the first."""
+    record, every = run.history[-1], settings.knn_every
+    due = every and (run.epoch % every == 0 or run.epoch == settings.epochs)
+    networks = {"knn_teacher": run.teacher.backbone, "knn_student": run.student.backbone}
+    if run.epoch == 0:
+        networks = {"knn_untrained": run.teacher.backbone, "knn_pixels": Pixels()}
+    if split is None or not due or networks.keys() <= record.keys():
+        return
+    view = EvaluationView(settings.eval_size, settings.eval_crop, settings.mean, settings.std)
+    workers = hardware.workers(settings.num_workers)
+    for name, network in networks.items():
+        record[name] = round(knn_accuracies(network, split, view, where, num_workers=workers)[20][0], 2)
+
+
+def epoch_record(run: RunState, settings: Settings, batches: EpochBatches, where: Hardware) -> dict:
+    """The epoch's line of log.txt, in the release's terms and ours; resets the sums."""
+    loss, entropy, kl = (where.mean(run.totals) / batches.steps).tolist()
+    last = scheduled(settings, (run.epoch + 1) * batches.steps - 1, batches.steps, batches.pictures_per_step)
+    record = {"epoch": run.epoch, "train_loss": loss, "train_lr": last.lr, "train_wd": last.weight_decay,
+              "train_entropy": entropy, "train_kl": kl, "teacher_temp": last.teacher_temp,
+              "teacher_momentum": last.teacher_momentum, "images_per_s": round(run.pictures / run.seconds, 1)}
+    run.epoch, run.pictures, run.seconds, run.totals = run.epoch + 1, 0, 0.0, torch.zeros(3)
+    return record
+
+
+def save(run: RunState, settings: Settings, where: Hardware, *names: str) -> None:
+    """Write log.txt and the checkpoint, under further names too; returns when it is done in all processes."""
+    run.totals = where.mean(run.totals)
+    if where.is_main:
+        output = Path(settings.output_dir)
+        report.write_log(output / "log.txt", run.history)
+        for name in ("checkpoint.pth", *names):
+            save_run(output / name, run, settings)
+    where.wait()
+
+
+def train(settings: Settings, where: Hardware, signals: list[int]) -> None:
+    """The whole run: epochs, evaluations, log, checkpoints, and the report at the end."""
+    say = tqdm.write if where.is_main else lambda line: None
+    with where.main_first():
+        pictures, val = read_pictures(settings, where)
+    loader, batches = make_loader(pictures, settings, where)
+    split = knn_split(pictures, val, settings.knn_images)
+    run = start_run(settings, where)
+    ddp_student = distribute(run, settings, where)
+    say(f"{len(pictures)} pictures, {batches.steps} steps of {batches.pictures_per_step} an epoch; "
+        f"K = {settings.out_dim}, ln K = {math.log(settings.out_dim):.4f}"
+        + ("" if split else "; no labels, so no k-NN on the way"))
+
+    if not run.history:
+        run.history.append({"epoch": -1})
+    evaluate(run, split, settings, where)
+    save(run, settings, where)
+    per_epoch = batches.steps * batches.pictures_per_step
+    with tqdm(total=settings.epochs * per_epoch, initial=run.epoch * per_epoch + run.pictures, unit="img",
+              disable=not where.is_main) as bar:
+        while run.epoch < settings.epochs:
+            train_epoch(run, ddp_student, loader, batches, settings, where, signals, bar)
+            if where.any(bool(signals)):
+                save(run, settings, where)
+                say(f"stopped after {run.epoch} epochs and {run.pictures} pictures; the same command goes on there")
+                sys.exit(128 + (signals or [signal.SIGTERM])[0])
+            run.history.append(epoch_record(run, settings, batches, where))
+            save(run, settings, where)  # before the evaluation, which may take long
+            evaluate(run, split, settings, where)
+            save(run, settings, where, *report.kept_name(run.epoch, settings.saveckp_freq))
+            say(report.line(run.history[-1], settings.epochs, settings.out_dim))
+    if where.is_main:
+        untrained = make_teacher(build_student(settings)).backbone.to(where.device)
+        print(report.finish(Path(settings.output_dir), run, untrained, val or pictures, settings, where))
+
+
+def main(argv: list[str] | None = None) -> None:
+    with errors_in_one_line():
+        settings = parse_settings(argv)
+        with hardware.start(settings.device, settings.precision) as where, hardware.stop_signals() as signals:
+            train(settings, where, signals)
+
+
+if __name__ == "__main__":
+    main()
