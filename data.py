@@ -1,13 +1,11 @@
 """Pictures, from wherever they come: the embedded creatures, a folder of one's own, a dataset of torchvision.
 
 Every source becomes the same thing: numbered uint8 RGB tensors, with labels where there are any. Labels serve the
-evaluations alone; DINO never sees them. Training reads crops through CropsDataset, whose randomness is a function
-of (seed, epoch, picture): the crops do not depend on the number of workers, of processes, or on where a run resumed.
+evaluations alone; DINO never sees them.
 """
 import io
 import os
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,12 +14,11 @@ import torch
 import torchvision
 from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
 from commandline import InputError, brief
 from creatures import CLASSES, make_creatures
-from multicrop import MultiCrop
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
               ".jp2", ".tga", ".avif")
@@ -216,47 +213,3 @@ def knn_split(train: Pictures, val: Pictures | None, most: int = 10 ** 9) -> tup
         return pictures if len(pictures) <= n else pictures.subset(torch.linspace(0, len(pictures) - 1, n).long())
 
     return at_most(labelled, most), at_most(val, most)
-
-
-def seed_of(*numbers: int) -> int:
-    """A seed below 2^32, all that torch's CPU generator uses, that differs for neighbouring numbers."""
-    return zlib.crc32(" ".join(map(str, numbers)).encode())
-
-
-class CropsDataset(Dataset):
-    """The views of picture `index` in epoch `epoch`: dataset[epoch, index] -> V float tensors (3, S, S)."""
-
-    def __init__(self, pictures: Pictures, multicrop: MultiCrop, seed: int):
-        self.pictures, self.multicrop, self.seed = pictures, multicrop, seed
-
-    def __getitem__(self, key: tuple[int, int]) -> list[Tensor]:
-        epoch, index = key
-        image, _ = self.pictures[index]
-        torch.default_generator.manual_seed(seed_of(self.seed, epoch, index))
-        return self.multicrop(image)
-
-
-class EpochBatches(Sampler):
-    """The micro-batches of one process for one epoch, as lists of (epoch, index), from step `first_step` on.
-
-    A step takes the same pictures however many processes share it: process r of R takes its R-th part. The last,
-    incomplete step of an epoch is dropped.
-    """
-
-    def __init__(self, pictures: int, batch_size: int, accumulate: int, rank: int, world_size: int, seed: int):
-        self.pictures, self.batch_size, self.accumulate, self.seed = pictures, batch_size, accumulate, seed
-        self.rank, self.world_size = rank, world_size
-        self.pictures_per_step = batch_size * accumulate * world_size
-        self.steps = pictures // self.pictures_per_step
-        self.epoch = self.first_step = 0
-
-    def __len__(self) -> int:
-        return (self.steps - self.first_step) * self.accumulate
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
-        order = torch.randperm(self.pictures, generator=generator)
-        for step in range(self.first_step, self.steps):
-            this_step = order[step * self.pictures_per_step:(step + 1) * self.pictures_per_step]
-            for batch in this_step.view(self.accumulate, self.world_size, self.batch_size)[:, self.rank].tolist():
-                yield [(self.epoch, index) for index in batch]

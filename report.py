@@ -48,8 +48,8 @@ def collapse(entropy: float, kl: float, out_dim: int) -> str:
         return (f"COLLAPSE, uniform: entropy {entropy:.3f} within 1 % of ln K = {log_k:.3f}, nothing is learnt: try a "
                 "lower --teacher_temp and --warmup_teacher_temp, a lower --lr, a longer --freeze_last_layer")
     if entropy < 0.03 * log_k and kl < 0.03 * log_k:
-        return (f"COLLAPSE, one-hot: entropy near 0 ({entropy:.3f}) and KL too ({kl:.3f}), every picture gets the same "
-                "prototype: try --center_momentum 0.9, a higher --teacher_temp, a lower --lr")
+        return (f"COLLAPSE, one-hot: entropy near 0 ({entropy:.3f}) and KL too ({kl:.3f}), so every picture seems to "
+                "get the same prototype: try --center_momentum 0.9, a higher --teacher_temp, a lower --lr")
     return ""
 
 

@@ -26,15 +26,16 @@ import report
 from backbone import build_backbone
 from checkpoint import describe, load_strictly, read_checkpoint, split_weights
 from commandline import InputError, errors_in_one_line
-from data import CropsDataset, EpochBatches, Pictures, knn_split, open_pictures, seed_of, without_unreadable
+from data import Pictures, knn_split, open_pictures, without_unreadable
 from eval_knn import knn_accuracies
 from features import EvaluationView, Pixels
 from hardware import Hardware
 from head import DINOHead
-from lars import LARS
 from loss import DINOLoss
 from multicrop import MultiCrop, MultiCropNetwork
+from optimizer import clip_gradients, make_optimizer
 from run_state import RunState, load_run, save_run
+from sampling import CropsDataset, EpochBatches, seed_of
 from schedules import cosine, linear
 from settings import Settings, parse_settings
 from teacher import make_teacher, update_teacher
@@ -58,28 +59,6 @@ def scheduled(settings: Settings, step: int, steps_per_epoch: int, pictures_per_
         cosine(step, total, settings.momentum_teacher, 1.0),
         linear(step, settings.warmup_teacher_temp_epochs * steps_per_epoch, settings.warmup_teacher_temp,
                settings.teacher_temp))
-
-
-def parameter_groups(student: nn.Module) -> list[dict]:
-    """Matrices decay; biases and the 1-d scales of normalisations do not (release: positions and [CLS] do)."""
-    params = [param for param in student.parameters() if param.requires_grad]
-    return [{"params": [param for param in params if param.ndim > 1], "decays": True},
-            {"params": [param for param in params if param.ndim <= 1], "decays": False, "weight_decay": 0.0}]
-
-
-def make_optimizer(name: str, student: nn.Module) -> torch.optim.Optimizer:
-    """adamw, sgd or lars; learning rate and decay are set at each step."""
-    groups = parameter_groups(student)
-    if name == "adamw":
-        return torch.optim.AdamW(groups, lr=0.0, fused=True)
-    return torch.optim.SGD(groups, lr=0.0, momentum=0.9) if name == "sgd" else LARS(groups, lr=0.0)
-
-
-def clip_gradients(student: nn.Module, max_norm: float) -> None:
-    """Scale each parameter's gradient down to at most max_norm, each tensor by itself (release), 0: not at all."""
-    for param in student.parameters():
-        if max_norm and param.grad is not None:
-            param.grad.mul_((max_norm / (param.grad.norm() + 1e-6)).clamp(max=1))
 
 
 def train_step(student: MultiCropNetwork, ddp_student: nn.Module, teacher: MultiCropNetwork, dino_loss: DINOLoss,

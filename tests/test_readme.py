@@ -38,7 +38,7 @@ def test_every_place_that_the_readme_names_exists(file, name):
 
 def test_every_training_flag_in_the_readme_exists():
     flags = {field.name for field in fields(Settings)}
-    for command in re.findall(r"train\.py ([^\n`#]*)", README):
+    for command in re.findall(r"train\.py ([^\n`#]*)", README.replace("\\\n", " ")):
         for flag in re.findall(r"--(\w+)", command):
             assert flag in flags, f"README shows train.py --{flag}, which is no setting"
 

@@ -44,7 +44,7 @@ def launch(photos: Path, output: Path, *flags: str, launcher: str = "") -> subpr
                "--output_dir", str(output), *flags]
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     return subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            env=environment)
+                            env=environment, start_new_session=True)
 
 
 def log_of(output: Path) -> list[dict]:
@@ -182,12 +182,14 @@ def test_two_processes_equal_one_with_the_double_batch(photos, tmp_path, flags):
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_the_same_command_goes_on(photos, tmp_path):
-    process = launch(photos, tmp_path, "--epochs", "2000", "--saveckp_freq", "0", "--knn_every", "0")
+def test_sigterm_to_the_whole_group_saves_and_the_same_command_goes_on(photos, tmp_path):
+    """As torchrun and Slurm send it: to the loader's workers too."""
+    process = launch(photos, tmp_path, "--epochs", "2000", "--saveckp_freq", "0", "--knn_every", "0",
+                     "--num_workers", "1")
     while not (tmp_path / "log.txt").exists() or len(log_of(tmp_path)) < 3:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM and "the same command goes on there" in output
     checkpoint = torch.load(tmp_path / "checkpoint.pth", weights_only=True)

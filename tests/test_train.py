@@ -9,13 +9,13 @@ import torch.nn.functional as F
 import report
 from hardware import Hardware
 from head import DINOHead
-from lars import LARS
 from loss import DINOLoss
 from multicrop import MultiCropNetwork, forward_crops
+from optimizer import LARS, clip_gradients, make_optimizer, parameter_groups
 from schedules import cosine
 from settings import Settings, parse_settings
 from teacher import make_teacher, update_teacher
-from train import StepValues, clip_gradients, make_optimizer, parameter_groups, scheduled, train_step
+from train import StepValues, scheduled, train_step
 from vit import VisionTransformer
 
 HERE = Hardware(0, 1, torch.device("cpu"), torch.float32)
@@ -140,6 +140,16 @@ def test_lars_scales_matrices_to_a_share_of_their_norm_and_leaves_vectors_alone(
     optimizer.step()
     assert (matrix - old_matrix).norm().item() == pytest.approx(0.5 * 0.001 * old_matrix.norm().item(), rel=1e-4)
     torch.testing.assert_close(vector.detach(), old_vector - 0.5 * vector.grad)
+
+
+def test_a_step_in_bf16_is_near_the_step_in_fp32():
+    full, half = parts(), parts()
+    metrics = step(full)
+    bf16 = Hardware(0, 1, torch.device("cpu"), torch.bfloat16)
+    close = train_step(half.student, half.student, half.teacher, half.dino_loss, half.optimizer, [half.crops], VALUES,
+                       0.0, False, bf16)
+    torch.testing.assert_close(close, metrics, atol=0.05, rtol=0.05)
+    assert all(param.dtype == torch.float32 for param in half.student.parameters()), "the weights themselves stay fp32"
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])

@@ -1,0 +1,52 @@
+"""The optimiser (Sec. 3.2, "Implementation details"): AdamW for ViTs, SGD or LARS for convnets; decay and clipping."""
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+
+def parameter_groups(student: nn.Module) -> list[dict]:
+    """Matrices decay; biases and the 1-d scales of normalisations do not (release: positions and [CLS] do)."""
+    params = [param for param in student.parameters() if param.requires_grad]
+    return [{"params": [param for param in params if param.ndim > 1], "decays": True},
+            {"params": [param for param in params if param.ndim <= 1], "decays": False, "weight_decay": 0.0}]
+
+
+def clip_gradients(student: nn.Module, max_norm: float) -> None:
+    """Scale each parameter's gradient down to at most max_norm, each tensor by itself (release), 0: not at all."""
+    for param in student.parameters():
+        if max_norm and param.grad is not None:
+            param.grad.mul_((max_norm / (param.grad.norm() + 1e-6)).clamp(max=1))
+
+
+class LARS(Optimizer):
+    """You et al. 2017, for large batches: SGD whose step for a matrix is a fixed share of the matrix's own norm.
+
+    g <- g + decay w; for tensors of 2 and more axes g <- g * eta ||w|| / ||g||; v <- m v + g; w <- w - lr v.
+    """
+
+    def __init__(self, params, lr: float, weight_decay: float = 0.0, momentum: float = 0.9, eta: float = 0.001):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "eta": eta})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is None:
+                    continue
+                update = param.grad
+                if param.ndim > 1:
+                    update = update.add(param, alpha=group["weight_decay"])
+                    weight_norm, update_norm = param.norm(), update.norm()
+                    trust = group["eta"] * weight_norm / update_norm
+                    update = update * torch.where((weight_norm > 0) & (update_norm > 0), trust, 1.0)
+                velocity = self.state[param].setdefault("velocity", torch.zeros_like(param))
+                velocity.mul_(group["momentum"]).add_(update)
+                param.sub_(velocity, alpha=group["lr"])
+
+
+def make_optimizer(name: str, student: nn.Module) -> torch.optim.Optimizer:
+    """adamw, sgd or lars; learning rate and decay are set at each step."""
+    groups = parameter_groups(student)
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=0.0, fused=True)
+    return torch.optim.SGD(groups, lr=0.0, momentum=0.9) if name == "sgd" else LARS(groups, lr=0.0)

@@ -1,0 +1,57 @@
+"""Which pictures a step sees, and which crops of them: functions of (seed, epoch, picture) and of nothing else.
+
+So neither the number of workers, nor that of processes, nor where a run was resumed changes what is learnt from.
+"""
+import zlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from data import Pictures
+from multicrop import MultiCrop
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed below 2^32, all that torch's CPU generator uses, that differs for neighbouring numbers."""
+    return zlib.crc32(" ".join(map(str, numbers)).encode())
+
+
+class CropsDataset(Dataset):
+    """The views of picture `index` in epoch `epoch`: dataset[epoch, index] -> V float tensors (3, S, S)."""
+
+    def __init__(self, pictures: Pictures, multicrop: MultiCrop, seed: int):
+        self.pictures, self.multicrop, self.seed = pictures, multicrop, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> list[Tensor]:
+        epoch, index = key
+        image, _ = self.pictures[index]
+        torch.default_generator.manual_seed(seed_of(self.seed, epoch, index))
+        return self.multicrop(image)
+
+
+class EpochBatches(Sampler):
+    """The micro-batches of one process for one epoch, as lists of (epoch, index), from step `first_step` on.
+
+    A step takes the same pictures however many processes share it: process r of R takes its R-th part. The last,
+    incomplete step of an epoch is dropped.
+    """
+
+    def __init__(self, pictures: int, batch_size: int, accumulate: int, rank: int, world_size: int, seed: int):
+        self.pictures, self.batch_size, self.accumulate, self.seed = pictures, batch_size, accumulate, seed
+        self.rank, self.world_size = rank, world_size
+        self.pictures_per_step = batch_size * accumulate * world_size
+        self.steps = pictures // self.pictures_per_step
+        self.epoch = self.first_step = 0
+
+    def __len__(self) -> int:
+        return (self.steps - self.first_step) * self.accumulate
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
+        order = torch.randperm(self.pictures, generator=generator)
+        for step in range(self.first_step, self.steps):
+            this_step = order[step * self.pictures_per_step:(step + 1) * self.pictures_per_step]
+            for batch in this_step.view(self.accumulate, self.world_size, self.batch_size)[:, self.rank].tolist():
+                yield [(self.epoch, index) for index in batch]

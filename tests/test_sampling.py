@@ -1,0 +1,41 @@
+"""Crops and batches are functions of (seed, epoch, picture), however the work is shared or interrupted."""
+import torch
+
+from data import Pictures
+from multicrop import MultiCrop
+from sampling import CropsDataset, EpochBatches
+
+
+def crops_of(epoch: int, index: int, seed: int = 0) -> torch.Tensor:
+    pictures = Pictures(torch.randint(0, 256, (7, 3, 40, 40), generator=torch.Generator().manual_seed(1)).byte())
+    return torch.cat([view.flatten() for view in CropsDataset(pictures, MultiCrop(16, 8), seed)[epoch, index]])
+
+
+def test_crops_depend_on_seed_epoch_and_picture_and_on_nothing_else():
+    first = crops_of(2, 3)
+    torch.rand(100)
+    assert torch.equal(first, crops_of(2, 3))
+    for other in (crops_of(3, 3), crops_of(2, 4), crops_of(2, 3, seed=1)):
+        assert not torch.equal(first, other)
+
+
+def batches_of(world_size: int, batch_size: int, accumulate: int = 1, epoch: int = 0, first_step: int = 0):
+    steps: dict[int, set] = {}
+    for rank in range(world_size):
+        batches = EpochBatches(101, batch_size, accumulate, rank, world_size, seed=5)
+        batches.epoch, batches.first_step = epoch, first_step
+        for i, batch in enumerate(batches):
+            steps.setdefault(first_step + i // accumulate, []).extend(batch)
+    return {step: sorted(batch) for step, batch in steps.items()}
+
+
+def test_a_step_takes_the_same_pictures_however_they_are_shared():
+    alone = batches_of(1, 12)
+    assert alone == batches_of(2, 6) == batches_of(3, 4) == batches_of(1, 4, accumulate=3) == batches_of(2, 3, 2)
+    assert len(alone) == 8 and len({key for batch in alone.values() for key in batch}) == 96
+
+
+def test_an_epoch_goes_on_in_its_middle_and_the_next_has_another_order():
+    assert batches_of(1, 12, first_step=3) == {step: batch for step, batch in batches_of(1, 12).items() if step >= 3}
+    orders = [[index for batch in batches_of(1, 12, epoch=epoch).values() for _, index in batch] for epoch in (0, 1)]
+    assert orders[0] != orders[1]
