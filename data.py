@@ -56,10 +56,12 @@ def decode(source: str | Path | bytes) -> Tensor:
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             return pil_to_tensor(to_rgb(image))
+    except FileNotFoundError:
+        raise InputError(f"no picture at {str(source)!r}: check the path") from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        name = "these bytes" if isinstance(source, bytes) else str(source)
-        raise InputError(f"cannot read the picture {name!r} ({brief(error)}): mend or remove it, "
-                         f"or pass --skip_bad_images true") from None
+        name = "these bytes" if isinstance(source, bytes) else repr(str(source))
+        raise InputError(f"cannot read the picture {name} ({brief(error)}): mend it or take it away; trainings and "
+                         "evaluations can leave such pictures out with --skip_bad_images") from None
 
 
 class Pictures(Dataset):

@@ -59,7 +59,7 @@ def draw_curves(path: Path, history: list[dict], out_dim: int) -> None:
     at = [record["epoch"] + 1 for record in epochs]
     figure, (losses, knn, schedules) = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
     for key, label in (("train_loss", "loss"), ("train_entropy", "teacher's entropy"), ("train_kl", "KL")):
-        losses.plot(at, [record[key] for record in epochs], label=label)
+        losses.plot(at, [record[key] for record in epochs], marker=".", label=label)
     losses.axhline(math.log(out_dim), color="grey", linestyle=":", label=f"ln K = {math.log(out_dim):.3f}")
     losses.set(title="loss = entropy + KL", ylabel="nats", ylim=(0, None))
     for key in ("knn_teacher", "knn_student"):
@@ -72,11 +72,12 @@ def draw_curves(path: Path, history: list[dict], out_dim: int) -> None:
     knn.set(title="k-NN top-1", ylabel="%")
     for key in ("train_lr", "train_wd", "teacher_momentum", "teacher_temp"):
         values = [record[key] for record in epochs]
-        schedules.plot(at, [value / max(max(values), 1e-12) for value in values],
-                       label=f"{key.replace('train_', '')}: {values[0]:.3g} to {values[-1]:.3g}")
+        schedules.plot(at, [value / max(max(values), 1e-12) for value in values], marker=".",
+                       label=f"{key.replace('train_', '')}: {values[0]:.4g} to {values[-1]:.4g}")
     schedules.set(title="schedules, each over its largest value")
     for axes in (losses, knn, schedules):
         axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
     write_whole(path, figure.savefig)
     plt.close(figure)
@@ -91,7 +92,7 @@ def draw_attention(path: Path, views: Tensor, view: EvaluationView, attention: T
                    patch_size: int, mass: float = 0.6) -> None:
     """One row a picture: it, the mean over heads untrained and trained, each head, the mask of the mean's `mass`."""
     heads = attention.shape[1]
-    titles = ["picture", "untrained", "trained", *(f"head {j}" for j in range(heads)), f"{mass:.0%} of the mass"]
+    titles = ["picture", "untrained", "trained", *(f"head {j}" for j in range(heads)), f"{mass:.0%} of trained"]
     figure, grid = plt.subplots(len(views), len(titles), figsize=(1.4 * len(titles), 1.4 * len(views) + 0.3),
                                 layout="constrained", squeeze=False)
     for row, picture, trained, before in zip(grid, unnormalised(views, view), attention, untrained, strict=True):
@@ -112,11 +113,13 @@ def finish(output: Path, run: RunState, untrained: nn.Module, pictures: Pictures
     draw_curves(output / "curves.png", run.history, settings.out_dim)
     baselines, last = run.history[0], run.history[-1]
     log_k = math.log(settings.out_dim)
-    text = [f"After {run.epoch} epochs the loss is {last['train_loss']:.3f} nats; ln K = {log_k:.3f}."]
+    text = [f"After {run.epoch} epoch(s) the loss is {last['train_loss']:.3f} nats; ln K = {log_k:.3f}."]
     if "knn_teacher" in last and "knn_untrained" in baselines:
         text.append(f"k-NN top-1: {last['knn_teacher']:.1f} % with the teacher's features, "
                     f"{baselines['knn_untrained']:.1f} % with the same network untrained, "
                     f"{baselines['knn_pixels']:.1f} % with raw pixels.")
+        if last["knn_teacher"] < max(baselines["knn_untrained"] + 5, baselines["knn_pixels"]):
+            text.append("That is little: a longer run, or --help's advice for small data, may give more.")
     trained = run.teacher.backbone.eval()
     if hasattr(trained, "get_last_selfattention"):
         text += attention_report(output, trained, untrained.eval(), pictures, settings, where)
@@ -124,13 +127,14 @@ def finish(output: Path, run: RunState, untrained: nn.Module, pictures: Pictures
                 f"No collapse: the entropy, {last['train_entropy']:.3f}, lies between 0 and ln K, and the KL is "
                 f"{last['train_kl']:.3f}.")
     text.append(f"Everything is in {output}.")
-    return "\n" + " ".join(text)
+    return "\n" + "\n".join(text)
 
 
 def attention_report(output: Path, trained: nn.Module, untrained: nn.Module, pictures: Pictures, settings: Settings,
                      where: Hardware) -> list[str]:
-    """Draw attention.png of the first pictures -> sentences with the scores, where object masks are known."""
-    n = min(len(pictures), 1000 if pictures.masks is not None else 8)
+    """Draw attention.png of ten pictures from everywhere -> lines with the scores, where object masks are known."""
+    n = min(len(pictures), 1000 if pictures.masks is not None else 10)
+    pictures = pictures.subset(torch.linspace(0, len(pictures) - 1, n).long())
     view = EvaluationView(settings.eval_size, settings.eval_crop, settings.mean, settings.std)
     views = torch.stack([view(pictures[i][0]) for i in range(n)])
     before, after = (torch.cat([cls_attention(network, some.to(where.device)).cpu() for some in views.split(100)])
@@ -139,9 +143,8 @@ def attention_report(output: Path, trained: nn.Module, untrained: nn.Module, pic
     if pictures.masks is None:
         return []
     was, now = (attention_scores(maps, pictures.masks[:n], settings.patch_size) for maps in (before, after))
-    jaccards = ", ".join(f"{name.replace('_', ' ')} at {percent} %: {was[key]:.1f} -> {now[key]:.1f}"
-                         for name in ("best_head", "head_mean") for percent in (60, 80)
-                         for key in [f"jaccard_{name}_{percent}"])
+    table = [f"    {name.replace('_', ' ')}, {percent} % of the mass: {was[key]:.1f} -> {now[key]:.1f} %"
+             for name in ("best_head", "head_mean") for percent in (60, 80) for key in [f"jaccard_{name}_{percent}"]]
     return [f"[CLS] puts {100 * now['mass_on_object']:.1f} % of its attention on the object, untrained "
             f"{100 * was['mass_on_object']:.1f} % ({now['mass_on_object'] / was['mass_on_object']:.2f} times).",
-            f"Jaccard with the true masks, untrained -> trained, {jaccards}."]
+            "Jaccard of attention's masks with the true masks, untrained -> trained:", *table]

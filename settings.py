@@ -18,8 +18,8 @@ from multicrop import IMAGENET_MEAN, IMAGENET_STD
 @dataclass
 class Settings:
     # -- data
-    # a recipe by name: demo, small, vits16, vits8, vitb16, vitb8, resnet50; by default demo without data,
-    # vits16 with
+    # a recipe by name: demo, small, vits16, vits8, vitb16, vitb8, resnet50; by default demo without data and
+    # vits16 with data
     preset: str = ""
     # a folder of class folders, of pictures, or with train/ and val/; without it the embedded pictures
     data_path: str = ""
@@ -58,8 +58,8 @@ class Settings:
     lr: float = 0.0005  # at the end of the warm-up, per 256 pictures of a step: scaled by (pictures a step) / 256
     warmup_epochs: int = 10  # epochs of the learning rate's linear warm-up
     min_lr: float = 1e-6  # at the end of its cosine
-    weight_decay: float = 0.04  # at the start; a cosine leads to
-    weight_decay_end: float = 0.4  # its end; small networks and short runs want less
+    weight_decay: float = 0.04  # its value at the start of its cosine
+    weight_decay_end: float = 0.4  # and at the end
     clip_grad: float = 3.0  # largest gradient norm of each parameter tensor by itself; 0: no clipping
     freeze_last_layer: int = 1  # epochs during which the prototypes get no gradient; more if the loss does not fall
     # -- crops
@@ -133,16 +133,18 @@ def _help_texts() -> dict[str, str]:
 def parse_settings(argv: list[str] | None = None) -> Settings:
     """The command line -> checked settings: the defaults, changed by the preset, changed by single flags."""
     parser = CommandLine("Train DINO. Without --data_path on the embedded pictures, else with the paper's recipe.\n"
-                         f"Presets: {', '.join(PRESETS)}; each explained in settings.py.")
+                         f"Presets: {', '.join(PRESETS)}; each explained in settings.py.\nIn brackets the "
+                         "defaults, which the preset changes and single flags override.")
     texts = _help_texts()
     for field in dataclasses.fields(Settings):
         default, many = field.default, isinstance(field.default, tuple)
         kind = true_or_false if isinstance(default, bool) else type(default[0] if many else default)
         shown = " ".join(map(str, default)) if many else default
+        shown = f" [{shown}]" if shown != "" else ""
         switch = isinstance(default, bool) or field.name == "compile"  # alone it means true
         parser.add_argument(f"--{field.name}", type=kind, nargs=len(default) if many else "?" if switch else None,
                             const=kind("true") if switch else None, metavar=kind.__name__, default=SUPPRESS,
-                            help=f"{texts[field.name]} [{shown}]".replace("%", "%%"))
+                            help=f"{texts[field.name]}{shown}".replace("%", "%%"))
     given = vars(parser.parse_args(argv))
     preset = given.get("preset") or ("vits16" if given.get("data_path") or given.get("dataset") else "demo")
     if preset not in PRESETS:

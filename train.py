@@ -93,7 +93,8 @@ def read_pictures(settings: Settings, where: Hardware) -> tuple[Pictures, Pictur
     if settings.skip_bad_images:
         (train, bad), (val, bad_val) = without_unreadable(train), without_unreadable(val) if val else (None, [])
         if where.is_main:
-            print(*bad, *bad_val, f"skipped {len(bad + bad_val)} pictures that cannot be read", sep="\n")
+            named = [message.split(": mend it")[0] for message in bad + bad_val]
+            print(*named, f"skipped {len(named)} pictures that cannot be read", sep="\n")
     return train, val
 
 

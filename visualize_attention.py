@@ -101,9 +101,9 @@ def main(argv: list[str] | None = None) -> None:
     add("--pretrained_weights", default="", metavar="FILE", help="a checkpoint of ours, of the release, or of timm")
     add("--checkpoint_key", default="teacher", choices=("teacher", "student"), help="whose weights to take")
     add("--pretrained", default="", metavar="NAME", help=f"the authors' weights: {', '.join(checkpoint.PRETRAINED)}")
-    add("--image_size", type=int, default=480, help="pixels of the short side, brought to a multiple of the patch")
+    add("--image_size", type=int, default=480, help="pixels of the short side, in multiples of the patch [480]")
     add("--threshold", type=float, help="also draw masks that keep this share of the mass, 0 ... 1; the paper: 0.6")
-    add("--output_dir", default="attention", help="gets the figure and the single files")
+    add("--output_dir", default="attention", help="gets the figure and the single files [attention]")
     add("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
     flags = parser.parse_args(argv)
     with errors_in_one_line():

@@ -44,7 +44,8 @@ def finish(tmp_path: Path, entropy: float, kl: float) -> str:
 def test_the_paragraph_gives_every_number_and_the_figures_are_there(tmp_path):
     text = finish(tmp_path, entropy=2.0, kl=0.5)
     for said in ("loss is 2.500", "ln K = 4.159", "71.5 % with the teacher", "21.5 % with the same network untrained",
-                 "50.0 % with raw pixels", "of its attention on the object", "best head at 60 %", "head mean at 80 %",
+                 "50.0 % with raw pixels", "of its attention on the object", "best head, 60 % of the mass",
+                 "head mean, 80 % of the mass",
                  "No collapse", str(tmp_path)):
         assert said in text, f"{said!r} is missing in: {text}"
     assert {path.name for path in tmp_path.iterdir()} == {"attention.png", "curves.png"}
@@ -63,8 +64,8 @@ def test_the_same_attention_scores_alike_trained_and_untrained(tmp_path):
     drawn = make_creatures(20)
     pictures = Pictures(drawn.images, drawn.labels, CLASSES, drawn.masks)
     network = run.teacher.backbone
-    first, second = report.attention_report(tmp_path, network, network, pictures, settings, HERE)
-    assert "(1.00 times)" in first
-    for pair in second.split(": ")[1:]:
-        before, after = pair.split(",")[0].rstrip(".").split(" -> ")
+    first, _, *table = report.attention_report(tmp_path, network, network, pictures, settings, HERE)
+    assert "(1.00 times)" in first and len(table) == 4
+    for row in table:
+        before, after = row.split(": ")[1].rstrip(" %").split(" -> ")
         assert before == after
