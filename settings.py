@@ -93,10 +93,10 @@ _VIT = dict(warmup_teacher_temp=0.04, teacher_temp=0.07, warmup_teacher_temp_epo
 PRESETS = {
     # The embedded pictures on two CPU cores, about five minutes: k-NN and attention far above the untrained network.
     "demo": dict(arch="vit_nano", patch_size=8, init_std=0.07, drop_path_rate=0.0, out_dim=256, head_hidden_dim=256,
-                 use_bn_in_head=True, warmup_teacher_temp=0.02, teacher_temp=0.02, momentum_teacher=0.99, epochs=16,
-                 batch_size_per_gpu=32, lr=0.008, warmup_epochs=2, weight_decay_end=1.0, global_crops_size=48,
-                 local_crops_size=24, global_crops_scale=(0.5, 1.0), local_crops_scale=(0.25, 0.8),
-                 local_crops_number=4, color_jitter=(0.4, 0.4, 0.2, 0.5), blur=(0.0, 0.0, 0.0), solarize=0.0,
+                 use_bn_in_head=True, warmup_teacher_temp=0.02, teacher_temp=0.02, momentum_teacher=0.99, epochs=24,
+                 batch_size_per_gpu=32, lr=0.008, warmup_epochs=2, global_crops_size=48, local_crops_size=24,
+                 global_crops_scale=(0.5, 1.0), local_crops_scale=(0.25, 0.8), local_crops_number=4,
+                 color_jitter=(0.4, 0.4, 0.2, 0.5), blur=(0.0, 0.0, 0.0), solarize=0.0,
                  knn_every=4, knn_images=1000, eval_size=64, eval_crop=1.0, output_dir="runs/demo"),
     # A few thousand pictures of your own on one machine: one GPU, an hour or two; a CPU, overnight.
     "small": dict(arch="vit_tiny", out_dim=4096, momentum_teacher=0.99, warmup_teacher_temp=0.02, teacher_temp=0.04,

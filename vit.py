@@ -180,7 +180,7 @@ class VisionTransformer(nn.Module):
 def vit_nano(patch_size: int = 8, img_size: int = 64, in_chans: int = 3, drop_path_rate: float = 0.0,
              init_std: float = 0.02) -> VisionTransformer:
     """0.8 M parameters, for the embedded pictures: learns on a laptop in minutes. Not in the paper."""
-    return VisionTransformer(patch_size, img_size, in_chans, drop_path_rate, 128, 4, 2, init_std)
+    return VisionTransformer(patch_size, img_size, in_chans, drop_path_rate, 128, 4, 4, init_std)
 
 
 def vit_tiny(patch_size: int = 16, img_size: int = 224, in_chans: int = 3, drop_path_rate: float = 0.0,

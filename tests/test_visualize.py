@@ -29,7 +29,7 @@ def test_one_picture_gives_the_figure_and_the_releases_files(weights, tmp_path, 
     visualize_attention.main(["--pretrained_weights", str(weights), "--image_path", picture, "--image_size", "40",
                               "--threshold", "0.6", "--output_dir", str(tmp_path / "out"), "--device", "cpu"])
     assert str(tmp_path / "out" / "attention.png") in capsys.readouterr().out
-    heads = range(2)
+    heads = range(4)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "attention.png", "img.png", *(f"attn-head{j}.png" for j in heads), *(f"mask_th0.6_head{j}.png" for j in heads)}
     assert Image.open(tmp_path / "out" / "img.png").size == (136, 40), "the shape must be kept, in multiples of 8"
