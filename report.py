@@ -3,7 +3,7 @@ import json
 import math
 from pathlib import Path
 
-import matplotlib
+import matplotlib.pyplot as plt
 import torch
 from torch import Tensor, nn
 
@@ -15,9 +15,6 @@ from hardware import Hardware
 from run_state import RunState
 from settings import Settings
 from visualize_attention import overlay
-
-matplotlib.use("Agg")  # draws to files, needs no screen
-import matplotlib.pyplot as plt
 
 
 def write_log(path: Path, history: list[dict]) -> None:

@@ -183,20 +183,24 @@ def train_epoch(run: RunState, ddp_student: nn.Module, loader: DataLoader, batch
             return
 
 
-def evaluate(run: RunState, split: tuple[Pictures, Pictures] | None, settings: Settings, where: Hardware) -> None:
-    """Put k-NN top-1 in % into the last record, where it is due and not there: of teacher and student after an epoch,
-    of the untrained network and of raw pixels before the first."""
-    record, every = run.history[-1], settings.knn_every
-    due = every and (run.epoch % every == 0 or run.epoch == settings.epochs)
+def due_for_knn(run: RunState, settings: Settings) -> dict[str, nn.Module]:
+    """The networks whose k-NN the last record still wants: teacher and student after every so many epochs, the
+    untrained network and raw pixels before the first; none where it has them."""
+    every = settings.knn_every
+    if not every or (run.epoch % every and run.epoch != settings.epochs):
+        return {}
     networks = {"knn_teacher": run.teacher.backbone, "knn_student": run.student.backbone}
     if run.epoch == 0:
         networks = {"knn_untrained": run.teacher.backbone, "knn_pixels": Pixels()}
-    if split is None or not due or networks.keys() <= record.keys():
-        return
+    return {} if networks.keys() <= run.history[-1].keys() else networks
+
+
+def evaluate(run: RunState, split: tuple[Pictures, Pictures], settings: Settings, where: Hardware) -> None:
+    """Put k-NN top-1 in % into the last record, of the networks that are due."""
     view = EvaluationView(settings.eval_size, settings.eval_crop, settings.mean, settings.std)
     workers = hardware.workers(settings.num_workers)
-    for name, network in networks.items():
-        record[name] = round(knn_accuracies(network, split, view, where, num_workers=workers)[20][0], 2)
+    for name, network in due_for_knn(run, settings).items():
+        run.history[-1][name] = round(knn_accuracies(network, split, view, where, num_workers=workers)[20][0], 2)
 
 
 def epoch_record(run: RunState, settings: Settings, batches: EpochBatches, where: Hardware) -> dict:
@@ -236,7 +240,8 @@ def train(settings: Settings, where: Hardware, signals: list[int]) -> None:
 
     if not run.history:
         run.history.append({"epoch": -1})
-    evaluate(run, split, settings, where)
+    if split and due_for_knn(run, settings):
+        evaluate(run, split, settings, where)
     save(run, settings, where)
     per_epoch = batches.steps * batches.pictures_per_step
     with tqdm(total=settings.epochs * per_epoch, initial=run.epoch * per_epoch + run.pictures, unit="img",
@@ -248,8 +253,9 @@ def train(settings: Settings, where: Hardware, signals: list[int]) -> None:
                 say(f"stopped after {run.epoch} epochs and {run.pictures} pictures; the same command goes on there")
                 sys.exit(128 + (signals or [signal.SIGTERM])[0])
             run.history.append(epoch_record(run, settings, batches, where))
-            save(run, settings, where)  # before the evaluation, which may take long
-            evaluate(run, split, settings, where)
+            if split and due_for_knn(run, settings):
+                save(run, settings, where)  # the evaluation may take long
+                evaluate(run, split, settings, where)
             save(run, settings, where, *report.kept_name(run.epoch, settings.saveckp_freq))
             say(report.line(run.history[-1], settings.epochs, settings.out_dim))
     if where.is_main:
