@@ -18,6 +18,7 @@ from torch import Tensor, nn
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v: three (B, h, N, d) -> (B, h, N, d)."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # the fused kernel is several times slower just here
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()  # one plain copy each; matmul would make slower ones
         return attention_probs(q, k) @ v
     return F.scaled_dot_product_attention(q, k, v)
 
@@ -28,7 +29,7 @@ def attention_probs(q: Tensor, k: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention: (B, N, D) -> (B, N, D)."""
+    """Multi-head self-attention: (B, N, D) -> (B, N, D); with rows, only the outputs of the first so many tokens."""
 
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
@@ -40,8 +41,9 @@ class Attention(nn.Module):
         """(B, N, D) -> (3, B, h, N, d)."""
         return rearrange(self.qkv(x), "B N (three h d) -> three B h N d", three=3, h=self.num_heads)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(rearrange(attend(*self.queries_keys_values(x)), "B h N d -> B N (h d)"))
+    def forward(self, x: Tensor, rows: int | None = None) -> Tensor:
+        q, k, v = self.queries_keys_values(x)
+        return self.proj(rearrange(attend(q[:, :, :rows], k, v), "B h N d -> B N (h d)"))
 
 
 class Mlp(nn.Module):
@@ -75,7 +77,10 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); drop_path is the chance that a sample skips a branch."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); drop_path is the chance that a sample skips a branch.
+
+    (B, N, D) -> (B, N, D); with rows, only the outputs of the first so many tokens, which still look at all.
+    """
 
     def __init__(self, dim: int, num_heads: int, drop_path: float = 0.0):
         super().__init__()
@@ -85,13 +90,17 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, 4 * dim)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
+    def forward(self, x: Tensor, rows: int | None = None) -> Tensor:
+        x = x[:, :rows] + self.drop_path(self.attn(self.norm1(x), rows))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class PatchEmbed(nn.Module):
-    """Cut into patches and map each to D numbers, as one strided convolution: (B, C, H, W) -> (B, D, rows, cols)."""
+    """Cut into p x p patches and map each linearly to D numbers: (B, C, H, W) -> (B, rows, cols, D).
+
+    That is a convolution of stride p, and its weights are kept as one; cutting first makes it a plain product of
+    matrices, which trains faster.
+    """
 
     def __init__(self, patch_size: int, in_chans: int, embed_dim: int):
         super().__init__()
@@ -104,7 +113,8 @@ class PatchEmbed(nn.Module):
             nearest = " x ".join(str(max(p, round(side / p) * p)) for side in (H, W))
             raise ValueError(f"a picture of {H} x {W} pixels does not divide into patches of {p}: "
                              f"resize it to multiples of {p}, such as {nearest}")
-        return self.proj(images)
+        patches = rearrange(images, "B C (rows y) (cols x) -> B rows cols (C y x)", y=p, x=p)
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
 class VisionTransformer(nn.Module):
@@ -147,15 +157,16 @@ class VisionTransformer(nn.Module):
     def tokens(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, 1 + N, D): [CLS], then the patches row by row, with their positions added."""
         patches = self.patch_embed(images)
-        rows, cols = patches.shape[-2:]
-        x = torch.cat([self.cls_token.expand(len(images), -1, -1), rearrange(patches, "B D r c -> B (r c) D")], dim=1)
+        _, rows, cols, _ = patches.shape
+        x = torch.cat([self.cls_token.expand(len(images), -1, -1), patches.flatten(1, 2)], dim=1)
         return x + self.positions(rows, cols)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.tokens(images)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x)
-        return self.norm(x)[:, 0]  # [CLS]
+        x = self.blocks[-1](x, rows=1)  # [CLS]: nobody reads the patches' last outputs
+        return self.norm(x)[:, 0]
 
     def get_last_selfattention(self, images: Tensor) -> Tensor:
         """The last block's attention probabilities: (B, C, H, W) -> (B, h, 1 + N, 1 + N); row 0 is [CLS] looking."""

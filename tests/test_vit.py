@@ -27,6 +27,18 @@ def test_the_last_intermediate_layer_holds_the_feature():
     torch.testing.assert_close(network.get_intermediate_layers(images, n=3)[-1][:, 0], network(images))
 
 
+def test_leaving_out_the_last_blocks_patches_changes_neither_the_feature_nor_a_gradient():
+    """The loss reads [CLS] alone: what the last block computes for patches reaches nothing."""
+    images, direction = torch.randn(3, 3, 14, 77, dtype=torch.float64), torch.randn(3, 22, dtype=torch.float64)
+    spared, whole = small_vit().double(), small_vit().double()
+    feature, reference = spared(images), whole.get_intermediate_layers(images)[-1][:, 0]
+    torch.testing.assert_close(feature, reference)
+    (feature * direction).sum().backward()
+    (reference * direction).sum().backward()
+    for (name, weight), other in zip(spared.named_parameters(), whole.parameters()):
+        torch.testing.assert_close(weight.grad, other.grad, msg=f"the gradient of {name} differs")
+
+
 def test_the_feature_is_layer_normalised():
     feature = small_vit()(torch.randn(5, 3, 35, 35))
     torch.testing.assert_close(feature.mean(dim=1), torch.zeros(5), atol=1e-5, rtol=0)
@@ -62,6 +74,11 @@ def test_the_attention_shown_is_the_attention_used():
     values = last.attn.queries_keys_values(last.norm1(x))[2]
     by_hand = last.attn.proj((probs @ values).transpose(1, 2).flatten(2))
     torch.testing.assert_close(last.attn(last.norm1(x)), by_hand)
+
+
+def test_patches_are_mapped_as_by_the_convolution_whose_weights_they_have():
+    embed, images = small_vit().patch_embed, torch.randn(2, 3, 14, 77)
+    torch.testing.assert_close(embed(images), embed.proj(images).permute(0, 2, 3, 1))
 
 
 def bicubic(t: float) -> list[float]:
