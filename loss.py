@@ -15,6 +15,41 @@ from einops import rearrange
 from torch import Tensor, nn
 
 
+class CrossEntropy(torch.autograd.Function):
+    """sum over v, b, k of -p log softmax(s / tau): logits s (V * B, K), tau -> scalar.
+
+    p, what view v is to predict, is the sum of the teacher's outputs on the other global views: P_2 for view 1, P_1
+    for view 2, P_1 + P_2 for local views. The gradient (n softmax(s / tau) - p) / tau, with n = sum_k p, falls out of
+    the same pass, view by view: autograd would go over the logits again, and keep several tensors of their size.
+    """
+
+    @staticmethod
+    def forward(ctx, student_logits: Tensor, p1: Tensor, p2: Tensor, tau: float) -> Tensor:
+        gradient, total, both = torch.empty_like(student_logits), p1.new_zeros(()), p1 + p2
+        for view, (s, g) in enumerate(zip(student_logits.split(len(p1)), gradient.split(len(p1)), strict=True)):
+            p, n = [(p2, 1), (p1, 1), (both, 2)][min(view, 2)]
+            log_p_student = (s.float() / tau).log_softmax(dim=-1)
+            total -= torch.dot(p.flatten(), log_p_student.flatten())
+            g.copy_(log_p_student.exp_().mul_(n).sub_(p))
+        ctx.gradient, ctx.tau = gradient, tau
+        return total
+
+    @staticmethod
+    def backward(ctx, grad_total: Tensor):
+        gradient, ctx.gradient = ctx.gradient, None  # scaled in place, so it serves once
+        if gradient is None:
+            raise RuntimeError("this loss went backward before: compute it again")
+        return gradient.mul_(grad_total / ctx.tau), None, None, None
+
+
+def cross_entropy(student_logits: Tensor, p1: Tensor, p2: Tensor, tau: float) -> Tensor:
+    """The same in closed form, n logsumexp(s / tau) - <p, s / tau>, which a compiler fuses better."""
+    s = rearrange(student_logits.float() / tau, "(v b) k -> v b k", b=len(p1))
+    log_sums = s.logsumexp(dim=-1)
+    return (log_sums[:2].sum() + 2 * log_sums[2:].sum()
+            - (p2 * s[0]).sum() - (p1 * s[1]).sum() - ((p1 + p2) * s[2:]).sum())
+
+
 class DINOLoss(nn.Module):
     """Cross-entropy of teacher and student over all pairs of different views, in nats."""
 
@@ -30,19 +65,13 @@ class DINOLoss(nn.Module):
         if len(teacher_logits) != 2 * B or len(student_logits) % B or len(student_logits) < 2 * B:
             raise ValueError(f"{len(teacher_logits)} teacher rows are no two views of a batch of which "
                              f"{len(student_logits)} student rows are all views")
-        log_p_student = (student_logits.float() / self.student_temp).log_softmax(dim=-1)
         log_p_teacher = ((teacher_logits.detach().float() - self.center) / teacher_temp).log_softmax(dim=-1)
         p_teacher = log_p_teacher.exp()
+        self.teacher_entropy = -torch.dot(p_teacher.flatten(), log_p_teacher.flatten()) / (2 * B)
 
-        cross_entropy = -torch.einsum(  # of teacher view t with student view v: (2, V)
-            "tbk, vbk -> tv",
-            rearrange(p_teacher, "(t b) k -> t b k", b=B),
-            rearrange(log_p_student, "(v b) k -> v b k", b=B)) / B
-        V = cross_entropy.shape[1]
-        different_view = 1 - torch.eye(2, V, device=cross_entropy.device)  # a view never predicts itself
-        loss = (cross_entropy * different_view).sum() / different_view.sum()  # paper: sum; release: mean
-
-        self.teacher_entropy = -(p_teacher * log_p_teacher).sum(dim=-1).mean()
+        sum_over_pairs = cross_entropy if torch.compiler.is_compiling() else CrossEntropy.apply
+        pairs = 2 * (len(student_logits) // B) - 2  # a view never predicts itself
+        loss = sum_over_pairs(student_logits, *p_teacher.split(B), self.student_temp) / (pairs * B)
         self.kl = loss.detach() - self.teacher_entropy
         return loss
 

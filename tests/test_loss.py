@@ -38,6 +38,27 @@ def test_eq_3_the_loss_is_the_cross_entropy_averaged_over_pairs_of_different_vie
     assert loss_fn(student, teacher, T).item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_compiled_form_and_its_gradient_equal_the_written_out_ones(dtype):
+    """backend="eager" takes the branch for compilers without needing one."""
+    (student, teacher), loss_fn = random_logits(), DINOLoss(K)
+    compiled = torch.compile(DINOLoss(K), backend="eager")
+    gradients = []
+    for either in (loss_fn, compiled):
+        logits = student.detach().to(dtype).requires_grad_()
+        loss = either(logits, teacher.to(dtype), T)
+        (3 * loss).backward()
+        gradients.append((loss.detach(), logits.grad.float()))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-4)
+
+
+def test_a_loss_that_went_backward_once_says_so():
+    loss = DINOLoss(K)(*random_logits(), T)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="again"):
+        loss.backward()
+
+
 def test_a_view_is_never_paired_with_itself():
     student, teacher = random_logits()
     teacher[B:] = 0  # the second teacher view says nothing: uniform
