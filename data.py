@@ -38,7 +38,7 @@ DATASETS = {  # --dataset name -> torchvision class, and its arguments for the t
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode of Pillow (grey, palette, alpha, CMYK, LAB, 16 bits and more), turned upright by its EXIF tag -> RGB."""
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I") or image.mode == "F":  # convert("RGB") would clip these at 255
         values = np.array(image, dtype=np.float64)
         top = 1.0 if image.mode == "F" and values.max() <= 1 else 255.0 if values.max() <= 255 else 65535.0

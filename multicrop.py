@@ -14,47 +14,57 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
-from torchvision.transforms.functional import pil_to_tensor, resized_crop
+from torchvision.transforms.v2.functional import pil_to_tensor, resized_crop  # v1 would resize uint8 as float
 
+LUMA = torch.tensor([0.2989, 0.587, 0.114])
+OWN_HUES = torch.tensor([0 / 3, 1 / 3, 2 / 3]).view(3, 1, 1)  # of red, green, blue, in circles
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def grey(image: Tensor) -> Tensor:
     """The luma of ITU-R 601: 0.2989 R + 0.587 G + 0.114 B; (3, S, S) -> (1, S, S)."""
-    return (0.2989 * image[0] + 0.587 * image[1] + 0.114 * image[2]).unsqueeze(0)
+    return LUMA.matmul(image.flatten(1)).view(1, *image.shape[1:])
 
 
-def blend(image: Tensor, other: Tensor | float, factor: float) -> Tensor:
+def blend_(image: Tensor, other: Tensor, factor: float) -> Tensor:
     """factor * image + (1 - factor) * other, clamped: brightness, contrast and saturation differ only in other."""
-    return (factor * image + (1 - factor) * other).clamp(0, 1)
+    return image.lerp_(other.expand_as(image), 1 - factor).clamp_(0, 1)
 
 
 def shift_hue(image: Tensor, turn: float) -> Tensor:
     """Turn the hue of HSV by a share of the circle, keeping value V = max and chroma C = max - min.
 
-    With the hue in sixths of the circle, channel n in (5, 3, 1) is V - C clamp(min(k, 4 - k), 0, 1), k = n + hue mod 6.
+    A channel is V - C clamp(6 d - 1, 0, 1), with d the distance on the circle, which is 1 around, of the pixel's hue
+    from the channel's own: 0 for red, 1/3 for green, 2/3 for blue.
     """
+    r, g, b = image
     value, low = image.amax(dim=0), image.amin(dim=0)
-    chroma, (r, g, b) = value - low, image
-    safe = torch.where(chroma == 0, 1.0, chroma)
-    hue = torch.where(value == r, (g - b) / safe, torch.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe))
-    k = (hue + 6 * turn + torch.tensor([5.0, 3.0, 1.0]).view(3, 1, 1)) % 6
-    return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
+    chroma = value - low
+    red_is_less, green_is_less = (value - r).sign_(), (value - g).sign_()  # 0 or 1; lerp is much faster than where
+    slope = torch.lerp(g - b, torch.lerp(b - r, r - g, green_is_less), red_is_less)
+    slope.div_(chroma.clamp(min=1e-6).mul_(6))  # without chroma, any hue will do
+    hue = torch.addcmul(slope, red_is_less, green_is_less.add_(1), value=1 / 3)  # 0, 1/3 or 2/3 + slope
+    distance = (hue.add_(turn + 2.5) - OWN_HUES).frac_().sub_(0.5).abs_()
+    return torch.addcmul(value, chroma, distance.sub_(1 / 6).clamp_(0, 1 / 6), value=-6)
 
 
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
     """Convolve with exp(-x^2 / 2 sigma^2), columns then rows; taps to 3 sigma, reflected at the border."""
-    radius = min(math.ceil(3 * sigma), image.shape[-1] - 1)
-    taps = torch.arange(-radius, radius + 1).div(sigma).square().mul(-0.5).softmax(dim=0).tolist()
-    padded = F.pad(image, (radius,) * 4, mode="reflect")
-    rows, cols = image.shape[-2:]
-    padded = sum(tap * padded[:, i:i + rows] for i, tap in enumerate(taps))
-    return sum(tap * padded[:, :, i:i + cols] for i, tap in enumerate(taps))
+    radius = min(math.ceil(3 * sigma), min(image.shape[-2:]) - 1)
+    first, *taps = torch.arange(-radius, radius + 1).div(sigma).square().mul(-0.5).softmax(dim=0).tolist()
+    image = F.pad(image, (radius,) * 4, mode="reflect")
+    for axis in (1, 2):
+        size = image.shape[axis] - 2 * radius
+        blurred = image.narrow(axis, 0, size) * first
+        for i, tap in enumerate(taps, start=1):
+            blurred.add_(image.narrow(axis, i, size), alpha=tap)
+        image = blurred
+    return image
 
 
 def solarize(image: Tensor) -> Tensor:
     """Invert what is at least half bright: 128 of 255."""
-    return torch.where(image >= 128 / 255, 1 - image, image)
+    return torch.lerp(image, 1 - image, (image >= 128 / 255).float())
 
 
 def uniform(low: float, high: float) -> float:
@@ -66,11 +76,11 @@ def color_jitter(image: Tensor, brightness: float, contrast: float, saturation: 
     """In random order: blend by factors from 1 -+ strength with black, the mean grey, the grey image; turn the hue."""
     for operation in torch.randperm(4).tolist():
         if operation == 0 and brightness:
-            image = blend(image, 0.0, uniform(max(0.0, 1 - brightness), 1 + brightness))
+            image = blend_(image, torch.zeros(()), uniform(max(0.0, 1 - brightness), 1 + brightness))
         elif operation == 1 and contrast:
-            image = blend(image, grey(image).mean(), uniform(max(0.0, 1 - contrast), 1 + contrast))
+            image = blend_(image, grey(image).mean(), uniform(max(0.0, 1 - contrast), 1 + contrast))
         elif operation == 2 and saturation:
-            image = blend(image, grey(image), uniform(max(0.0, 1 - saturation), 1 + saturation))
+            image = blend_(image, grey(image), uniform(max(0.0, 1 - saturation), 1 + saturation))
         elif operation == 3 and hue:
             image = shift_hue(image, uniform(-hue, hue))
     return image
@@ -101,19 +111,20 @@ class MultiCrop:
     def view(self, image: Tensor, size: int, scale: tuple[float, float], blur: float, solarize_chance: float) -> Tensor:
         """One random view: uint8 (3, H, W) -> normalised float (3, S, S)."""
         box = RandomResizedCrop.get_params(image, scale, (3 / 4, 4 / 3))
-        view = resized_crop(image, *box, [size, size], InterpolationMode.BICUBIC, antialias=True).float() / 255
+        view = resized_crop(image, *box, [size, size], InterpolationMode.BICUBIC, antialias=True)
         flip, jitter, to_grey, to_blur, to_solarize = torch.rand(5).tolist()
         if flip < 0.5:
             view = view.flip(-1)
+        view = view.to(torch.float32, memory_format=torch.contiguous_format).div_(255)  # one colour after the other
         if jitter < 0.8:
             view = color_jitter(view, *self.jitter)
         if to_grey < 0.2:
-            view = grey(view).expand(3, -1, -1)
+            view = grey(view).repeat(3, 1, 1)
         if to_blur < blur:
             view = gaussian_blur(view, uniform(0.1, 2.0))
         if to_solarize < solarize_chance:
             view = solarize(view)
-        return (view - self.mean) / self.std
+        return view.sub_(self.mean).div_(self.std)
 
 
 def forward_crops(backbone: nn.Module, head: nn.Module, crops: Sequence[Tensor]) -> Tensor:

@@ -25,9 +25,9 @@ def test_the_hue_turns_as_torchvision_turns_it(turn):
 @pytest.mark.parametrize("factor", [0.6, 1.0, 1.4])
 def test_brightness_contrast_and_saturation_are_torchvisions(factor):
     grey = multicrop.grey(IMAGE)
-    assert close(multicrop.blend(IMAGE, 0.0, factor), TF.adjust_brightness(IMAGE, factor))
-    assert close(multicrop.blend(IMAGE, grey.mean(), factor), TF.adjust_contrast(IMAGE, factor))
-    assert close(multicrop.blend(IMAGE, grey, factor), TF.adjust_saturation(IMAGE, factor))
+    assert close(multicrop.blend_(IMAGE.clone(), torch.zeros(()), factor), TF.adjust_brightness(IMAGE, factor))
+    assert close(multicrop.blend_(IMAGE.clone(), grey.mean(), factor), TF.adjust_contrast(IMAGE, factor))
+    assert close(multicrop.blend_(IMAGE.clone(), grey, factor), TF.adjust_saturation(IMAGE, factor))
 
 
 def test_grey_and_solarise_are_torchvisions():
