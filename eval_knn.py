@@ -79,7 +79,7 @@ def evaluate(flags, where: Hardware) -> None:
                         ("num_workers", flags.num_workers >= -1)):
         if not holds:
             raise InputError(f"--{flag} {getattr(flags, flag)} is out of range")
-    with where.main_first():
+    with where.main_first(flags.download or bool(flags.pretrained)):
         backbone, args = checkpoint.load_backbone(checkpoint.weights_path(flags), flags.checkpoint_key, flags.arch)
         train, val = open_pictures(flags.data_path, flags.dataset, flags.download)
     size = flags.eval_size or args.get("eval_size", 224)
@@ -94,7 +94,7 @@ def evaluate(flags, where: Hardware) -> None:
 
     view = EvaluationView(size, *(args[name] for name in ("eval_crop", "mean", "std") if name in args))
     ks = tuple(k for k in flags.nb_knn if k <= len(split[0])) or (len(split[0]),)
-    options = {"batch_size": flags.batch_size, "num_workers": hardware.workers(flags.num_workers),
+    options = {"batch_size": flags.batch_size, "num_workers": hardware.share_cores(flags.num_workers, where.device),
                "progress": "features"}
     networks = {args["arch"]: backbone.to(where.device)}
     if len(split[0]) + len(split[1]) <= 20_000:  # more raw pixels than that fill the memory

@@ -49,13 +49,13 @@ class Hardware(NamedTuple):
         return bool(up)
 
     @contextmanager
-    def main_first(self) -> Iterator[None]:
-        """The main process goes through the block before the others: what it downloads, they find."""
-        if self.world_size > 1 and not self.is_main:
-            dist.barrier()
+    def main_first(self, downloads: bool) -> Iterator[None]:
+        """If the block downloads, the main process goes through it before the others, which then find the files."""
+        if downloads and not self.is_main:
+            self.wait()
         yield
-        if self.world_size > 1 and self.is_main:
-            dist.barrier()
+        if downloads and self.is_main:
+            self.wait()
 
     def wait(self) -> None:
         """Until all processes are here."""
@@ -127,12 +127,22 @@ def compile_blocks(backbones: list[nn.Module], wanted: str, hardware: Hardware) 
     return "compiled"
 
 
-def workers(wanted: int) -> int:
-    """The number of loader workers: as wanted, or with -1 one for each core that this process may use, at most 10."""
+def share_cores(wanted: int, device: torch.device) -> int:
+    """The number of loader workers: as wanted, or with -1 as many as this process's cores, at most 10.
+
+    A network on the CPU needs the cores itself: then -1 is a quarter of them, at least one, and the network's threads
+    get the others, unless OMP_NUM_THREADS says otherwise.
+    """
     if wanted >= 0:
         return wanted
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(10, max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    if device.type != "cpu":
+        return min(10, cores)
+    workers = max(1, cores // 4)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, cores - workers))
+    return workers
 
 
 @contextmanager

@@ -28,7 +28,9 @@ class Settings:
     dataset: str = ""
     download: bool = False  # fetch --dataset over the network if it is not there
     skip_bad_images: bool = False  # read every picture once at the start and leave out those that cannot be read
-    num_workers: int = -1  # processes that decode and augment; -1: one a core, at most 10; 0: the training's own
+    # processes that decode and augment; 0: the training's own; -1: one a core, at most 10, and without a GPU one in
+    # four cores, the others being the network's
+    num_workers: int = -1
     # -- network
     arch: str = "vit_small"  # vit_nano, vit_tiny, vit_small, vit_base, or a convnet of torchvision such as resnet50
     patch_size: int = 16  # pixels; smaller patches are better and slower (Fig. 5)
@@ -93,7 +95,7 @@ _VIT = dict(warmup_teacher_temp=0.04, teacher_temp=0.07, warmup_teacher_temp_epo
 PRESETS = {
     # The embedded pictures on two CPU cores, eight to nine minutes: far above the untrained network and raw pixels.
     "demo": dict(arch="vit_nano", patch_size=8, init_std=0.07, drop_path_rate=0.0, out_dim=256, head_hidden_dim=256,
-                 use_bn_in_head=True, warmup_teacher_temp=0.02, teacher_temp=0.02, momentum_teacher=0.99, epochs=24,
+                 use_bn_in_head=True, warmup_teacher_temp=0.02, teacher_temp=0.02, momentum_teacher=0.99, epochs=36,
                  batch_size_per_gpu=32, lr=0.008, warmup_epochs=2, global_crops_size=48, local_crops_size=24,
                  global_crops_scale=(0.5, 1.0), local_crops_scale=(0.25, 0.8), local_crops_number=4,
                  color_jitter=(0.4, 0.4, 0.2, 0.5), blur=(0.0, 0.0, 0.0), solarize=0.0,

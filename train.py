@@ -108,7 +108,7 @@ def make_loader(pictures: Pictures, settings: Settings, where: Hardware) -> tupl
     multicrop = MultiCrop(settings.global_crops_size, settings.local_crops_size, settings.global_crops_scale,
                           settings.local_crops_scale, settings.local_crops_number, settings.mean, settings.std,
                           settings.color_jitter, settings.blur, settings.solarize)
-    workers = hardware.workers(settings.num_workers)
+    workers = hardware.share_cores(settings.num_workers, where.device)
     return DataLoader(CropsDataset(pictures, multicrop, settings.seed), batch_sampler=batches, num_workers=workers,
                       pin_memory=where.device.type == "cuda", persistent_workers=workers > 0,
                       worker_init_fn=hardware.leave_signals_to_training), batches
@@ -198,7 +198,7 @@ def due_for_knn(run: RunState, settings: Settings) -> dict[str, nn.Module]:
 def evaluate(run: RunState, split: tuple[Pictures, Pictures], settings: Settings, where: Hardware) -> None:
     """Put k-NN top-1 in % into the last record, of the networks that are due."""
     view = EvaluationView(settings.eval_size, settings.eval_crop, settings.mean, settings.std)
-    workers = hardware.workers(settings.num_workers)
+    workers = hardware.share_cores(settings.num_workers, where.device)
     for name, network in due_for_knn(run, settings).items():
         run.history[-1][name] = round(knn_accuracies(network, split, view, where, num_workers=workers)[20][0], 2)
 
@@ -228,7 +228,7 @@ def save(run: RunState, settings: Settings, where: Hardware, *names: str) -> Non
 def train(settings: Settings, where: Hardware, signals: list[int]) -> None:
     """The whole run: epochs, evaluations, log, checkpoints, and the report at the end."""
     say = tqdm.write if where.is_main else lambda line: None
-    with where.main_first():
+    with where.main_first(settings.download):
         pictures, val = read_pictures(settings, where)
     loader, batches = make_loader(pictures, settings, where)
     split = knn_split(pictures, val, settings.knn_images)
