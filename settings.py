@@ -93,7 +93,7 @@ class Settings:
 
 _VIT = dict(warmup_teacher_temp=0.04, teacher_temp=0.07, warmup_teacher_temp_epochs=30, local_crops_number=10)
 PRESETS = {
-    # The embedded pictures on two CPU cores, eight to nine minutes: far above the untrained network and raw pixels.
+    # The embedded pictures on two CPU cores, ten minutes: far above the untrained network and raw pixels.
     "demo": dict(arch="vit_nano", patch_size=8, init_std=0.07, drop_path_rate=0.0, out_dim=256, head_hidden_dim=256,
                  use_bn_in_head=True, warmup_teacher_temp=0.02, teacher_temp=0.02, momentum_teacher=0.99, epochs=36,
                  batch_size_per_gpu=32, lr=0.008, warmup_epochs=2, global_crops_size=48, local_crops_size=24,
