@@ -198,7 +198,7 @@ def check(settings: Settings) -> None:
         require(getattr(settings, flag) in choices, flag, f"is unknown: choose one of {', '.join(choices)}")
     for flag in ("warmup_epochs", "warmup_teacher_temp_epochs"):
         require(getattr(settings, flag) <= settings.epochs, flag,
-                f"is longer than the run of --epochs {settings.epochs}: shorten the warm-up or lengthen the run")
+                f"is longer than the run of --epochs {settings.epochs}: give a shorter --{flag} too, or more --epochs")
     require(is_arch(settings.arch), "arch", f"is unknown: choose one of {', '.join(VITS)}, or a convnet of torchvision "
             "such as resnet50")
     if settings.arch in VITS:
