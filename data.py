@@ -37,7 +37,7 @@ DATASETS = {  # --dataset name -> torchvision class, and its arguments for the t
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode of Pillow (grey, palette, alpha, CMYK, LAB, 16 bits and more), turned upright by its EXIF tag -> RGB."""
+    """Any mode of Pillow (grey, palette, alpha, CMYK, LAB, 16 bits and more), turned upright (in place) -> RGB."""
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I") or image.mode == "F":  # convert("RGB") would clip these at 255
         values = np.array(image, dtype=np.float64)

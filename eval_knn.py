@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--temperature", type=float, default=0.07, help="of the votes [0.07]")
     add("--eval_size", type=int, default=0, help="pixels of the centre crop; default: the checkpoint's, or 224")
     add("--batch_size", type=int, default=100)
-    add("--num_workers", type=int, default=-1, help="-1: one a core, at most 10")
+    add("--num_workers", type=int, default=-1, help="that decode pictures; -1: one a core, on a CPU one in four cores")
     add("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
     add("--precision", default="fp32", choices=("auto", "fp32", "bf16"))
     flags = parser.parse_args(argv)

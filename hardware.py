@@ -111,7 +111,9 @@ def start(device: str = "auto", precision: str = "auto") -> Iterator[Hardware]:
 
 
 def compile_blocks(backbones: list[nn.Module], wanted: str, hardware: Hardware) -> str:
-    """Compile ViTs' blocks in place (one graph serves all), or convnets whole -> words that say what was done.
+    """Compile ViTs' blocks in place, or convnets whole -> words that say what was done.
+
+    One graph serves all blocks but the last, whose single row would make second graphs of each, up to Dynamo's limit.
 
     auto: on a GPU. On a CPU it gains nothing and costs minutes. Without a compiler training goes on as it is.
     """
@@ -122,25 +124,27 @@ def compile_blocks(backbones: list[nn.Module], wanted: str, hardware: Hardware) 
     except Exception as error:  # whatever the toolchain lacks, it must not stop the training
         return f"not compiled: torch.compile does not work here ({brief(error)})"
     for backbone in backbones:
-        for module in getattr(backbone, "blocks", [backbone]):
+        for module in backbone.blocks[:-1] if hasattr(backbone, "blocks") else [backbone]:
             module.compile()
     return "compiled"
 
 
 def share_cores(wanted: int, device: torch.device) -> int:
-    """The number of loader workers: as wanted, or with -1 as many as this process's cores, at most 10.
+    """Divide this process's cores between loader and network -> the number of loader workers.
 
-    A network on the CPU needs the cores itself: then -1 is a quarter of them, at least one, and the network's threads
-    get the others, unless OMP_NUM_THREADS says otherwise.
+    As many as wanted; with -1 one a core, at most 10. A network on the CPU needs the cores itself: then -1 is one in
+    four of them, and the network's threads get the others, unless OMP_NUM_THREADS says otherwise.
     """
     if wanted >= 0:
         return wanted
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    cores = max(1, cores // processes)
     if device.type != "cpu":
         return min(10, cores)
-    workers = max(1, cores // 4)
-    if "OMP_NUM_THREADS" not in os.environ:
+    workers = min(10, max(1, cores // 4))
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if threads is None or (threads == "1" and processes > 1):  # torchrun sets 1 for several processes, unasked
         torch.set_num_threads(max(1, cores - workers))
     return workers
 

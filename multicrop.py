@@ -27,7 +27,7 @@ def grey(image: Tensor) -> Tensor:
 
 
 def blend_(image: Tensor, other: Tensor, factor: float) -> Tensor:
-    """factor * image + (1 - factor) * other, clamped: brightness, contrast and saturation differ only in other."""
+    """In place, factor * image + (1 - factor) * other, clamped: brightness, contrast, saturation by the other."""
     return image.lerp_(other.expand_as(image), 1 - factor).clamp_(0, 1)
 
 
@@ -72,8 +72,11 @@ def uniform(low: float, high: float) -> float:
     return low + (high - low) * torch.rand(()).item()
 
 
-def color_jitter(image: Tensor, brightness: float, contrast: float, saturation: float, hue: float) -> Tensor:
-    """In random order: blend by factors from 1 -+ strength with black, the mean grey, the grey image; turn the hue."""
+def color_jitter_(image: Tensor, brightness: float, contrast: float, saturation: float, hue: float) -> Tensor:
+    """In random order: blend by factors from 1 -+ strength with black, the mean grey, the grey image; turn the hue.
+
+    May write into the image.
+    """
     for operation in torch.randperm(4).tolist():
         if operation == 0 and brightness:
             image = blend_(image, torch.zeros(()), uniform(max(0.0, 1 - brightness), 1 + brightness))
@@ -106,6 +109,8 @@ class MultiCrop:
 
     def __call__(self, image) -> list[Tensor]:
         image = image if isinstance(image, Tensor) else pil_to_tensor(image.convert("RGB"))
+        if image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3:
+            raise ValueError(f"a picture must be a uint8 tensor (3, H, W), not {image.dtype} {tuple(image.shape)}")
         return [self.view(image, *view) for view in self.views]
 
     def view(self, image: Tensor, size: int, scale: tuple[float, float], blur: float, solarize_chance: float) -> Tensor:
@@ -117,7 +122,7 @@ class MultiCrop:
             view = view.flip(-1)
         view = view.to(torch.float32, memory_format=torch.contiguous_format).div_(255)  # one colour after the other
         if jitter < 0.8:
-            view = color_jitter(view, *self.jitter)
+            view = color_jitter_(view, *self.jitter)
         if to_grey < 0.2:
             view = grey(view).repeat(3, 1, 1)
         if to_blur < blur:

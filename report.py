@@ -121,8 +121,8 @@ def finish(output: Path, run: RunState, untrained: nn.Module, pictures: Pictures
     if hasattr(trained, "get_last_selfattention"):
         text += attention_report(output, trained, untrained.eval(), pictures, settings, where)
     text.append(collapse(last["train_entropy"], last["train_kl"], settings.out_dim) or
-                f"No collapse in the last epoch: its entropy, {last['train_entropy']:.3f}, lies between 0 and ln K, and the KL is "
-                f"{last['train_kl']:.3f}.")
+                f"No collapse in the last epoch: its entropy, {last['train_entropy']:.3f}, lies between 0 and ln K, "
+                f"and its KL is {last['train_kl']:.3f}.")
     text.append(f"Everything is in {output}.")
     return "\n" + "\n".join(text)
 

@@ -192,7 +192,7 @@ def check(settings: Settings) -> None:
     require(min(settings.std) > 0, "std", "must be above 0")
     require(min(settings.color_jitter) >= 0 and settings.color_jitter[3] <= 0.5, "color_jitter",
             "must not be negative, and its hue at most 0.5")
-    require(settings.num_workers >= -1, "num_workers", "must be a number of processes, or -1 for one a core")
+    require(settings.num_workers >= -1, "num_workers", "must be a number of processes, or -1")
     for flag, choices in dict(optimizer=("adamw", "sgd", "lars"), device=("auto", "cuda", "mps", "cpu"),
                               precision=("auto", "fp32", "bf16"), compile=("auto", "true", "false")).items():
         require(getattr(settings, flag) in choices, flag, f"is unknown: choose one of {', '.join(choices)}")

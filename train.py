@@ -150,6 +150,8 @@ def start_run(settings: Settings, where: Hardware) -> RunState:
 def distribute(run: RunState, settings: Settings, where: Hardware) -> nn.Module:
     """The student as the step calls it: blocks compiled where that pays, gradients averaged over the processes."""
     told = hardware.compile_blocks([run.student.backbone, run.teacher.backbone], settings.compile, where)
+    if told == "compiled":
+        run.dino_loss.compile()
     if where.is_main:
         print(f"{where.world_size} x {where.device.type}, {str(where.dtype).removeprefix('torch.')}, {told}")
     if where.world_size == 1:

@@ -85,6 +85,15 @@ def test_a_student_that_says_nothing_costs_ln_k():
     assert DINOLoss(K)(torch.zeros(V * B, K), teacher, T).item() == pytest.approx(math.log(K), rel=1e-6)
 
 
+def test_many_prototypes_lose_no_digits():
+    """The two numbers that show the uniform collapse, at the paper's K and a GPU's batch."""
+    loss_fn = DINOLoss(65536)
+    loss = loss_fn(torch.zeros(2 * 64, 65536), torch.zeros(2 * 64, 65536), 0.04)
+    for nats in (loss, loss_fn.teacher_entropy):
+        assert nats.item() == pytest.approx(math.log(65536), abs=1e-4)
+    assert abs(loss_fn.kl.item()) < 1e-4
+
+
 def test_uniform_teacher_and_student_are_the_uniform_collapse():
     loss_fn = DINOLoss(K)
     loss_fn(torch.zeros(V * B, K), torch.zeros(2 * B, K), T)
@@ -147,7 +156,7 @@ def test_low_temperatures_and_half_precision_stay_finite():
         assert student.grad.isfinite().all() and loss_fn.kl.isfinite()
 
 
-@pytest.mark.parametrize(("students", "teachers"), [(15, 5), (14, 6), (3, 6)])
+@pytest.mark.parametrize(("students", "teachers"), [(15, 5), (14, 6), (3, 6), (0, 0)])
 def test_rows_that_are_no_views_of_one_batch_are_refused(students, teachers):
     with pytest.raises(ValueError, match="views"):
         DINOLoss(K)(torch.zeros(students, K), torch.zeros(teachers, K), T)
