@@ -2,9 +2,9 @@
 
 Nothing is downloaded and nothing lies on disk. A class is a silhouette with its coat pattern; everything else
 is drawn afresh for each picture: place, turn, size, both coat colours, light, ground. So that a class can hardly
-be read off the colours (LOG.md says how far), the object's share of the picture and the share of the dark coat are drawn from the same
-laws for all classes, and so are the hues. The ground has the same statistics in every picture: DINO learns
-whatever two crops of a picture share, and a tint of its own would be an easier answer than the creature
+be read off the colours (LOG.md says how far), the object's share of the picture and the share of the dark coat are
+drawn from the same laws for all classes, and so are the hues. The ground has the same statistics in every picture:
+DINO learns whatever two crops of a picture share, and a tint of its own would be an easier answer than the creature
 (LOG.md has the pictures on which just that happened).
 
 Shapes: n pictures, S side in pixels; u right, v down, the creature fits in the disc of radius 1 around (0, 0).
