@@ -13,9 +13,9 @@ from torchvision.ops import StochasticDepth
 def make_teacher(student: nn.Module) -> nn.Module:
     """A copy of the student that shares no memory with it, takes no gradient, and drops no path."""
     teacher = copy.deepcopy(student).requires_grad_(False)
-    for name, module in teacher.named_modules():
-        if name.endswith("drop_path"):
-            module.keep.fill_(1.0)  # drop path is the student's alone
+    for module in list(teacher.modules()):
+        if hasattr(module, "drop_path"):
+            module.drop_path = nn.Identity()  # drop path is the student's alone
         if isinstance(module, (nn.Dropout, StochasticDepth)):
             module.p = 0.0  # and so is what torchvision's convnets drop
     return teacher

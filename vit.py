@@ -77,18 +77,18 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); drop_path is the chance that a sample skips a branch.
+    """x + attention(norm(x)), then x + mlp(norm(x)); drop_path is the chance that a sample skips a branch, if any.
 
     (B, N, D) -> (B, N, D); with rows, only the outputs of the first so many tokens, which still look at all.
     """
 
-    def __init__(self, dim: int, num_heads: int, drop_path: float = 0.0):
+    def __init__(self, dim: int, num_heads: int, drop_path: float | None = None):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = Attention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, 4 * dim)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path = nn.Identity() if drop_path is None else DropPath(drop_path)
 
     def forward(self, x: Tensor, rows: int | None = None) -> Tensor:
         x = x[:, :rows] + self.drop_path(self.attn(self.norm1(x), rows))
@@ -130,8 +130,8 @@ class VisionTransformer(nn.Module):
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid ** 2, embed_dim))
-        drop_path = [drop_path_rate * i / max(1, depth - 1) for i in range(depth)]  # stochastic depth: rises from 0
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, p) for p in drop_path)
+        rates = [drop_path_rate * i / max(1, depth - 1) for i in range(depth)]  # stochastic depth: rises from 0
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, rate if drop_path_rate else None) for rate in rates)
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         nn.init.trunc_normal_(self.cls_token, std=init_std)
         nn.init.trunc_normal_(self.pos_embed, std=init_std)
