@@ -135,7 +135,7 @@ def make_loss(flags: argparse.Namespace, where: Hardware) -> tuple[Callable, Cal
     teacher = torch.randn(2 * flags.batch_size, flags.out_dim, device=where.device) / 10
     losses = [kind(flags.out_dim).to(where.device) for kind in (DINOLoss, PlainLoss)]
     if flags.compile:
-        losses[0].compile()
+        hardware.compile_hot_path(losses[:1], "true", where)
 
     def forward_and_backward(dino_loss: nn.Module) -> None:
         student.grad = None
@@ -162,7 +162,8 @@ def make_ema(flags: argparse.Namespace, where: Hardware) -> tuple[Callable, Call
     """The teacher's average over backbone and head."""
     student = make_network(flags).to(where.device)
     teacher = make_teacher(student)
-    return lambda: update_teacher(student, teacher, 0.996), lambda: plain_update_teacher(student, teacher, 0.996)
+    momentum = VALUES.teacher_momentum
+    return lambda: update_teacher(student, teacher, momentum), lambda: plain_update_teacher(student, teacher, momentum)
 
 
 def make_knn(flags: argparse.Namespace, where: Hardware) -> tuple[Callable, Callable]:
@@ -187,7 +188,7 @@ def make_step(flags: argparse.Namespace, where: Hardware) -> tuple[Callable, Cal
     dino_loss, plain_loss = DINOLoss(flags.out_dim).to(where.device), PlainLoss(flags.out_dim).to(where.device)
     optimizers = make_optimizer("adamw", student), plain_optimizer(plain_student)
     if flags.compile:
-        hardware.compile_blocks([student.backbone, teacher.backbone], "true", where)
+        hardware.compile_hot_path([student.backbone, teacher.backbone, dino_loss], "true", where)
     return (lambda: train_step(student, student, teacher, dino_loss, optimizers[0], [crops], VALUES, 3.0, False, where),
             lambda: plain_step(plain_student, plain_teacher, plain_loss, optimizers[1], crops, where))
 

@@ -50,7 +50,7 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         part.unlink(missing_ok=True) if os.access(path.parent, os.W_OK) else None
         raise InputError(f"cannot write {str(path)!r} ({brief(error)}): choose a folder that can be written, or "
-                         " free some space; what was saved before is untouched") from None
+                         "free some space; what was saved before is untouched") from None
 
 
 def save_checkpoint(path: str | Path, checkpoint: dict) -> None:

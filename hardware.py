@@ -110,11 +110,10 @@ def start(device: str = "auto", precision: str = "auto") -> Iterator[Hardware]:
             dist.destroy_process_group()
 
 
-def compile_blocks(backbones: list[nn.Module], wanted: str, hardware: Hardware) -> str:
-    """Compile ViTs' blocks in place, or convnets whole -> words that say what was done.
+def compile_hot_path(modules: list[nn.Module], wanted: str, hardware: Hardware) -> str:
+    """Compile ViTs' blocks in place, convnets and the loss whole -> words that say what was done.
 
     One graph serves all blocks but the last, whose single row would make second graphs of each, up to Dynamo's limit.
-
     auto: on a GPU. On a CPU it gains nothing and costs minutes. Without a compiler training goes on as it is.
     """
     if wanted == "false" or (wanted == "auto" and hardware.device.type != "cuda"):
@@ -123,9 +122,9 @@ def compile_blocks(backbones: list[nn.Module], wanted: str, hardware: Hardware) 
         torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=hardware.device))
     except Exception as error:  # whatever the toolchain lacks, it must not stop the training
         return f"not compiled: torch.compile does not work here ({brief(error)})"
-    for backbone in backbones:
-        for module in backbone.blocks[:-1] if hasattr(backbone, "blocks") else [backbone]:
-            module.compile()
+    for module in modules:
+        for part in module.blocks[:-1] if hasattr(module, "blocks") else [module]:
+            part.compile()
     return "compiled"
 
 

@@ -149,9 +149,8 @@ def start_run(settings: Settings, where: Hardware) -> RunState:
 
 def distribute(run: RunState, settings: Settings, where: Hardware) -> nn.Module:
     """The student as the step calls it: blocks compiled where that pays, gradients averaged over the processes."""
-    told = hardware.compile_blocks([run.student.backbone, run.teacher.backbone], settings.compile, where)
-    if told == "compiled":
-        run.dino_loss.compile()
+    hot_path = [run.student.backbone, run.teacher.backbone, run.dino_loss]
+    told = hardware.compile_hot_path(hot_path, settings.compile, where)
     if where.is_main:
         print(f"{where.world_size} x {where.device.type}, {str(where.dtype).removeprefix('torch.')}, {told}")
     if where.world_size == 1:
@@ -172,11 +171,11 @@ def train_epoch(run: RunState, ddp_student: nn.Module, loader: DataLoader, batch
         torch.manual_seed(seed_of(settings.seed, global_step, where.rank))  # of the dropped paths
         values = scheduled(settings, global_step, batches.steps, batches.pictures_per_step)
         metrics = train_step(run.student, ddp_student, run.teacher, run.dino_loss, run.optimizer, micro_batches, values,
-                             settings.clip_grad, run.epoch < settings.freeze_last_layer, where)
+                             settings.clip_grad, run.epoch < settings.freeze_last_layer, where).cpu()
         if where.any(not metrics.isfinite().all()):
             raise InputError(f"the loss is {metrics[0].item()} at epoch {run.epoch + 1}, step {step + 1}: the last "
                              "checkpoint is untouched; go on from it with a lower --lr, or with --precision fp32")
-        run.totals += metrics.cpu()
+        run.totals += metrics
         run.pictures += batches.pictures_per_step
         run.seconds = time.perf_counter() - began
         bar.update(batches.pictures_per_step)
@@ -197,12 +196,12 @@ def due_for_knn(run: RunState, settings: Settings) -> dict[str, nn.Module]:
     return {} if networks.keys() <= run.history[-1].keys() else networks
 
 
-def evaluate(run: RunState, split: tuple[Pictures, Pictures], settings: Settings, where: Hardware) -> None:
+def evaluate(run: RunState, split: tuple[Pictures, Pictures], settings: Settings, where: Hardware,
+             num_workers: int) -> None:
     """Put k-NN top-1 in % into the last record, of the networks that are due."""
     view = EvaluationView(settings.eval_size, settings.eval_crop, settings.mean, settings.std)
-    workers = hardware.share_cores(settings.num_workers, where.device)
     for name, network in due_for_knn(run, settings).items():
-        run.history[-1][name] = round(knn_accuracies(network, split, view, where, num_workers=workers)[20][0], 2)
+        run.history[-1][name] = round(knn_accuracies(network, split, view, where, num_workers=num_workers)[20][0], 2)
 
 
 def epoch_record(run: RunState, settings: Settings, batches: EpochBatches, where: Hardware) -> dict:
@@ -243,7 +242,7 @@ def train(settings: Settings, where: Hardware, signals: list[int]) -> None:
     if not run.history:
         run.history.append({"epoch": -1})
     if split and due_for_knn(run, settings):
-        evaluate(run, split, settings, where)
+        evaluate(run, split, settings, where, loader.num_workers)
     save(run, settings, where)
     per_epoch = batches.steps * batches.pictures_per_step
     with tqdm(total=settings.epochs * per_epoch, initial=run.epoch * per_epoch + run.pictures, unit="img",
@@ -257,7 +256,7 @@ def train(settings: Settings, where: Hardware, signals: list[int]) -> None:
             run.history.append(epoch_record(run, settings, batches, where))
             if split and due_for_knn(run, settings):
                 save(run, settings, where)  # the evaluation may take long
-                evaluate(run, split, settings, where)
+                evaluate(run, split, settings, where, loader.num_workers)
             save(run, settings, where, *report.kept_name(run.epoch, settings.saveckp_freq))
             say(report.line(run.history[-1], settings.epochs, settings.out_dim))
     if where.is_main:
