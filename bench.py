@@ -1,173 +1,154 @@
-"""How fast each part is, beside a plain textbook version of it, in this machine's own numbers.
+"""How fast each part is, beside a plain textbook version of it (plain.py), in this machine's own numbers.
 
     python bench.py                                      # ViT-S/16, 2 x 224 + 8 x 96, K = 65536, batch 4
-    python bench.py --parts step --arch vit_nano --patch_size 8 --precision bf16
+    python bench.py --parts step memory --arch vit_tiny --patch_size 4 --precision bf16 --json
 
-Both versions of a part take turns in one process, so that a drifting machine treats them alike; the ratio is the
-median of the turns' ratios. The plain versions below are how one writes the part without thinking of speed; they
-compute the same (the blur and the random draws of the crops apart), and the tests compare them.
+The two versions of a part take turns in one process, so that a drifting machine treats them alike; what is printed are
+medians over the turns, and "plain / ours" is the median of the turns' ratios: of times, work or memory, so above 1 ours
+needs less. A step's work is counted on uncompiled networks, and its speed compared with the rate at which this machine,
+in the same turns, multiplies large square matrices of the same type. Memory is what two steps take in a fresh process,
+networks included and imports not. bench_sweep.py shows how a step's cost grows.
 """
 import argparse
-import io
 import json
-import random
-import statistics
-import time
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image
 from torch import Tensor, nn
-from torchvision import transforms
+from torch.utils.data import DataLoader
 from torchvision.transforms.functional import to_pil_image
 
+import bench_step
 import hardware
-from backbone import VITS, build_backbone
+import measure
+from bench_step import VALUES, make_ours, make_plain, random_crops, step_in_parts
 from commandline import CommandLine, InputError, errors_in_one_line
 from creatures import make_creatures
-from data import decode
+from data import Pictures, decode, open_pictures
 from eval_knn import knn_votes, nearest_neighbours
 from hardware import Hardware
-from head import DINOHead
 from loss import DINOLoss
-from multicrop import IMAGENET_MEAN, IMAGENET_STD, MultiCrop, MultiCropNetwork
-from optimizer import clip_gradients, make_optimizer, parameter_groups
+from multicrop import MultiCrop
+from plain import PlainCrops, PlainLoss, PlainPictures, plain_knn, plain_update_teacher
+from settings import Settings
 from teacher import make_teacher, update_teacher
-from train import StepValues, train_step
-
-VALUES = StepValues(lr=1e-4, weight_decay=0.04, teacher_momentum=0.996, teacher_temp=0.04)
+from train import build_student, make_loader
 
 
-class PlainCrops:
-    """Multi-crop by torchvision's and Pillow's own operations, on Pillow pictures."""
+class Bench(NamedTuple):
+    """What every part is given; files: the pictures for the parts that read some."""
 
-    def __init__(self, local_number: int = 8):
-        recolour = [transforms.RandomHorizontalFlip(),
-                    transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8),
-                    transforms.RandomGrayscale(0.2)]
-        finish = [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
-        blur = lambda chance: [lambda image: image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
-                               if random.random() < chance else image]
-        crop = lambda size, scale: transforms.RandomResizedCrop(
-            size, scale, interpolation=transforms.InterpolationMode.BICUBIC)
-        solarize = [lambda image: ImageOps.solarize(image) if random.random() < 0.2 else image]
-        local = transforms.Compose([crop(96, (0.05, 0.4)), *recolour, *blur(0.5), *finish])
-        self.views = [transforms.Compose([crop(224, (0.4, 1.0)), *recolour, *blur(1.0), *finish]),
-                      transforms.Compose([crop(224, (0.4, 1.0)), *recolour, *blur(0.1), *solarize, *finish]),
-                      *[local] * local_number]
-
-    def __call__(self, image: Image.Image) -> list[Tensor]:
-        return [view(image) for view in self.views]
+    flags: argparse.Namespace
+    settings: Settings
+    where: Hardware
+    files: list[Path]
 
 
-class PlainLoss(DINOLoss):
-    """Eq. 3 as a double loop over the pairs of views."""
-
-    def forward(self, student_logits: Tensor, teacher_logits: Tensor, teacher_temp: float) -> Tensor:
-        B = len(teacher_logits) // 2
-        students = (student_logits.float() / self.student_temp).split(B)
-        teachers = ((teacher_logits.detach().float() - self.center) / teacher_temp).softmax(dim=-1).split(B)
-        losses = [-(teacher * student.log_softmax(dim=-1)).sum(dim=-1).mean()
-                  for t, teacher in enumerate(teachers) for v, student in enumerate(students) if t != v]
-        return sum(losses) / len(losses)
+def compare(bench: Bench, ours: Callable, plain: Callable, *others: Callable) -> list[list[float]]:
+    """The seconds of each, in turn, as often as --turns and --seconds say."""
+    return measure.in_turn([ours, plain, *others], bench.flags.turns, bench.flags.seconds, bench.where.device)
 
 
-class PlainBackbone(nn.Module):
-    """A ViT that computes all tokens in all blocks, and then takes the first."""
-
-    def __init__(self, backbone: nn.Module):
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.backbone.get_intermediate_layers(images)[0][:, 0]
+def time_row(part: str, times: list[list[float]], pictures: int = 0, **more) -> dict:
+    """Turns of (seconds of ours, of plain, of others) -> what is told of them; pictures: how many each took."""
+    ours, plain = (median(turn[i] for turn in times) for i in (0, 1))
+    speeds = {"images_per_s": pictures / ours, "plain_images_per_s": pictures / plain} if pictures else {}
+    return {"part": part, "unit": "ms", "ours": 1000 * ours, "plain": 1000 * plain,
+            "ratio": median(turn[1] / turn[0] for turn in times), **speeds, **more}
 
 
-@torch.no_grad()
-def plain_update_teacher(student: nn.Module, teacher: nn.Module, momentum: float) -> None:
-    """The teacher's average as the formula reads."""
-    for student_param, teacher_param in zip(student.parameters(), teacher.parameters(), strict=True):
-        teacher_param.copy_(momentum * teacher_param + (1 - momentum) * student_param)
+def make_crops(settings: Settings) -> tuple[MultiCrop, PlainCrops]:
+    """Both ways to the same number of crops of the same sizes."""
+    large, small, number = settings.global_crops_size, settings.local_crops_size, settings.local_crops_number
+    return MultiCrop(large, small, local_number=number), PlainCrops(large, small, number)
 
 
-def plain_knn(train_features: Tensor, train_labels: Tensor, test_features: Tensor, num_classes: int) -> Tensor:
-    """The votes of the 20 nearest, through a one-hot vector for each neighbour, 100 pictures at a time."""
-    train_features, votes = F.normalize(train_features, dim=1), []
-    for rows in F.normalize(test_features, dim=1).chunk(100):
-        cosines, nearest = (rows @ train_features.T).topk(20, dim=1)
-        one_hot = F.one_hot(train_labels[nearest], num_classes)
-        votes.append((one_hot * (cosines / 0.07).exp().unsqueeze(-1)).sum(dim=1))
-    return torch.cat(votes)
+def time_crops(bench: Bench) -> Iterator[dict]:
+    """Decode the first picture and make its crops, on one core."""
+    (ours, plain), file = make_crops(bench.settings), bench.files[0]
+    torch.set_num_threads(1)
+    yield time_row("crops", compare(bench, lambda: ours(decode(file)), lambda: plain(Image.open(file).convert("RGB"))),
+                   pictures=1)
 
 
-def plain_step(student: MultiCropNetwork, teacher: MultiCropNetwork, dino_loss: PlainLoss,
-               optimizer: torch.optim.Optimizer, crops: list[Tensor], where: Hardware) -> None:
-    """Algorithm 1 from the plain parts."""
-    with where.autocast():
-        with torch.no_grad():
-            teacher_logits = teacher(crops[:2])
-        student_logits = student(crops)
-    dino_loss(student_logits, teacher_logits, VALUES.teacher_temp).backward()
-    clip_gradients(student, 3.0)
-    optimizer.step()
-    optimizer.zero_grad()
-    plain_update_teacher(student, teacher, VALUES.teacher_momentum)
-    dino_loss.update_center(teacher_logits)
+def make_loaders(bench: Bench, most: int) -> tuple[DataLoader, DataLoader]:
+    """Ours, as train.py makes it, and the plain one: the same files, batches and workers, 2 ... `most` batches."""
+    flags, settings, where, files = bench
+    workers = hardware.share_cores(flags.num_workers, where.device)
+    if flags.threads:
+        torch.set_num_threads(flags.threads)
+    count = settings.batch_size_per_gpu * max(2, min(most, 8 * workers))
+    files = (files * (1 + count // len(files)))[:count]
+    ours, _ = make_loader(Pictures(files), replace(settings, num_workers=workers), where)
+    return ours, DataLoader(PlainPictures(files, make_crops(settings)[1]), settings.batch_size_per_gpu, shuffle=True,
+                            num_workers=workers, pin_memory=where.device.type == "cuda", drop_last=True,
+                            persistent_workers=workers > 0)
 
 
-def make_crops(flags: argparse.Namespace, where: Hardware) -> tuple[Callable, Callable]:
-    """Decode a JPEG of 400 x 533 pixels (or --image_path) and make its crops: pictures."""
-    if flags.image_path:
-        jpeg = decode(flags.image_path)
-    else:
-        jpeg = make_creatures(4, side=533).images[3][:, :400]
-    file = io.BytesIO()
-    to_pil_image(jpeg).save(file, "JPEG", quality=90)
-    crops, plain_crops = MultiCrop(), PlainCrops()
-    return (lambda: crops(decode(file.getvalue()))), (lambda: plain_crops(Image.open(file).convert("RGB")))
+def run_through(loader: DataLoader, step: Callable, where: Hardware) -> None:
+    """One pass over the loader, as an epoch makes it."""
+    for crops in loader:
+        step([crop.to(where.device, non_blocking=True) for crop in crops])
 
 
-def make_loss(flags: argparse.Namespace, where: Hardware) -> tuple[Callable, Callable]:
-    """Forward and backward of the loss for batch_size pictures."""
-    crops = 2 + flags.local_crops_number
-    student = torch.randn(crops * flags.batch_size, flags.out_dim, device=where.device).requires_grad_()
-    teacher = torch.randn(2 * flags.batch_size, flags.out_dim, device=where.device) / 10
-    losses = [kind(flags.out_dim).to(where.device) for kind in (DINOLoss, PlainLoss)]
-    if flags.compile:
-        hardware.compile_hot_path(losses[:1], "true", where)
+def per_batch(loader_times: list[list[float]], batches: int) -> list[list[float]]:
+    """Seconds of passes -> seconds of batches."""
+    return [[time / batches for time in turn] for turn in loader_times]
+
+
+def time_loader(bench: Bench) -> Iterator[dict]:
+    """Batches from the loader alone, on the device, with workers that have started already."""
+    ours, plain = make_loaders(bench, 32)
+    works = [lambda loader=loader: run_through(loader, len, bench.where) for loader in (ours, plain)]
+    yield time_row("loader", per_batch(compare(bench, *works), len(ours)), bench.flags.batch_size,
+                   workers=ours.num_workers)
+
+
+def time_end_to_end(bench: Bench) -> Iterator[dict]:
+    """Loader and step together: what a training on files does."""
+    settings, where = bench.settings, bench.where
+    versions, crops = (make_ours(settings, where), make_plain(settings, where)), random_crops(settings, where)
+    for version in versions:
+        version.step(crops)
+    most = bench.flags.seconds / 2 / measure.seconds(lambda: versions[0].step(crops), where.device)
+    loaders = make_loaders(bench, int(most))
+    works = [lambda loader=loader, version=version: run_through(loader, version.step, where)
+             for loader, version in zip(loaders, versions, strict=True)]
+    yield time_row("end to end", per_batch(compare(bench, *works), len(loaders[0])), bench.flags.batch_size, workers=loaders[0].num_workers)
+
+
+def time_loss(bench: Bench) -> Iterator[dict]:
+    """Forward and backward of the loss for a batch."""
+    settings, where = bench.settings, bench.where
+    B, K, crops = settings.batch_size_per_gpu, settings.out_dim, 2 + settings.local_crops_number
+    student = torch.randn(crops * B, K, device=where.device).requires_grad_()
+    teacher = torch.randn(2 * B, K, device=where.device) / 10
+    losses = [kind(K).to(where.device) for kind in (DINOLoss, PlainLoss)]
+    hardware.compile_hot_path(losses[:1], settings.compile, where)
 
     def forward_and_backward(dino_loss: nn.Module) -> None:
         student.grad = None
         dino_loss(student, teacher, VALUES.teacher_temp).backward()
 
-    return tuple(lambda each=each: forward_and_backward(each) for each in losses)
+    yield time_row("loss", compare(bench, *(lambda each=each: forward_and_backward(each) for each in losses)))
 
 
-def make_network(flags: argparse.Namespace) -> MultiCropNetwork:
-    """The same weights at each call."""
-    torch.manual_seed(0)
-    backbone = build_backbone(flags.arch, flags.patch_size, flags.global_crops_size)
-    return MultiCropNetwork(backbone, DINOHead(backbone.embed_dim, flags.out_dim))
-
-
-def plain_optimizer(student: nn.Module) -> torch.optim.Optimizer:
-    """AdamW one tensor after the other, decaying what ours decays."""
-    decaying, others = parameter_groups(student)
-    decaying["weight_decay"] = VALUES.weight_decay
-    return torch.optim.AdamW([decaying, others], lr=VALUES.lr, foreach=False)
-
-
-def make_ema(flags: argparse.Namespace, where: Hardware) -> tuple[Callable, Callable]:
+def time_ema(bench: Bench) -> Iterator[dict]:
     """The teacher's average over backbone and head."""
-    student = make_network(flags).to(where.device)
-    teacher = make_teacher(student)
-    momentum = VALUES.teacher_momentum
-    return lambda: update_teacher(student, teacher, momentum), lambda: plain_update_teacher(student, teacher, momentum)
+    student = build_student(bench.settings).to(bench.where.device)
+    teacher, momentum = make_teacher(student), VALUES.teacher_momentum
+    yield time_row("EMA", compare(bench, lambda: update_teacher(student, teacher, momentum),
+                                  lambda: plain_update_teacher(student, teacher, momentum)))
 
 
-def make_knn(flags: argparse.Namespace, where: Hardware) -> tuple[Callable, Callable]:
-    """Votes for 2,000 pictures among 50,000 of 1,000 classes, 384 features each."""
+def time_knn(bench: Bench) -> Iterator[dict]:
+    """Votes for 2,000 pictures among 50,000 of 1,000 classes, 384 features each, on the CPU."""
     train_features, test_features = torch.randn(50_000, 384), torch.randn(2_000, 384)
     labels = torch.randint(1000, (50_000,))
 
@@ -175,94 +156,102 @@ def make_knn(flags: argparse.Namespace, where: Hardware) -> tuple[Callable, Call
         cosines, nearest = nearest_neighbours(train_features, test_features, 20)
         return knn_votes(cosines, labels[nearest], 1000)
 
-    return ours, lambda: plain_knn(train_features, labels, test_features, 1000)
+    yield time_row("k-NN", compare(bench, ours, lambda: plain_knn(train_features, labels, test_features, 1000)))
 
 
-def make_step(flags: argparse.Namespace, where: Hardware) -> tuple[Callable, Callable]:
-    """A whole training step on crops that are there already."""
-    sizes = [flags.global_crops_size] * 2 + [flags.local_crops_size] * flags.local_crops_number
-    crops = [torch.randn(flags.batch_size, 3, size, size, device=where.device) for size in sizes]
-    student, plain_student = (make_network(flags).to(where.device) for _ in range(2))
-    plain_student.backbone = PlainBackbone(plain_student.backbone)
-    teacher, plain_teacher = make_teacher(student), make_teacher(plain_student)
-    dino_loss, plain_loss = DINOLoss(flags.out_dim).to(where.device), PlainLoss(flags.out_dim).to(where.device)
-    optimizers = make_optimizer("adamw", student), plain_optimizer(plain_student)
-    if flags.compile:
-        hardware.compile_hot_path([student.backbone, teacher.backbone, dino_loss], "true", where)
-    return (lambda: train_step(student, student, teacher, dino_loss, optimizers[0], [crops], VALUES, 3.0, False, where),
-            lambda: plain_step(plain_student, plain_teacher, plain_loss, optimizers[1], crops, where))
+def measure_step(bench: Bench) -> Iterator[dict]:
+    """A whole step on crops that are there already; its work; its parts."""
+    settings, where = bench.settings, bench.where
+    one, batch = replace(settings, batch_size_per_gpu=1, compile="false"), settings.batch_size_per_gpu
+    work = [batch * measure.flops(lambda make=make: make(one, where).step(random_crops(one, where)))
+            for make in (make_ours, make_plain)]  # every product grows with the batch
+    ours, plain = make_ours(settings, where), make_plain(settings, where)
+    crops = random_crops(settings, where)
+    matmul, matmul_flops = measure.square_matmul(where.device, where.dtype)
+    times = compare(bench, lambda: ours.step(crops), lambda: plain.step(crops), matmul)
+    yield time_row("step", times, batch)
+
+    rate = matmul_flops / median(turn[2] for turn in times)
+    shares = [100 * flops / median(turn[i] for turn in times) / rate for i, flops in enumerate(work)]
+    yield {"part": "work", "unit": "GFLOP", "ours": work[0] / 1e9, "plain": work[1] / 1e9, "ratio": work[1] / work[0],
+           "gemm_share": shares[0], "plain_gemm_share": shares[1], "gemm_gflop_per_s": rate / 1e9}
+
+    both = [[step_in_parts(version, crops, where) for version in (ours, plain)]
+            for _ in measure.turns(bench.flags.turns, bench.flags.seconds, 2)]
+    whole = median(sum(laps.values()) for laps, _ in both)
+    for name in both[0][0]:
+        row = time_row(f"  {name}", [[laps[name] for laps in turn] for turn in both])
+        yield row | {"step_share": row["ours"] / whole / 10}
 
 
-PARTS = {"crops": make_crops, "loss": make_loss, "ema": make_ema, "knn": make_knn, "step": make_step}
+def measure_memory(bench: Bench) -> Iterator[dict]:
+    """The peak of two steps, each version in a process of its own."""
+    ours, plain = (measure.in_fresh_process(bench_step.cost_of_steps, make, bench.settings, bench.where, torch.get_num_threads())
+                   for make in (make_ours, make_plain))
+    yield {"part": "memory", "unit": "MiB", "ours": ours["mib"], "plain": plain["mib"],
+           "ratio": ours["mib"] and plain["mib"] / ours["mib"]}
 
 
-def seconds(work: Callable, where: Hardware) -> float:
-    """The wall-clock time of one call, the device's queue included."""
-    if where.device.type == "cuda":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    work()
-    if where.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
+PARTS = {"crops": time_crops, "loader": time_loader, "loss": time_loss, "ema": time_ema, "knn": time_knn,
+         "step": measure_step, "memory": measure_memory, "end_to_end": time_end_to_end}
+NOTES = (("images_per_s", "{:.1f} images/s, plain {:.1f}"), ("gemm_gflop_per_s", "GEMM {:.0f} GFLOP/s"),
+         ("gemm_share", "our share of it {:.0f} %, plain {:.0f} %"),
+         ("step_share", "{:.1f} % of our step"))
 
 
-def compare(ours: Callable, plain: Callable, turns: int, where: Hardware) -> dict[str, float]:
-    """Both in turn after two warm-ups -> medians in ms, and the median ratio plain / ours."""
-    times = [(seconds(ours, where), seconds(plain, where)) for _ in range(turns + 2)][2:]
-    return {"ms": 1000 * statistics.median(ours for ours, _ in times),
-            "plain_ms": 1000 * statistics.median(plain for _, plain in times),
-            "ratio": statistics.median(plain / ours for ours, plain in times)}
+def line(row: dict) -> str:
+    """A row of the table."""
+    if row["ours"] is None:
+        return f"{row['part']:<14}  not told by this system"
+    notes = [text.format(row[key], row.get(f"plain_{key}")) for key, text in NOTES if key in row]
+    if "workers" in row:
+        notes.append(f"{row['workers']} workers, {row['threads']} threads")
+    return (f"{row['part']:<14}{row['ours']:>10.1f}{row['plain']:>10.1f} {row['unit']:<6}{row['ratio']:>8.2f}"
+            f"   {'; '.join(notes)}").rstrip()
+
+
+def draw_jpegs(folder: Path) -> list[Path]:
+    """Eight pictures of 400 x 533 pixels, as a photo folder might hold them."""
+    for i, picture in enumerate(make_creatures(8, side=533).images):
+        to_pil_image(picture[:, :400]).save(folder / f"{i}.jpg", quality=90)
+    return sorted(folder.iterdir())
 
 
 def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line -> checked flags."""
+    """The command line -> flags, of which the step's are still to be checked."""
     parser = CommandLine(__doc__)
     add = parser.add_argument
-    add("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
-    add("--arch", default="vit_small", help="[vit_small]")
-    add("--patch_size", type=int, default=16, help="[16]")
-    add("--batch_size", type=int, default=4, help="pictures, in step and loss [4]")
-    add("--out_dim", type=int, default=65536, help="K [65536]")
-    add("--global_crops_size", type=int, default=224, help="of the step, pixels [224]")
-    add("--local_crops_size", type=int, default=96, help="of the step, pixels [96]")
-    add("--local_crops_number", type=int, default=8, help="of step and loss [8]")
-    add("--turns", type=int, default=7, help="measured calls of each version [7]")
-    add("--threads", type=int, default=0, help="of the CPU; 0: as many as torch takes [0]")
-    add("--image_path", default="", help="the picture to crop instead of a drawn one")
-    add("--compile", action="store_true", help="our step's blocks and our loss through torch.compile")
-    add("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
-    add("--precision", default="fp32", choices=("auto", "fp32", "bf16"))
-    add("--json", action="store_true", help="one JSON line for each part instead of the table")
+    add("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help=f"[{' '.join(PARTS)}]", metavar="PART")
+    bench_step.add_step_flags(parser)
+    add("--data_path", default="", help="a folder of pictures to load; default: eight drawn JPEGs of 400 x 533 pixels")
+    add("--num_workers", type=int, default=-1, help="of loader and end_to_end; -1: as many as train.py takes [-1]")
+    add("--turns", type=int, default=7, help="measured calls of each version, at most [7]")
+    add("--seconds", type=float, default=12, help="no third turn once a part took so long [12]")
+    add("--json", action="store_true", help="one JSON object for each row instead of the table")
     flags = parser.parse_args(argv)
-    for name in ("patch_size", "batch_size", "out_dim", "global_crops_size", "local_crops_size", "turns"):
-        if getattr(flags, name) < 1:
-            raise InputError(f"--{name} must be at least 1")
-    for name in ("global_crops_size", "local_crops_size"):
-        if getattr(flags, name) % flags.patch_size:
-            raise InputError(f"--{name} {getattr(flags, name)} must be a multiple of --patch_size {flags.patch_size}")
-    if min(flags.local_crops_number, flags.threads) < 0:
-        raise InputError("--local_crops_number and --threads must not be negative")
-    if flags.arch not in VITS:
-        raise InputError(f"--arch {flags.arch}: the bench knows {', '.join(VITS)}")
+    if flags.turns < 1:
+        raise InputError(f"--turns {flags.turns} must be at least 1")
+    if not flags.seconds >= 0:
+        raise InputError(f"--seconds {flags.seconds} must not be negative")
     return flags
 
 
 def main(argv: list[str] | None = None) -> None:
-    with errors_in_one_line():
+    with errors_in_one_line(), measure.full_memory_in_one_line(), tempfile.TemporaryDirectory() as folder:
         flags = parse_flags(argv)
-        if flags.threads:
-            torch.set_num_threads(flags.threads)
+        settings = bench_step.step_settings(flags)
         with hardware.start(flags.device, flags.precision) as where:
+            files = open_pictures(flags.data_path)[0].source if flags.data_path else draw_jpegs(Path(folder))
+            threads = torch.get_num_threads()
+            machine = measure.machine(where)
             if not flags.json:
-                print(f"{where.device.type}, {where.dtype}, {torch.get_num_threads()} threads, torch "
-                      f"{torch.__version__}\n{'part':>6} {'ours':>11} {'plain':>11}   plain / ours")
+                print(bench_step.told(settings, machine))
+                print(f"\n{'part':<14}{'ours':>10}{'plain':>10}{'plain / ours':>16}")
             for part in flags.parts:
-                found = compare(*PARTS[part](flags, where), flags.turns, where)
-                if flags.json:
-                    print(json.dumps({"part": part, **vars(flags), **found}))
-                else:
-                    print(f"{part:>6} {found['ms']:8.1f} ms {found['plain_ms']:8.1f} ms   {found['ratio']:.2f}")
+                torch.set_num_threads(threads)
+                for row in PARTS[part](Bench(flags, settings, where, files)):
+                    settled = {**row, **vars(flags), **machine, "threads": torch.get_num_threads()}
+                    print(json.dumps(settled) if flags.json else line(settled), flush=True)
 
 
 if __name__ == "__main__":
