@@ -28,7 +28,7 @@ import bench_step
 import hardware
 import measure
 from bench_step import VALUES, make_ours, make_plain, random_crops, step_in_parts
-from commandline import CommandLine, InputError, errors_in_one_line
+from commandline import CommandLine, errors_in_one_line
 from creatures import make_creatures
 from data import Pictures, decode, open_pictures
 from eval_knn import knn_votes, nearest_neighbours
@@ -120,7 +120,8 @@ def time_end_to_end(bench: Bench) -> Iterator[dict]:
     loaders = make_loaders(bench, int(most))
     works = [lambda loader=loader, version=version: run_through(loader, version.step, where)
              for loader, version in zip(loaders, versions, strict=True)]
-    yield time_row("end to end", per_batch(compare(bench, *works), len(loaders[0])), bench.flags.batch_size, workers=loaders[0].num_workers)
+    yield time_row("end to end", per_batch(compare(bench, *works), len(loaders[0])), bench.flags.batch_size,
+                   workers=loaders[0].num_workers)
 
 
 def time_loss(bench: Bench) -> Iterator[dict]:
@@ -177,7 +178,7 @@ def measure_step(bench: Bench) -> Iterator[dict]:
            "gemm_share": shares[0], "plain_gemm_share": shares[1], "gemm_gflop_per_s": rate / 1e9}
 
     both = [[step_in_parts(version, crops, where) for version in (ours, plain)]
-            for _ in measure.turns(bench.flags.turns, bench.flags.seconds, 2)]
+            for _ in measure.turns(bench.flags.turns, bench.flags.seconds)]
     whole = median(sum(laps.values()) for laps, _ in both)
     for name in both[0][0]:
         row = time_row(f"  {name}", [[laps[name] for laps in turn] for turn in both])
@@ -186,8 +187,8 @@ def measure_step(bench: Bench) -> Iterator[dict]:
 
 def measure_memory(bench: Bench) -> Iterator[dict]:
     """The peak of two steps, each version in a process of its own."""
-    ours, plain = (measure.in_fresh_process(bench_step.cost_of_steps, make, bench.settings, bench.where, torch.get_num_threads())
-                   for make in (make_ours, make_plain))
+    ours, plain = (measure.in_fresh_process(bench_step.cost_of_steps, make, bench.settings, bench.where,
+                                            torch.get_num_threads()) for make in (make_ours, make_plain))
     yield {"part": "memory", "unit": "MiB", "ours": ours["mib"], "plain": plain["mib"],
            "ratio": ours["mib"] and plain["mib"] / ours["mib"]}
 
@@ -218,22 +219,14 @@ def draw_jpegs(folder: Path) -> list[Path]:
 
 
 def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line -> flags, of which the step's are still to be checked."""
+    """The command line -> flags, still to be checked."""
     parser = CommandLine(__doc__)
     add = parser.add_argument
     add("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help=f"[{' '.join(PARTS)}]", metavar="PART")
-    bench_step.add_step_flags(parser)
+    bench_step.add_flags(parser)
     add("--data_path", default="", help="a folder of pictures to load; default: eight drawn JPEGs of 400 x 533 pixels")
     add("--num_workers", type=int, default=-1, help="of loader and end_to_end; -1: as many as train.py takes [-1]")
-    add("--turns", type=int, default=7, help="measured calls of each version, at most [7]")
-    add("--seconds", type=float, default=12, help="no third turn once a part took so long [12]")
-    add("--json", action="store_true", help="one JSON object for each row instead of the table")
-    flags = parser.parse_args(argv)
-    if flags.turns < 1:
-        raise InputError(f"--turns {flags.turns} must be at least 1")
-    if not flags.seconds >= 0:
-        raise InputError(f"--seconds {flags.seconds} must not be negative")
-    return flags
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:

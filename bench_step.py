@@ -107,16 +107,16 @@ def cost_of_steps(make: Callable, settings: Settings, where: Hardware, threads: 
     torch.set_num_threads(threads)
     before = measure.peak_mib(where.device)
     version, crops = make(settings, where), random_crops(settings, where)
-    times = measure.in_turn([lambda: version.step(crops)], most, budget, where.device, least=1)
+    times = measure.in_turn([lambda: version.step(crops)], most, budget, where.device)
     after = measure.peak_mib(where.device)
     with torch.no_grad(), where.autocast():
-        forward = measure.in_turn([lambda: version.teacher.backbone(crops[0])], 3, 0.0, where.device, least=1)
+        forward = measure.in_turn([lambda: version.teacher.backbone(crops[0])], 3, 0.0, where.device)
     return {"ms": 1000 * median(time for time, in times), "mib": after and after - before,
             "features_per_s": len(crops[0]) / median(time for time, in forward)}
 
 
-def add_step_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that say which step it is, and on what."""
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that the benches share: which step it is, on what, and how often."""
     add = parser.add_argument
     add("--arch", default="vit_small", help="[vit_small]")
     add("--patch_size", type=int, default=16, help="pixels [16]")
@@ -130,6 +130,9 @@ def add_step_flags(parser: argparse.ArgumentParser) -> None:
     add("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
     add("--precision", default="fp32", choices=("auto", "fp32", "bf16"))
     add("--threads", type=int, default=0, help="of the CPU; 0: as many as torch takes [0]")
+    add("--turns", type=int, default=7, help="measured calls, at most [7]")
+    add("--seconds", type=float, default=20, help="fewer calls where they take longer than this together [20]")
+    add("--json", action="store_true", help="one JSON object for each row instead of the table")
 
 
 def told(settings: Settings, machine: dict) -> str:
@@ -142,10 +145,9 @@ def told(settings: Settings, machine: dict) -> str:
 
 def step_settings(flags: argparse.Namespace) -> Settings:
     """The flags as a training's settings, checked as there; sets the threads."""
-    if flags.batch_size < 1:
-        raise InputError(f"--batch_size {flags.batch_size} must be at least 1")
-    if flags.threads < 0:
-        raise InputError(f"--threads {flags.threads} must not be negative")
+    for name, least in (("batch_size", 1), ("turns", 1), ("threads", 0), ("seconds", 0)):
+        if not getattr(flags, name) >= least:
+            raise InputError(f"--{name} {getattr(flags, name)} must be at least {least}")
     if flags.threads:
         torch.set_num_threads(flags.threads)
     settings = Settings(batch_size_per_gpu=flags.batch_size, compile="true" if flags.compile else "false",

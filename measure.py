@@ -37,20 +37,20 @@ def seconds(work: Callable, device: torch.device) -> float:
     return now(device) - began
 
 
-def turns(most: int, budget: float, least: int) -> Iterator[int]:
-    """0, 1 ... below `most`; but after `least` of them no more once they took `budget` seconds."""
+def turns(most: int, budget: float) -> Iterator[int]:
+    """0, 1 ... below `most`, but no more once they took `budget` seconds."""
     began = time.perf_counter()
     for turn in range(most):
-        if turn >= least and time.perf_counter() - began > budget:
+        if turn and time.perf_counter() - began > budget:
             return
         yield turn
 
 
-def in_turn(works: list[Callable], most: int, budget: float, device: torch.device, least: int = 2) -> list[list[float]]:
+def in_turn(works: list[Callable], most: int, budget: float, device: torch.device) -> list[list[float]]:
     """Call one after the other, again and again after a warm-up -> seconds of each work in each turn."""
     for work in works:
         work()
-    return [[seconds(work, device) for work in works] for _ in turns(most, budget, least)]
+    return [[seconds(work, device) for work in works] for _ in turns(most, budget)]
 
 
 def flops(work: Callable) -> int:
