@@ -4,6 +4,7 @@ Both start from the same weights and take the same random crops.
 """
 import argparse
 from collections.abc import Callable
+from dataclasses import fields
 from statistics import median
 from typing import NamedTuple
 
@@ -150,9 +151,8 @@ def step_settings(flags: argparse.Namespace) -> Settings:
             raise InputError(f"--{name} {getattr(flags, name)} must be at least {least}")
     if flags.threads:
         torch.set_num_threads(flags.threads)
+    shared = {field.name for field in fields(Settings)} & set(vars(flags)) - {"compile"}
     settings = Settings(batch_size_per_gpu=flags.batch_size, compile="true" if flags.compile else "false",
-                        **{name: getattr(flags, name) for name in (
-                            "arch", "patch_size", "out_dim", "global_crops_size", "local_crops_size",
-                            "local_crops_number", "drop_path_rate")})
+                        **{name: getattr(flags, name) for name in shared})
     check(settings)
     return settings

@@ -26,7 +26,8 @@ from settings import Settings, check
 matplotlib.use("Agg")  # draws to files, needs no screen
 import matplotlib.pyplot as plt
 
-AXES = {"patch_size": "patch size, pixels", "local_crops_number": "local crops", "batch_size_per_gpu": "pictures a step"}
+AXES = {"patch_size": "patch size, pixels", "local_crops_number": "local crops",
+        "batch_size_per_gpu": "pictures a step"}
 CURVES = {"images_per_s": "training, images/s", "features_per_s": "features, images/s", "mib": "peak memory, MiB"}
 PAPER = {  # of its own machines: only the growth can be compared
     ("patch_size", "features_per_s"): ("Fig. 5", {16: 1007, 8: 180, 5: 44}),
@@ -56,10 +57,10 @@ def measure_point(settings: Settings, flags: argparse.Namespace, where: hardware
     return found | {"images_per_s": 1000 * settings.batch_size_per_gpu / found["ms"]}
 
 
-def sweep(base: Settings, flags: argparse.Namespace, where: hardware.Hardware) -> Iterator[dict]:
+def sweep(sweeps: dict[str, list[Settings]], flags: argparse.Namespace, where: hardware.Hardware) -> Iterator[dict]:
     """A row for each point of each axis; a point that two axes share is measured once."""
     known = {}
-    for axis, points in variations(base, flags).items():
+    for axis, points in sweeps.items():
         for settings in points:
             point = tuple(getattr(settings, name) for name in AXES)
             if point not in known:
@@ -116,7 +117,8 @@ def draw(path: Path, rows: list[dict], title: str) -> None:
     plt.close(figure)
 
 
-def main(argv: list[str] | None = None) -> None:
+def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line -> flags, of which the step's are still to be checked."""
     parser = CommandLine(__doc__)
     add = parser.add_argument
     bench_step.add_flags(parser)
@@ -125,16 +127,25 @@ def main(argv: list[str] | None = None) -> None:
     add("--batch_sizes", type=int, nargs="+", default=[1, 2, 4, 8], help="to go through [1 2 4 8]")
     add("--output", default="cost.png", metavar="FILE", help="gets the figure [cost.png]")
     flags = parser.parse_args(argv)
+    if Path(flags.output).suffix not in (".png", ".pdf", ".svg"):
+        raise InputError(f"--output {flags.output} must end in .png, .pdf or .svg")
+    return flags
+
+
+def main(argv: list[str] | None = None) -> None:
     with errors_in_one_line():
+        flags = parse_flags(argv)
         base = bench_step.step_settings(flags)
         with hardware.start(flags.device, flags.precision) as where:
             machine, rows = measure.machine(where), []
             title = bench_step.told(base, machine)
+            points = sweep(variations(base, flags), flags, where)
+            draw(Path(flags.output), rows, title)  # a file that cannot be written is told before an hour's work
             print(end="" if flags.json else f"{title}\n\n")
-            for row in sweep(base, flags, where):
+            for row in points:
                 rows.append(row)
                 print(json.dumps({**vars(flags), **machine, **row}) if flags.json else line(row), flush=True)
-                draw(Path(flags.output), rows, title)  # each time: the last points may take long
+                draw(Path(flags.output), rows, title)
 
 
 if __name__ == "__main__":

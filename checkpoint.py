@@ -13,6 +13,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,8 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
         write(part)
         os.replace(part, path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        part.unlink(missing_ok=True) if os.access(path.parent, os.W_OK) else None
+        with suppress(OSError):  # there may be no such folder, or no right to write there
+            part.unlink()
         raise InputError(f"cannot write {str(path)!r} ({brief(error)}): choose a folder that can be written, or "
                          "free some space; what was saved before is untouched") from None
 
