@@ -195,9 +195,8 @@ def measure_memory(bench: Bench) -> Iterator[dict]:
 
 PARTS = {"crops": time_crops, "loader": time_loader, "loss": time_loss, "ema": time_ema, "knn": time_knn,
          "step": measure_step, "memory": measure_memory, "end_to_end": time_end_to_end}
-NOTES = (("images_per_s", "{:.1f} images/s, plain {:.1f}"), ("gemm_gflop_per_s", "GEMM {:.0f} GFLOP/s"),
-         ("gemm_share", "our share of it {:.0f} %, plain {:.0f} %"),
-         ("step_share", "{:.1f} % of our step"))
+NOTES = (("images_per_s", "{:.2f} images/s, plain {:.2f}"), ("step_share", "{:.1f} % of our step"),
+         ("gemm_share", "{:.0f} % of the GEMM rate, plain {:.0f} %"), ("gemm_gflop_per_s", "GEMM: {:.0f} GFLOP/s"))
 
 
 def line(row: dict) -> str:
@@ -206,7 +205,7 @@ def line(row: dict) -> str:
         return f"{row['part']:<14}  not told by this system"
     notes = [text.format(row[key], row.get(f"plain_{key}")) for key, text in NOTES if key in row]
     if "workers" in row:
-        notes.append(f"{row['workers']} workers, {row['threads']} threads")
+        notes.append(f"workers: {row['workers']}, threads: {row['threads']}")
     return (f"{row['part']:<14}{row['ours']:>10.1f}{row['plain']:>10.1f} {row['unit']:<6}{row['ratio']:>8.2f}"
             f"   {'; '.join(notes)}").rstrip()
 

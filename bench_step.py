@@ -139,7 +139,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def told(settings: Settings, machine: dict) -> str:
     """What the numbers belong to, in words."""
     locals_ = f" + {settings.local_crops_number} x {settings.local_crops_size}" * bool(settings.local_crops_number)
-    return (f"{machine['name']} ({machine['device']}), {machine['dtype']}, {machine['threads']} threads, torch "
+    return (f"{machine['name']} ({machine['device']}), {machine['dtype']}, threads: {machine['threads']}, torch "
             f"{machine['torch']}\n{settings.arch}, patches of {settings.patch_size}, 2 x {settings.global_crops_size}"
             f"{locals_} pixels, K = {settings.out_dim}, {settings.batch_size_per_gpu} pictures a step")
 

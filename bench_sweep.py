@@ -100,19 +100,19 @@ def draw(path: Path, rows: list[dict], title: str) -> None:
         draw_curve(memory, axis, "mib", mine)
         if axis == "patch_size":
             draw_curve(speed, axis, "features_per_s", mine)
-            speed.set_yscale("log")
-            memory.set_yscale("log")
         for panel, ylabel in ((speed, "images/s"), (memory, "MiB")):
             if axis != "local_crops_number":
                 panel.set_xscale("log", base=2)
-            if axis != "patch_size":
+            if axis == "patch_size" and panel is speed:
+                panel.set_yscale("log")
+            else:
                 panel.set_ylim(bottom=0)
             panel.set_xticks([row[axis] for row in mine], [row[axis] for row in mine])
             panel.set(xlabel=AXES[axis], ylabel=ylabel)
             panel.grid(alpha=0.3)
             if panel.lines:
                 panel.legend(fontsize=8)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(f"{title}; one of these changes in each column", fontsize=10)
     write_whole(path, lambda part: figure.savefig(part, dpi=110))
     plt.close(figure)
 
