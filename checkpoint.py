@@ -184,6 +184,14 @@ def download(url: str, part: Path) -> None:
                          "--pretrained_weights") from None
 
 
+def add_weights_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say whose weights a script reads."""
+    add = parser.add_argument
+    add("--pretrained_weights", default="", metavar="FILE", help="a checkpoint of ours, of the release, or of timm")
+    add("--checkpoint_key", default="teacher", choices=("teacher", "student"), help="whose weights to take")
+    add("--pretrained", default="", metavar="NAME", help=f"the authors' weights: {', '.join(PRETRAINED)}")
+
+
 def weights_path(flags: argparse.Namespace) -> str | Path:
     """The file that --pretrained_weights names or --pretrained fetches: exactly one of them must be given."""
     if bool(flags.pretrained_weights) == bool(flags.pretrained):

@@ -1,9 +1,10 @@
 """The embedded pictures: ten kinds of creature, drawn from a seed, with labels and exact object masks.
 
 Nothing is downloaded and nothing lies on disk. A class is a silhouette with its coat pattern; everything else
-is drawn afresh for each picture: place, turn, size, both coat colours, light, ground. So that a class can hardly
-be read off the colours (LOG.md says how far), the object's share of the picture and the share of the dark coat are
-drawn from the same laws for all classes, and so are the hues. The ground has the same statistics in every picture:
+is drawn afresh for each picture: place, turn, size, both coat colours, light, ground. So that a class cannot be
+read off the colours, the object's share of the picture and the share of the dark coat are drawn from the same laws
+for all classes, and so are the hues; and edges are hard, since colours mixed along them would tell how finely a coat
+is patterned. The ground has the same statistics in every picture:
 DINO learns whatever two crops of a picture share, and a tint of its own would be an easier answer than the creature
 (LOG.md has the pictures on which just that happened).
 
@@ -124,8 +125,7 @@ def draw(label: int, n: int, side: int, generator: torch.Generator) -> tuple[Ten
     edge = coats[(uniform(*DARK) * len(coats)).long()]
     sun, phase = uniform(0, 2 * math.pi), uniform(0, 2 * math.pi)
 
-    fine = 2 * side  # drawn at twice the size and averaged down: smooth edges
-    axis = (torch.arange(fine) + 0.5) / side - 1
+    axis = (2 * torch.arange(side) + 1) / side - 1
     y, x = axis.view(1, -1, 1), axis.view(1, 1, -1)
     per = lambda values: values.view(n, 1, 1)
     dx, dy = (x - per(right)) / per(size), (y - per(down)) / per(size)
@@ -135,10 +135,9 @@ def draw(label: int, n: int, side: int, generator: torch.Generator) -> tuple[Ten
     is_dark = (coat > per(edge)).unsqueeze(1)
     shade = 1 + 0.05 * (per(sun.cos()) * dx + per(sun.sin()) * dy).clamp(-1, 1)
     creature = torch.where(is_dark, dark.view(n, 3, 1, 1), light.view(n, 3, 1, 1)) * shade.unsqueeze(1)
-    mask = (inside > 0).unsqueeze(1)
-    cover = F.avg_pool2d(mask.float(), 2)
-    images = F.avg_pool2d(creature * mask, 2) + _ground(n, side, generator) * (1 - cover)
-    return images.clamp(0, 1), cover.squeeze(1) > 0.5
+    mask = inside > 0
+    images = torch.where(mask.unsqueeze(1), creature, _ground(n, side, generator))
+    return images.clamp(0, 1), mask
 
 
 def make_creatures(n: int, side: int = 64, seed: int = 0) -> Creatures:

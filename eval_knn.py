@@ -4,19 +4,28 @@ The k pictures whose features have the largest cosine with a picture's vote for 
 exp(cosine / 0.07). Nothing is trained and nothing is augmented. ViT-S/16 after DINO: 74.5 % on ImageNet at k = 20.
 
     python eval_knn.py --pretrained_weights runs/mine/checkpoint.pth --data_path photos/
+    python eval_knn.py --pretrained dino_vits16 --data_path imagenet/ --dump_features vits16.pth
+    python eval_knn.py --load_features vits16.pth --nb_knn 5 20
+
+--data_path: a folder of class folders (every fifth picture is asked, the others vote), or with train/ and val/ in it.
 
 Shapes: N pictures that vote, n pictures asked, D width, C classes.
 """
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import checkpoint
-import hardware
-from commandline import CommandLine, InputError, errors_in_one_line
-from data import Pictures, knn_split, open_pictures, without_unreadable
+import evaluation
+from checkpoint import read_checkpoint, save_checkpoint
+from commandline import InputError
+from data import Pictures, knn_split
 from features import EvaluationView, Pixels, extract_features
 from hardware import Hardware
+
+PAPER = {("vit_small", 16): 74.5, ("vit_small", 8): 78.3, ("vit_base", 16): 76.1, ("vit_base", 8): 77.4,
+         ("resnet50", 1): 67.5}  # Table 2: top-1 on ImageNet, k = 20
 
 
 def nearest_neighbours(train_features: Tensor, test_features: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -39,75 +48,86 @@ def top_accuracy(votes: Tensor, labels: Tensor, among: int = 1) -> float:
     return 100 * (first == labels[:, None]).any(dim=1).float().mean().item()
 
 
-def knn_accuracies(network: nn.Module, split: tuple[Pictures, Pictures], view: EvaluationView, where: Hardware,
-                   ks: tuple[int, ...] = (20,), temperature: float = 0.07, **loading) -> dict[int, tuple[float, float]]:
-    """k -> (top-1, top-5) in % of the network's features, extracted by all processes."""
-    train, test = split
-    train_features, test_features = (extract_features(network, part, view, where, **loading) for part in split)
-    cosines, nearest = nearest_neighbours(train_features, test_features, max(ks))
-    votes = {k: knn_votes(cosines[:, :k], train.labels[nearest[:, :k]], len(train.classes), temperature) for k in ks}
-    return {k: (top_accuracy(votes[k], test.labels), top_accuracy(votes[k], test.labels, 5)) for k in ks}
+class LabelledFeatures(NamedTuple):
+    """Features (N, D) and labels (N,) that vote, features (n, D) and labels (n,) of the pictures asked."""
+
+    train_features: Tensor
+    train_labels: Tensor
+    test_features: Tensor
+    test_labels: Tensor
+
+
+def extract(network: nn.Module, split: tuple[Pictures, Pictures], view: EvaluationView, where: Hardware,
+            **loading) -> LabelledFeatures:
+    """The network's features of both parts, shared over the processes."""
+    return LabelledFeatures(*(tensor for part in split for tensor in (
+        extract_features(network, part, view, where, **loading), part.labels)))
+
+
+def knn_accuracies(data: LabelledFeatures, ks: tuple[int, ...] = (20,),
+                   temperature: float = 0.07) -> dict[int, tuple[float, float]]:
+    """k -> (top-1, top-5) in %."""
+    cosines, nearest = nearest_neighbours(data.train_features, data.test_features, max(ks))
+    classes = 1 + int(torch.cat([data.train_labels, data.test_labels]).max())
+    votes = {k: knn_votes(cosines[:, :k], data.train_labels[nearest[:, :k]], classes, temperature) for k in ks}
+    return {k: (top_accuracy(votes[k], data.test_labels), top_accuracy(votes[k], data.test_labels, 5)) for k in ks}
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = CommandLine(__doc__)
+    parser = evaluation.command_line(__doc__)
     add = parser.add_argument
-    add("--pretrained_weights", default="", metavar="FILE", help="a checkpoint of ours, of the release, or of timm")
-    add("--checkpoint_key", default="teacher", choices=("teacher", "student"), help="whose weights to take")
-    add("--pretrained", default="", metavar="NAME", help=f"the authors' weights: {', '.join(checkpoint.PRETRAINED)}")
-    add("--arch", default="", help="only where the file does not say")
-    add("--data_path", default="", help="a folder of class folders, or with train/ and val/; else embedded pictures")
-    add("--dataset", default="", help="one of torchvision's instead: cifar10, flowers102 ...")
-    add("--download", action="store_true", help="fetch --dataset over the network")
-    add("--skip_bad_images", action="store_true", help="leave out what cannot be read")
     add("--nb_knn", type=int, nargs="+", default=[10, 20, 100, 200], help="k, how many neighbours vote [10 20 100 200]")
     add("--temperature", type=float, default=0.07, help="of the votes [0.07]")
-    add("--eval_size", type=int, default=0, help="pixels of the centre crop; default: the checkpoint's, or 224")
-    add("--batch_size", type=int, default=100)
-    add("--num_workers", type=int, default=-1, help="that decode pictures; -1: one a core, on a CPU one in four cores")
-    add("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
-    add("--precision", default="fp32", choices=("auto", "fp32", "bf16"))
-    flags = parser.parse_args(argv)
-    with errors_in_one_line(), hardware.start(flags.device, flags.precision) as where:
-        evaluate(flags, where)
+    add("--dump_features", default="", metavar="FILE", help="keep the features there")
+    add("--load_features", default="", metavar="FILE", help="and vote with them again, without weights and pictures")
+    evaluation.run(parser, evaluate, argv)
 
 
 def evaluate(flags, where: Hardware) -> None:
-    """Load, split, and print a table: k, top-1, top-5, and the same for raw pixels."""
-    for flag, holds in (("nb_knn", min(flags.nb_knn) >= 1), ("temperature", flags.temperature > 0),
-                        ("batch_size", flags.batch_size >= 1), ("eval_size", flags.eval_size >= 0),
-                        ("num_workers", flags.num_workers >= -1)):
-        if not holds:
-            raise InputError(f"--{flag} {getattr(flags, flag)} is out of range")
-    with where.main_first(flags.download or bool(flags.pretrained)):
-        backbone, args = checkpoint.load_backbone(checkpoint.weights_path(flags), flags.checkpoint_key, flags.arch)
-        train, val = open_pictures(flags.data_path, flags.dataset, flags.download)
-    size = flags.eval_size or args.get("eval_size", 224)
-    if size % args["patch_size"]:
-        raise InputError(f"--eval_size {size} must be a multiple of the patch size {args['patch_size']}")
-    if flags.skip_bad_images:
-        train, val = (part and without_unreadable(part)[0] for part in (train, val))
+    """Features from the network or from a file, then a table of top-1 and top-5 for every k."""
+    evaluation.require(flags, nb_knn=min(flags.nb_knn) >= 1, temperature=flags.temperature > 0)
+    features, args, data = load_features(flags) if flags.load_features else features_of(flags, where)
+    if flags.dump_features and where.is_main:
+        save_checkpoint(flags.dump_features, {"features": {k: v._asdict() for k, v in features.items()}, "args": args,
+                                              "data": data})
+    voters = min(len(one.train_labels) for one in features.values())
+    ks = tuple(k for k in flags.nb_knn if k <= voters) or (voters,)
+    measured = {}
+    for name, one in features.items():
+        for k, (top1, top5) in knn_accuracies(one, ks, flags.temperature).items():
+            measured |= {f"{name}, k = {k}, top-1 %": top1, f"{name}, k = {k}, top-5 %": top5}
+    paper = PAPER.get((args["arch"], args["patch_size"]))
+    evaluation.tell(flags, where, "k-NN (Table 2)", args, data, measured,
+                    {f"{args['arch']}, k = 20, top-1 %": paper} if paper else {})
+
+
+def features_of(flags, where: Hardware) -> tuple[dict[str, LabelledFeatures], dict, str]:
+    """(features of the network and of raw pixels by name, the network's flags, what data it was)."""
+    backbone, args = evaluation.load_backbone(flags, where)
+    train, val = evaluation.load_pictures(flags, where)
     split = knn_split(train, val)
     if split is None:
         raise InputError(f"--data_path {flags.data_path!r} has no labels to vote, or fewer than 5 pictures: put "
                          "pictures into class folders")
-
-    view = EvaluationView(size, *(args[name] for name in ("eval_crop", "mean", "std") if name in args))
-    ks = tuple(k for k in flags.nb_knn if k <= len(split[0])) or (len(split[0]),)
-    options = {"batch_size": flags.batch_size, "num_workers": hardware.share_cores(flags.num_workers, where.device),
-               "progress": "features"}
-    networks = {args["arch"]: backbone.to(where.device)}
+    networks = {args["arch"]: backbone}
     if len(split[0]) + len(split[1]) <= 20_000:  # more raw pixels than that fill the memory
         networks["raw pixels"] = Pixels()
-    found = {name: knn_accuracies(network, split, view, where, ks, flags.temperature, **options)
-             for name, network in networks.items()}
-    if where.is_main:
-        held_out = "the evaluation part" if val is not None else "every fifth picture"
-        print(f"{len(split[0])} pictures vote, {len(split[1])} asked ({held_out}), {len(train.classes)} classes, "
-              f"{args['arch']}, patches of {args['patch_size']}, {size} pixels")
-        for name, by_k in found.items():
-            for k, (top1, top5) in by_k.items():
-                print(f"{name:>12}   k = {k:<4d}  top-1 {top1:6.2f} %   top-5 {top5:6.2f} %")
+    view = evaluation.evaluation_view(flags, args)
+    features = {name: extract(network, split, view, where, **evaluation.loading(flags, where))
+                for name, network in networks.items()}
+    asked = "the evaluation part" if val is not None else "every fifth picture"
+    return features, args, (f"{evaluation.source(flags)}: {len(split[0])} pictures vote, {len(split[1])} asked "
+                            f"({asked}), {len(train.classes)} classes, {view.size} pixels")
+
+
+def load_features(flags) -> tuple[dict[str, LabelledFeatures], dict, str]:
+    """The same from a file that --dump_features wrote."""
+    stored = read_checkpoint(flags.load_features)
+    try:
+        features = {name: LabelledFeatures(**one) for name, one in stored["features"].items()}
+        return features, stored["args"], stored["data"]
+    except (KeyError, TypeError, AttributeError):
+        raise InputError(f"--load_features {flags.load_features!r} was not written by --dump_features") from None
 
 
 if __name__ == "__main__":

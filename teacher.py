@@ -15,7 +15,7 @@ def make_teacher(student: nn.Module) -> nn.Module:
     teacher = copy.deepcopy(student).requires_grad_(False)
     for module in list(teacher.modules()):
         if hasattr(module, "drop_path"):
-            module.drop_path = nn.Identity()  # drop path is the student's alone
+            module.drop_path = None  # drop path is the student's alone
         if isinstance(module, (nn.Dropout, StochasticDepth)):
             module.p = 0.0  # and so is what torchvision's convnets drop
     return teacher

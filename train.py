@@ -27,7 +27,7 @@ from backbone import build_backbone
 from checkpoint import describe, load_strictly, read_checkpoint, split_weights
 from commandline import InputError, errors_in_one_line
 from data import Pictures, knn_split, open_pictures, without_unreadable
-from eval_knn import knn_accuracies
+from eval_knn import extract, knn_accuracies
 from features import EvaluationView, Pixels
 from hardware import Hardware
 from head import DINOHead
@@ -201,7 +201,8 @@ def evaluate(run: RunState, split: tuple[Pictures, Pictures], settings: Settings
     """Put k-NN top-1 in % into the last record, of the networks that are due."""
     view = EvaluationView(settings.eval_size, settings.eval_crop, settings.mean, settings.std)
     for name, network in due_for_knn(run, settings).items():
-        run.history[-1][name] = round(knn_accuracies(network, split, view, where, num_workers=num_workers)[20][0], 2)
+        features = extract(network, split, view, where, num_workers=num_workers)
+        run.history[-1][name] = round(knn_accuracies(features)[20][0], 2)
 
 
 def epoch_record(run: RunState, settings: Settings, batches: EpochBatches, where: Hardware) -> dict:

@@ -98,9 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = CommandLine(__doc__)
     add = parser.add_argument
     add("--image_path", nargs="+", required=True, metavar="FILE", help="one picture or several")
-    add("--pretrained_weights", default="", metavar="FILE", help="a checkpoint of ours, of the release, or of timm")
-    add("--checkpoint_key", default="teacher", choices=("teacher", "student"), help="whose weights to take")
-    add("--pretrained", default="", metavar="NAME", help=f"the authors' weights: {', '.join(checkpoint.PRETRAINED)}")
+    checkpoint.add_weights_flags(parser)
     add("--image_size", type=int, default=480, help="pixels of the short side, in multiples of the patch [480]")
     add("--threshold", type=float, help="also draw masks that keep this share of the mass, 0 ... 1; the paper: 0.6")
     add("--output_dir", default="attention", help="gets the figure and the single files [attention]")

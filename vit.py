@@ -9,6 +9,8 @@ within minutes only from wider initial weights.
 Shapes: B images, C channels, H x W pixels, N patches, D width (embed_dim), h heads, d = D / h.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v: three (B, h, N, d) -> (B, h, N, d)."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:  # the fused kernel is several times slower just here
+    if q.device.type == "cpu" and (q.dtype == torch.bfloat16 or k.shape[2] <= 64):  # where the fused kernel is slower
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()  # one plain copy each; matmul would make slower ones
         return attention_probs(q, k) @ v
     return F.scaled_dot_product_attention(q, k, v)
@@ -60,20 +62,26 @@ class Mlp(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training a sample keeps the branch with chance `keep`, and then counts 1 / keep times.
+    """Stochastic depth: x + branch(x), but in training a sample skips the branch with chance 1 - keep, and else adds
+    it 1 / keep times; with rows, x is added for the first so many tokens only.
 
-    keep is a tensor, so that blocks with different chances still share one compiled graph.
+    A CPU computes the branch of the samples that take it; a GPU would have to wait for their number, and computes
+    all. keep is a tensor, so that blocks with different chances still share one compiled graph.
     """
 
     def __init__(self, drop: float):
         super().__init__()
         self.register_buffer("keep", torch.tensor(1.0 - drop), persistent=False)
 
-    def forward(self, branch: Tensor) -> Tensor:
+    def forward(self, x: Tensor, branch: Callable[[Tensor], Tensor], rows: int | None = None) -> Tensor:
         if not self.training:
-            return branch
-        kept = torch.rand(len(branch), 1, 1, device=branch.device) < self.keep
-        return branch * (kept / self.keep).to(branch.dtype)
+            return x[:, :rows] + branch(x)
+        kept = torch.rand(len(x), device=x.device) < self.keep
+        if x.device.type == "cpu" and not kept.all():
+            kept = kept.nonzero().squeeze(1)
+            added = branch(x.index_select(0, kept)) / self.keep
+            return x[:, :rows].index_add(0, kept, added.to(x.dtype))
+        return x[:, :rows] + branch(x) * (kept / self.keep).view(-1, 1, 1).to(x.dtype)
 
 
 class Block(nn.Module):
@@ -88,11 +96,14 @@ class Block(nn.Module):
         self.attn = Attention(dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, 4 * dim)
-        self.drop_path = nn.Identity() if drop_path is None else DropPath(drop_path)
+        self.drop_path = None if drop_path is None else DropPath(drop_path)
+
+    def residual(self, x: Tensor, branch: Callable[[Tensor], Tensor], rows: int | None = None) -> Tensor:
+        return self.drop_path(x, branch, rows) if self.drop_path else x[:, :rows] + branch(x)
 
     def forward(self, x: Tensor, rows: int | None = None) -> Tensor:
-        x = x[:, :rows] + self.drop_path(self.attn(self.norm1(x), rows))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = self.residual(x, lambda x: self.attn(self.norm1(x), rows), rows)
+        return self.residual(x, lambda x: self.mlp(self.norm2(x)))
 
 
 class PatchEmbed(nn.Module):

@@ -34,4 +34,5 @@ def test_a_colour_histogram_does_not_tell_the_classes():
     histograms = torch.zeros(2000, 216).scatter_add_(1, cell, torch.ones(cell.shape)).sqrt()
     cosines, nearest = nearest_neighbours(histograms[:1000], histograms[1000:], 20)
     votes = knn_votes(cosines, drawn.labels[:1000][nearest], len(CLASSES))
-    assert top_accuracy(votes, drawn.labels[1000:]) < 20
+    share = top_accuracy(votes, drawn.labels[1000:])
+    assert share < 14, f"{share:.1f} % are told by their colours alone, 10 would be chance"

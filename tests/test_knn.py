@@ -1,11 +1,14 @@
 """The k-NN vote of Table 2, against brute force, and features shared over processes."""
+import json
 import math
 
 import pytest
 import torch
 
+import eval_knn
+from checkpoint import save_checkpoint
 from data import Pictures
-from eval_knn import knn_votes, nearest_neighbours, top_accuracy
+from eval_knn import LabelledFeatures, knn_accuracies, knn_votes, nearest_neighbours, top_accuracy
 from features import EvaluationView, Pixels, extract_features
 from hardware import Hardware
 
@@ -73,3 +76,16 @@ def test_features_are_taken_in_evaluation_mode_and_the_mode_is_given_back():
 @pytest.mark.parametrize("side", [32, 224])
 def test_raw_pixels_are_a_feature_of_bounded_width(side):
     assert Pixels()(torch.rand(2, 3, side, side)).shape == (2, 3 * min(side, 64) ** 2)
+
+
+def test_features_that_were_kept_vote_again_without_weights_or_pictures(tmp_path, capsys):
+    features = LabelledFeatures(torch.randn(31, 5), torch.arange(31) % 3, torch.randn(7, 5), torch.arange(7) % 3)
+    save_checkpoint(tmp_path / "features.pth", {"features": {"vit_small": features._asdict()}, "data": "made up",
+                                                "args": {"arch": "vit_small", "patch_size": 16}})
+    results = tmp_path / "results.jsonl"
+    eval_knn.main(["--load_features", str(tmp_path / "features.pth"), "--nb_knn", "20", "--results", str(results)])
+    line = json.loads(results.read_text())
+    expected = knn_accuracies(features)[20][0]
+    assert line["measured"]["vit_small, k = 20, top-1 %"] == pytest.approx(expected, abs=1e-3)
+    assert line["paper"] == {"vit_small, k = 20, top-1 %": 74.5} and line["data"] == "made up"
+    assert "74.5" in capsys.readouterr().out, "the table must show the paper's number beside ours"

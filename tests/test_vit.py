@@ -144,3 +144,32 @@ def test_drop_path_grows_with_depth_and_spares_evaluation():
     torch.testing.assert_close(network(images), small_vit()(images))
     network.train()
     assert not torch.allclose(network(images), network(images)), "in training, samples must skip branches at random"
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.5, 1.0])
+def test_a_sample_that_skips_a_branch_costs_nothing_and_changes_nothing(keep):
+    """x + branch(x) kept / keep, value and gradient, though the branch is computed for the kept samples alone."""
+    x = torch.randn(7, 5, 3, requires_grad=True)
+    drop = vit.DropPath(1 - keep).train()
+    layer, seen = torch.nn.Linear(3, 3), []
+
+    def branch(x):
+        seen.append(len(x))
+        return layer(x)[:, :2]
+
+    torch.manual_seed(1)
+    out = drop(x, branch, 2)
+    torch.manual_seed(1)
+    kept = torch.rand(7) < keep
+    expected = x[:, :2] + layer(x)[:, :2] * (kept / max(keep, 1e-9)).view(7, 1, 1)
+    torch.testing.assert_close(out, expected)
+    assert seen == [int(kept.sum())], "the branch was computed for samples that skip it"
+    for got, want in zip(*(torch.autograd.grad(each.square().sum(), [x, layer.weight]) for each in (out, expected))):
+        torch.testing.assert_close(got, want)
+
+
+def test_a_block_that_no_sample_takes_still_gives_every_weight_a_gradient():
+    """Processes that average gradients wait for each other's: a missing one would stop the training."""
+    block = vit.Block(22, 2, drop_path=1 - 1e-9).train()
+    block(torch.randn(3, 101, 22)).sum().backward()
+    assert all(param.grad is not None and not param.grad.any() for param in block.parameters())

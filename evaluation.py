@@ -1,0 +1,121 @@
+"""What the evaluations share (Sec. 4; appendix, "Evaluation protocols"): weights, pictures, view, and the telling.
+
+Every eval_*.py takes a backbone from any checkpoint, frozen, and any pictures; prints what it measured beside the
+paper's number, saying on which data; and appends the same as one JSON line to --results.
+"""
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+import checkpoint
+import hardware
+from commandline import CommandLine, InputError, brief, errors_in_one_line
+from data import Pictures, open_pictures, without_unreadable
+from features import EvaluationView
+from hardware import Hardware
+
+
+def command_line(description: str | None, batch_size: int = 100) -> CommandLine:
+    """The flags that every evaluation has; a script adds its own."""
+    parser = CommandLine(description)
+    add = parser.add_argument
+    checkpoint.add_weights_flags(parser)
+    add("--arch", default="", help="only where the file does not say")
+    add("--data_path", default="", help="the pictures, laid out as the lines above say; without it embedded pictures")
+    add("--dataset", default="", help="one of torchvision's instead: cifar10, flowers102 ...")
+    add("--download", action="store_true", help="fetch --dataset over the network")
+    add("--skip_bad_images", action="store_true", help="leave out what cannot be read")
+    add("--eval_size", type=int, default=0, help="pixels of the view; default: the checkpoint's, or 224")
+    add("--batch_size", type=int, default=batch_size, help=f"pictures [{batch_size}]")
+    add("--num_workers", type=int, default=-1, help="that decode pictures; -1: one a core, on a CPU one in four cores")
+    add("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
+    add("--precision", default="fp32", choices=("auto", "fp32", "bf16"))
+    add("--results", default="results.jsonl", metavar="FILE", help="gets one JSON line [results.jsonl]")
+    return parser
+
+
+def run(parser: CommandLine, evaluate: Callable[[argparse.Namespace, Hardware], None], argv: list[str] | None) -> None:
+    """Read the flags, join the processes, evaluate; bad input is one line and exit status 2."""
+    flags = parser.parse_args(argv)
+    with errors_in_one_line(), hardware.start(flags.device, flags.precision) as where:
+        require(flags, batch_size=flags.batch_size >= 1, eval_size=flags.eval_size >= 0,
+                num_workers=flags.num_workers >= -1)
+        evaluate(flags, where)
+
+
+def require(flags: argparse.Namespace, **holds: bool) -> None:
+    """Raise InputError for the first flag that does not hold."""
+    for flag, good in holds.items():
+        if not good:
+            raise InputError(f"--{flag} {getattr(flags, flag)} is out of range: --help says what it takes")
+
+
+def load_backbone(flags: argparse.Namespace, where: Hardware) -> tuple[nn.Module, dict]:
+    """The backbone that the flags name, frozen, on the device; and the flags it was made with, its arch among them."""
+    with where.main_first(bool(flags.pretrained)):
+        path = checkpoint.weights_path(flags)
+    backbone, args = checkpoint.load_backbone(path, flags.checkpoint_key, flags.arch)
+    return backbone.to(where.device), args
+
+
+def load_pictures(flags: argparse.Namespace, where: Hardware) -> tuple[Pictures, Pictures | None]:
+    """The training pictures and, where the source has them, the others."""
+    with where.main_first(flags.download):
+        train, val = open_pictures(flags.data_path, flags.dataset, flags.download)
+    if flags.skip_bad_images:
+        train, val = (part and without_unreadable(part)[0] for part in (train, val))
+    return train, val
+
+
+def view_size(flags: argparse.Namespace, args: dict) -> int:
+    """Pixels of the view: --eval_size, else the checkpoint's, else 224; raises InputError if patches do not fit."""
+    size = flags.eval_size or args.get("eval_size", 224)
+    if size % args["patch_size"]:
+        raise InputError(f"--eval_size {size} must be a multiple of the patch size {args['patch_size']}")
+    return size
+
+
+def evaluation_view(flags: argparse.Namespace, args: dict) -> EvaluationView:
+    """The centre crop that the checkpoint was evaluated with while it trained, or the paper's."""
+    return EvaluationView(view_size(flags, args), *(args[key] for key in ("eval_crop", "mean", "std") if key in args))
+
+
+def loading(flags: argparse.Namespace, where: Hardware) -> dict:
+    """The flags' part in extract_features: batch size, workers, a bar."""
+    return {"batch_size": flags.batch_size, "progress": "features",
+            "num_workers": hardware.share_cores(flags.num_workers, where.device)}
+
+
+def source(flags: argparse.Namespace) -> str:
+    """Which data it was, in a word for a table."""
+    return " ".join(filter(None, [flags.dataset, flags.data_path])) or "the embedded creatures"
+
+
+def tell(flags: argparse.Namespace, where: Hardware, table: str, args: dict, data: str, measured: dict[str, float],
+         paper: dict[str, float]) -> None:
+    """Print measured beside the paper's numbers, which are of other data, and append both to --results as JSON.
+
+    table: the task and its place in the paper; data: what was measured on; measured and paper: by the row's name.
+    """
+    if not where.is_main:
+        return
+    network = f"{args['arch']}, patches of {args['patch_size']}" if args["patch_size"] > 1 else args["arch"]
+    width = max(map(len, measured))
+    print(f"{table}\n{network}; {data}\n{'':{width}}     here   paper")
+    for name, value in measured.items():
+        print(f"{name:{width}}  {value:7.2f}  {paper.get(name, '-'):>6}")
+    line = {"table": table, "weights": str(flags.pretrained_weights or flags.pretrained), "arch": args["arch"],
+            "patch_size": args["patch_size"], "data": data, "paper": paper,
+            "measured": {name: round(value, 4) for name, value in measured.items()},
+            "flags": {name: value for name, value in vars(flags).items() if name != "results"},
+            "time": time.strftime("%Y-%m-%d %H:%M:%S")}
+    try:
+        Path(flags.results).parent.mkdir(parents=True, exist_ok=True)
+        with open(flags.results, "a") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:
+        raise InputError(f"cannot append to --results {flags.results!r} ({brief(error)}): choose another") from None
