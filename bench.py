@@ -163,14 +163,12 @@ def time_knn(bench: Bench) -> Iterator[dict]:
 def measure_step(bench: Bench) -> Iterator[dict]:
     """A whole step on crops that are there already; its work; its parts."""
     settings, where = bench.settings, bench.where
-    one, batch = replace(settings, batch_size_per_gpu=1, compile="false"), settings.batch_size_per_gpu
-    work = [batch * measure.flops(lambda make=make: make(one, where).step(random_crops(one, where)))
-            for make in (make_ours, make_plain)]  # every product grows with the batch
+    crops, eager = random_crops(settings, where), replace(settings, compile="false")  # compiled products are not seen
+    work = [measure.flops(lambda make=make: make(eager, where).step(crops)) for make in (make_ours, make_plain)]
     ours, plain = make_ours(settings, where), make_plain(settings, where)
-    crops = random_crops(settings, where)
     matmul, matmul_flops = measure.square_matmul(where.device, where.dtype)
     times = compare(bench, lambda: ours.step(crops), lambda: plain.step(crops), matmul)
-    yield time_row("step", times, batch)
+    yield time_row("step", times, settings.batch_size_per_gpu)
 
     rate = matmul_flops / median(turn[2] for turn in times)
     shares = [100 * flops / median(turn[i] for turn in times) / rate for i, flops in enumerate(work)]

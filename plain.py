@@ -21,12 +21,11 @@ from torch.utils.data import Dataset
 from torchvision import transforms
 
 from hardware import Hardware
-from head import PrototypeLayer
 from loss import DINOLoss
 from multicrop import IMAGENET_MEAN, IMAGENET_STD, MultiCropNetwork
 from optimizer import parameter_groups
 from train import StepValues
-from vit import Attention, Block, DropPath, PatchEmbed, VisionTransformer
+from vit import Attention, Block, PatchEmbed, VisionTransformer
 
 
 def blur(image: Image.Image) -> Image.Image:
@@ -88,20 +87,18 @@ class PlainAttention(Attention):
         return self.proj(rearrange(probs @ v, "B h N d -> B N (h d)"))
 
 
-class PlainDropPath(DropPath):
-    """Drop path by multiplication: what is dropped was computed."""
-
-    def forward(self, branch: Tensor) -> Tensor:
-        kept = (self.keep + torch.rand(len(branch), 1, 1, device=branch.device)).floor()
-        return branch / self.keep * kept.to(branch.dtype)
-
-
 class PlainBlock(Block):
-    """Every token, in every block."""
+    """Every token of every sample, and drop path by multiplication: what is dropped was computed."""
+
+    def kept(self, branch: Tensor) -> Tensor:
+        if self.drop_path is None or not self.training:
+            return branch
+        keep = self.drop_path.keep
+        return branch / keep * (keep + torch.rand(len(branch), 1, 1, device=branch.device)).floor().to(branch.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = x + self.kept(self.attn(self.norm1(x)))
+        return x + self.kept(self.mlp(self.norm2(x)))
 
 
 class PlainVisionTransformer(VisionTransformer):
@@ -114,19 +111,12 @@ class PlainVisionTransformer(VisionTransformer):
         return self.norm(x)[:, 0]
 
 
-class PlainPrototypeLayer(PrototypeLayer):
-    """The kernel of torch.nn.utils.weight_norm, which is deprecated and cannot be copied into a teacher."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, torch._weight_norm(self.weight_v, self.weight_g, 0))
-
-
-PLAIN = {PatchEmbed: PlainPatchEmbed, Attention: PlainAttention, DropPath: PlainDropPath, Block: PlainBlock,
-         VisionTransformer: PlainVisionTransformer, PrototypeLayer: PlainPrototypeLayer}
+PLAIN = {PatchEmbed: PlainPatchEmbed, Attention: PlainAttention, Block: PlainBlock,
+         VisionTransformer: PlainVisionTransformer}
 
 
 def plain_copy(network: nn.Module) -> nn.Module:
-    """The same weights in the plain classes; a convnet's stay torchvision's."""
+    """The same weights in the plain classes; the head, and a convnet, compute as they do."""
     network = copy.deepcopy(network)
     for module in network.modules():
         module.__class__ = PLAIN.get(type(module), type(module))

@@ -71,12 +71,12 @@ def test_nothing_of_ours_is_left_in_the_plain_network():
 
 def test_plain_drop_path_keeps_a_sample_whole_or_not_at_all():
     """Kept with chance 1 - rate and then scaled by its inverse, so that the mean stays."""
-    drop = plain.plain_copy(nn.Sequential(VisionTransformer(7, 7, embed_dim=22, num_heads=2, depth=2,
-                                                            drop_path_rate=0.3)))[0].blocks[1].drop_path
-    kept = drop(torch.ones(10007, 1, 3)).squeeze(1)
+    block = plain.plain_copy(VisionTransformer(7, 7, embed_dim=22, num_heads=2, depth=2, drop_path_rate=0.3)).blocks[1]
+    kept = block.kept(torch.ones(10007, 1, 3)).squeeze(1)
     torch.testing.assert_close(kept.unique(), torch.tensor([0, 1 / 0.7]))
     assert (kept == kept[:, :1]).all(), "a sample is kept in part"
     assert kept.mean() == pytest.approx(1, abs=0.04)
+    assert (block.eval().kept(torch.ones(5, 1, 3)) == 1).all(), "paths are dropped in training only"
 
 
 def test_the_plain_clipping_is_ours():
