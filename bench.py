@@ -5,9 +5,10 @@
 
 The two versions of a part take turns in one process, so that a drifting machine treats them alike; what is printed are
 medians over the turns, and "plain / ours" is the median of the turns' ratios: of times, work or memory, so above 1 ours
-needs less. A step's work is counted on uncompiled networks, and its speed compared with the rate at which this machine,
-in the same turns, multiplies large square matrices of the same type. Memory is what two steps take in a fresh process,
-networks included and imports not. bench_sweep.py shows how a step's cost grows.
+needs less. Two turns, all that slow parts get, tell little on a busy machine: raise --seconds.
+A step's work is counted on uncompiled networks, and its speed compared with the rate at which this machine, in the same
+turns, multiplies large square matrices of the same type. Memory is what two steps take in a fresh process, networks
+included and imports not. bench_sweep.py shows how a step's cost grows.
 """
 import argparse
 import json
@@ -60,7 +61,7 @@ def time_row(part: str, times: list[list[float]], pictures: int = 0, **more) -> 
     ours, plain = (median(turn[i] for turn in times) for i in (0, 1))
     speeds = {"images_per_s": pictures / ours, "plain_images_per_s": pictures / plain} if pictures else {}
     return {"part": part, "unit": "ms", "ours": 1000 * ours, "plain": 1000 * plain,
-            "ratio": median(turn[1] / turn[0] for turn in times), **speeds, **more}
+            "ratio": median(turn[1] / turn[0] for turn in times), "measured": len(times), **speeds, **more}
 
 
 def make_crops(settings: Settings) -> tuple[MultiCrop, PlainCrops]:
@@ -201,7 +202,8 @@ def line(row: dict) -> str:
     """A row of the table."""
     if row["ours"] is None:
         return f"{row['part']:<14}  not told by this system"
-    notes = [text.format(row[key], row.get(f"plain_{key}")) for key, text in NOTES if key in row]
+    notes = [f"{row['measured']} turns"] if "measured" in row else []
+    notes += [text.format(row[key], row.get(f"plain_{key}")) for key, text in NOTES if key in row]
     if "workers" in row:
         notes.append(f"workers: {row['workers']}, threads: {row['threads']}")
     return (f"{row['part']:<14}{row['ours']:>10.1f}{row['plain']:>10.1f} {row['unit']:<6}{row['ratio']:>8.2f}"

@@ -132,7 +132,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--precision", default="fp32", choices=("auto", "fp32", "bf16"))
     add("--threads", type=int, default=0, help="of the CPU; 0: as many as torch takes [0]")
     add("--turns", type=int, default=7, help="measured calls, at most [7]")
-    add("--seconds", type=float, default=15, help="fewer calls where they take longer than this together [15]")
+    add("--seconds", type=float, default=15, help="two calls, and more until they took so long [15]")
     add("--json", action="store_true", help="one JSON object for each row instead of the table")
 
 

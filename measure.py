@@ -38,19 +38,26 @@ def seconds(work: Callable, device: torch.device) -> float:
 
 
 def turns(most: int, budget: float) -> Iterator[int]:
-    """0, 1 ... below `most`, but no more once they took `budget` seconds."""
+    """0, 1 ... below `most`, but after two of them no more once they took `budget` seconds."""
     began = time.perf_counter()
     for turn in range(most):
-        if turn and time.perf_counter() - began > budget:
+        if turn >= 2 and time.perf_counter() - began > budget:
             return
         yield turn
 
 
 def in_turn(works: list[Callable], most: int, budget: float, device: torch.device) -> list[list[float]]:
-    """Call one after the other, again and again after a warm-up -> seconds of each work in each turn."""
+    """After a warm-up, call all forwards, backwards, forwards ... -> seconds of each work in each turn.
+
+    So a machine that grows slower all the while does not favour the first of them.
+    """
     for work in works:
         work()
-    return [[seconds(work, device) for work in works] for _ in turns(most, budget)]
+    found = []
+    for turn in turns(most, budget):
+        order = 1 - 2 * (turn % 2)
+        found.append([seconds(work, device) for work in works[::order]][::order])
+    return found
 
 
 def flops(work: Callable) -> int:

@@ -2,6 +2,7 @@
 times and refuses as it says."""
 import json
 import os
+import time
 from dataclasses import replace
 
 import pytest
@@ -161,12 +162,14 @@ def test_the_work_is_counted_with_the_formulas():
 
 
 def test_works_take_turns():
-    """a b, then a b again: a machine that drifts treats both alike; and one turn is made whatever it takes."""
+    """a b, b a, a b: a machine that drifts treats both alike; and two turns are made whatever they take."""
     calls = []
     times = measure.in_turn([lambda: calls.append("a"), lambda: calls.append("b")], 3, 60.0, HERE.device)
-    assert calls == ["a", "b"] * 4, "a warm-up and three turns were wanted"
+    assert "".join(calls) == "ab" + "abbaab", "a warm-up and three turns were wanted"
     assert len(times) == 3 and all(len(turn) == 2 for turn in times)
-    assert list(measure.turns(7, 0.0)) == [0]
+    slow, quick = zip(*measure.in_turn([lambda: time.sleep(0.02), lambda: None], 2, 0.0, HERE.device), strict=True)
+    assert min(slow) > 0.02 > max(quick), "the times were told of the wrong work"
+    assert list(measure.turns(7, 0.0)) == [0, 1] and list(measure.turns(1, 0.0)) == [0]
 
 
 def test_the_ratio_is_the_turns_median():
