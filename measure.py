@@ -68,15 +68,15 @@ def flops(work: Callable) -> int:
 
 
 def square_matmul(device: torch.device, dtype: torch.dtype) -> tuple[Callable, int]:
-    """A product of large square matrices, to be timed, and its operations."""
-    n, times = (2048, 1) if device.type == "cpu" else (8192, 10)
-    a, b = torch.randn(2, n, n, device=device).to(dtype)
-
-    def work() -> None:
-        for _ in range(times):
-            a @ b
-
-    return work, 2 * n ** 3 * times
+    """A product of large square matrices, to be timed, and its operations; smaller where a device is slow at them."""
+    n, largest = 256, 2048 if device.type == "cpu" else 8192
+    while True:
+        a, b = torch.randn(2, n, n, device=device).to(dtype)
+        work = lambda a=a, b=b: a @ b
+        work()
+        if n == largest or seconds(work, device) > 0.05:
+            return work, 2 * n ** 3
+        n *= 2
 
 
 def peak_mib(device: torch.device) -> float | None:
