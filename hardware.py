@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -47,6 +48,14 @@ class Hardware(NamedTuple):
         up = torch.tensor(int(flag))
         dist.all_reduce(up, dist.ReduceOp.MAX)
         return bool(up)
+
+    def all_see(self, path: Path) -> bool:
+        """Whether the file is there, the same for all processes; raises InputError if only some see it."""
+        if not self.any(path.exists()):
+            return False
+        if self.any(not path.exists()):
+            raise InputError(f"not all hosts see {str(path)!r}: put --output_dir on a folder that they share")
+        return True
 
     @contextmanager
     def main_first(self, downloads: bool) -> Iterator[None]:

@@ -138,9 +138,7 @@ def start_run(settings: Settings, where: Hardware) -> RunState:
     dino_loss = DINOLoss(settings.out_dim, settings.student_temp, settings.center_momentum).to(where.device)
     run = RunState(student, make_teacher(student), dino_loss, make_optimizer(settings.optimizer, student))
     path = Path(settings.output_dir, "checkpoint.pth")
-    if where.any(path.exists()):
-        if where.any(not path.exists()):
-            raise InputError(f"not all hosts see {str(path)!r}: put --output_dir on a folder that they share")
+    if where.all_see(path):
         told = load_run(path, run, settings)
         if where.is_main:
             print(told)
