@@ -126,25 +126,21 @@ def train_step(ddp_network: nn.Module, optimizer: torch.optim.Optimizer, images:
 def build_network(flags: Namespace, classes: int, where: Hardware) -> tuple[Classifier, dict]:
     """The classifier, on a fresh backbone or on the one that the flags name; and what a reader of it must know."""
     fresh = Settings(**PRESETS["vits16" if flags.data_path or flags.dataset else "demo"])
-    if flags.from_scratch:
-        about = {name: getattr(flags, name, 0) or getattr(fresh, name) for name in (
-            "arch", "patch_size", "eval_size", "eval_crop", "mean", "std")}
-        weights, init_std = None, flags.init_std or fresh.init_std
-    else:
+    args = {name: getattr(flags, name) for name in ("arch", "patch_size", "eval_size") if getattr(flags, name)}
+    if not flags.from_scratch:
         pretrained, args = evaluation.load_backbone(flags, where)
-        view = {"eval_size": 224, "eval_crop": 0.875, "mean": fresh.mean, "std": fresh.std}
-        about = view | {name: args[name] for name in (*view, "arch", "patch_size", "img_size") if name in args}
-        weights, init_std = pretrained.state_dict(), 0.02
+    about = {name: args.get(name, getattr(fresh, name)) for name in (
+        "arch", "patch_size", "eval_size", "eval_crop", "mean", "std")}
     about["patch_size"] = about["patch_size"] if about["arch"] in VITS else 1
     about["eval_size"] = evaluation.view_size(flags, about)
     about["train_size"] = flags.train_size or about["eval_size"]
     if about["train_size"] % about["patch_size"]:
         raise InputError(f"--train_size {flags.train_size} must be a multiple of the patch size {about['patch_size']}")
     torch.manual_seed(flags.seed)
-    backbone = build_backbone(about["arch"], about["patch_size"], about.setdefault("img_size", about["train_size"]),
-                              drop_path_rate=flags.drop_path_rate, init_std=init_std)
-    if weights:
-        backbone.load_state_dict(weights)
+    backbone = build_backbone(about["arch"], about["patch_size"], args.get("img_size", about["train_size"]),
+                              drop_path_rate=flags.drop_path_rate, init_std=flags.init_std or fresh.init_std)
+    if not flags.from_scratch:
+        load_strictly(backbone, pretrained.state_dict(), flags.pretrained_weights or flags.pretrained)
     return hardware.synchronise_batch_norms(Classifier(backbone, classes), where).to(where.device), about
 
 
