@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
+from torch.nn.parallel import DistributedDataParallel
 
 from commandline import InputError, brief
 
@@ -135,6 +136,13 @@ def compile_hot_path(modules: list[nn.Module], wanted: str, hardware: Hardware) 
         for part in module.blocks[:-1] if hasattr(module, "blocks") else [module]:
             part.compile()
     return "compiled"
+
+
+def average_gradients(network: nn.Module, where: Hardware) -> nn.Module:
+    """The network as a training step calls it: with several processes, backward() averages its gradients over them."""
+    if where.world_size == 1:
+        return network
+    return DistributedDataParallel(network, device_ids=[where.device] if where.device.type == "cuda" else None)
 
 
 def share_cores(wanted: int, device: torch.device) -> int:

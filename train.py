@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -151,9 +150,7 @@ def distribute(run: RunState, settings: Settings, where: Hardware) -> nn.Module:
     told = hardware.compile_hot_path(hot_path, settings.compile, where)
     if where.is_main:
         print(f"{where.world_size} x {where.device.type}, {str(where.dtype).removeprefix('torch.')}, {told}")
-    if where.world_size == 1:
-        return run.student
-    return DistributedDataParallel(run.student, device_ids=[where.device] if where.device.type == "cuda" else None)
+    return hardware.average_gradients(run.student, where)
 
 
 def train_epoch(run: RunState, ddp_student: nn.Module, loader: DataLoader, batches: EpochBatches, settings: Settings,
