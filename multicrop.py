@@ -1,9 +1,8 @@
 """Multi-crop (Sec. 3.1; appendix, "Multi-crop"; from SwAV): two global views and several small local ones.
 
 Each view is a random crop, resized, flipped, and recoloured by BYOL's augmentations. The crop is resized as uint8;
-every later step works in float on the small crop, with torchvision's formulas, per picture, in place where it can:
-fresh memory costs more than arithmetic here. The release blurs with Pillow, whose Gaussian is three box blurs: its
-pixels differ from ours by 0.4 of 255 on average.
+every later step works in float on the small crop, with torchvision's formulas, per picture. The release blurs with
+Pillow, whose Gaussian is three box blurs: its pixels differ from ours by 0.4 of 255 on average.
 
 Shapes: B images, V views, S the side of a view in pixels, K prototypes; a single view is (3, S, S) in 0 ... 1.
 """
@@ -45,8 +44,7 @@ def grey(image: Tensor) -> Tensor:
 
 def blend_(image: Tensor, other: Tensor, factor: float) -> Tensor:
     """In place, factor * image + (1 - factor) * other, clamped: brightness, contrast, saturation by the other."""
-    image.lerp_(other.expand_as(image), 1 - factor)
-    return image.clamp_(0, 1) if factor > 1 else image  # up to 1, the blend lies between two colours
+    return image.lerp_(other.expand_as(image), 1 - factor).clamp_(0, 1)
 
 
 def shift_hue_(image: Tensor, turn: float) -> Tensor:
@@ -68,19 +66,20 @@ def shift_hue_(image: Tensor, turn: float) -> Tensor:
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
     """Convolve with exp(-x^2 / 2 sigma^2), columns then rows; taps to about 3 sigma, reflected at the border.
 
-    In the padded picture as one long row, the pixel to the right is 1 step away, the one below `stride` steps.
+    In the padded picture as one line of memory, the pixel to the right is 1 step away, the one below a row's length.
     """
     radius = min(round(3 * sigma), min(image.shape[-2:]) - 1)
     weights = [math.exp(-0.5 * (x / sigma) ** 2) for x in range(-radius, radius + 1)]
-    image_area, row, _ = (padded := F.pad(image, (radius,) * 4, mode="reflect")).stride()
-    line = padded.flatten()
+    total = sum(weights)
+    padded = F.pad(image, (radius,) * 4, mode="reflect")
+    (colour, row, _), line = padded.stride(), padded.flatten()
     for step in (1, row):
         size = len(line) - 2 * radius * step
-        blurred = line[:size] * (weights[0] / sum(weights))
+        blurred = line[:size] * (weights[0] / total)
         for i, weight in enumerate(weights[1:], start=1):
-            blurred.add_(line[i * step:i * step + size], alpha=weight / sum(weights))
+            blurred.add_(line[i * step:i * step + size], alpha=weight / total)
         line = blurred
-    return line.as_strided(image.shape, (image_area, row, 1))
+    return line.as_strided(image.shape, (colour, row, 1))
 
 
 def solarize(image: Tensor) -> Tensor:
@@ -103,7 +102,7 @@ def color_jitter_(image: Tensor, strengths: Sequence[float]) -> Tensor:
         elif operation == 2:
             blend_(image, grey(image), factor)
         else:
-            shift_hue_(image, factor - 1)
+            shift_hue_(image, factor - 1)  # from -strength to strength, at most half a circle
     return image
 
 
