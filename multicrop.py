@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms.functional import pil_to_tensor
 
+from imagenet import IMAGENET_MEAN, IMAGENET_STD
+
 LUMA = torch.tensor([0.2989, 0.587, 0.114])
 HUE_CENTRES = torch.tensor([1 / 2, 1 / 3, 2 / 3]).view(3, 1, 1)  # opposite red; green, blue; in circles
 SIXTH, BLACK = torch.tensor(1 / 6), torch.zeros(())
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def random_box(height: int, width: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:

@@ -15,6 +15,13 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from commandline import InputError, errors_in_one_line
+from settings import Settings, parse_settings
+
+if __name__ == "__main__":
+    with errors_in_one_line():
+        parse_settings()  # a first look: --help and most wrong flags are answered before the seconds that torch takes
+
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -24,7 +31,6 @@ import hardware
 import report
 from backbone import build_backbone
 from checkpoint import describe, load_strictly, read_checkpoint, split_weights
-from commandline import InputError, errors_in_one_line
 from data import Pictures, knn_split, open_pictures, without_unreadable
 from eval_knn import extract, knn_accuracies
 from features import EvaluationView, Pixels
@@ -36,7 +42,6 @@ from optimizer import clip_gradients, make_optimizer
 from run_state import RunState, load_run, save_run
 from sampling import CropsDataset, EpochBatches, seed_of
 from schedules import cosine, linear
-from settings import Settings, parse_settings
 from teacher import make_teacher, update_teacher
 
 
