@@ -4,8 +4,10 @@ Masks are obtained by keeping a share of the attention's mass, the heaviest patc
 Jaccard of the best head's mask with the object. The best of several heads flatters diffuse maps, so the share of
 the attention that falls on the object, and the mask of the heads' mean, stand beside it.
 
-Shapes: B pictures, h heads, r x c patches, H x W pixels.
+Shapes: B pictures, O objects of one picture, h heads, r x c patches, H x W pixels.
 """
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,12 +45,26 @@ def mass_on_object(attention: Tensor, object_masks: Tensor) -> Tensor:
     return (attention * cover).sum(dim=(-2, -1)) / attention.sum(dim=(-2, -1))
 
 
-def attention_scores(attention: Tensor, object_masks: Tensor, patch_size: int) -> dict[str, float]:
-    """Means over the pictures: mass on the object in 0 ... 1; Jaccards in % of the best head and of the heads' mean."""
-    scores = {"mass_on_object": mass_on_object(attention, object_masks).mean().item()}
-    objects = object_masks.unsqueeze(1)
-    for percent in (60, 80):
-        for name, maps in (("best_head", attention), ("head_mean", attention.mean(dim=1, keepdim=True))):
-            overlap = jaccard(to_pixels(keep_mass(maps, percent / 100), patch_size), objects)
-            scores[f"jaccard_{name}_{percent}"] = 100 * overlap.amax(dim=1).mean().item()
+def object_scores(attention: Tensor, objects: Tensor, void: Tensor,
+                  percents: Sequence[float] = (60, 80)) -> dict[str, float]:
+    """One picture's scores: attention (h, r, c), objects bool (O, H, W), void bool (H, W).
+
+    The mass on any of the objects in 0 ... 1. Jaccards in %, without the void pixels, means over the objects: of each
+    object's best head, and of the mask of the heads' mean. H x W is the masks' own resolution: a pixel takes the value
+    of the patch it is in.
+    """
+    scores = {"mass_on_object": mass_on_object(attention.unsqueeze(0), objects.any(dim=0, keepdim=True)).mean().item()}
+    for percent in percents:
+        for name, maps in (("best_head", attention), ("head_mean", attention.mean(dim=0, keepdim=True))):
+            patches = keep_mass(maps, percent / 100).float()
+            masks = F.interpolate(patches.unsqueeze(0), objects.shape[-2:])[0].bool() & ~void  # to the nearest patch
+            overlap = jaccard(masks, objects.unsqueeze(1))  # (O, h)
+            scores[f"jaccard_{name}_{percent:g}"] = 100 * overlap.amax(dim=1).mean().item()
     return scores
+
+
+def attention_scores(attention: Tensor, object_masks: Tensor) -> dict[str, float]:
+    """Means of object_scores over B pictures of one object each: (B, h, r, c), bool (B, H, W)."""
+    nowhere = torch.zeros_like(object_masks[0])
+    scores = [object_scores(maps, mask.unsqueeze(0), nowhere) for maps, mask in zip(attention, object_masks)]
+    return {name: sum(one[name] for one in scores) / len(scores) for name in scores[0]}

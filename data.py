@@ -33,6 +33,8 @@ DATASETS = {  # --dataset name -> torchvision class, and its arguments for the t
     "eurosat": ("EuroSAT", {}, None),
     "mnist": ("MNIST", {"train": True}, {"train": False}),
     "fashion_mnist": ("FashionMNIST", {"train": True}, {"train": False}),
+    "stanford_cars": ("StanfordCars", {"split": "train"}, {"split": "test"}),
+    "imagenet": ("ImageNet", {"split": "train"}, {"split": "val"}),
 }
 
 
@@ -150,21 +152,27 @@ def open_folder(folder: Path, classes: Sequence[str] = ()) -> Pictures:
     return Pictures(files, [number[parent] for parent in parents], classes or found)
 
 
+def torchvision_part(name: str, root: str, download: bool, **part) -> Dataset:
+    """One part of a dataset of torchvision, as torchvision gives it; raises InputError where it is not."""
+    extra = {"download": download}
+    if name == "imagenet" or (name == "imagenette" and Path(root, "imagenette2-320").is_dir()):
+        extra = {}  # the one knows no download, the other would refuse to do it twice
+    try:
+        return getattr(torchvision.datasets, DATASETS[name][0])(root, **part, **extra)
+    except (RuntimeError, OSError, ImportError, ValueError) as error:
+        raise InputError(f"--dataset {name} is not under --data_path {root!r} ({brief(error)}): mend that, or pass "
+                         "--download where there is a network") from None
+
+
 def open_torchvision(name: str, root: str, download: bool) -> tuple[Pictures, Pictures | None]:
     """A dataset of torchvision by its name in DATASETS -> its training and its test part."""
     if name not in DATASETS:
         raise InputError(f"--dataset {name} is unknown: choose one of {', '.join(DATASETS)}")
-    class_name, *parts = DATASETS[name]
     opened = []
-    for part in parts:
+    for part in DATASETS[name][1:]:
         if part is None:
             continue
-        extra = {} if name == "imagenette" and Path(root, "imagenette2-320").is_dir() else {"download": download}
-        try:
-            dataset = getattr(torchvision.datasets, class_name)(root, **part, **extra)
-        except (RuntimeError, OSError, ImportError) as error:
-            raise InputError(f"--dataset {name} is not under --data_path {root!r} ({brief(error)}): mend that, "
-                             "or pass --download where there is a network") from None
+        dataset = torchvision_part(name, root, download, **part)
         where = next((key for key in ("targets", "labels", "_labels") if hasattr(dataset, key)), None)
         labels = getattr(dataset, where) if where else None
         if labels is None:

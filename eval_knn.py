@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import evaluation
 from checkpoint import read_checkpoint, save_checkpoint
 from commandline import InputError
-from data import Pictures, knn_split
+from data import Pictures
 from features import EvaluationView, Pixels, extract_features
 from hardware import Hardware
 
@@ -104,20 +104,15 @@ def evaluate(flags, where: Hardware) -> None:
 def features_of(flags, where: Hardware) -> tuple[dict[str, LabelledFeatures], dict, str]:
     """(features of the network and of raw pixels by name, the network's flags, what data it was)."""
     backbone, args = evaluation.load_backbone(flags, where)
-    train, val = evaluation.load_pictures(flags, where)
-    split = knn_split(train, val)
-    if split is None:
-        raise InputError(f"--data_path {flags.data_path!r} has no labels to vote, or fewer than 5 pictures: put "
-                         "pictures into class folders")
+    *split, asked = evaluation.load_labelled(flags, where)
     networks = {args["arch"]: backbone}
     if len(split[0]) + len(split[1]) <= 20_000:  # more raw pixels than that fill the memory
         networks["raw pixels"] = Pixels()
     view = evaluation.evaluation_view(flags, args)
     features = {name: extract(network, split, view, where, **evaluation.loading(flags, where))
                 for name, network in networks.items()}
-    asked = "the evaluation part" if val is not None else "every fifth picture"
     return features, args, (f"{evaluation.source(flags)}: {len(split[0])} pictures vote, {len(split[1])} asked "
-                            f"({asked}), {len(train.classes)} classes, {view.size} pixels")
+                            f"({asked}), {len(split[0].classes)} classes, {view.size} pixels")
 
 
 def load_features(flags) -> tuple[dict[str, LabelledFeatures], dict, str]:

@@ -14,7 +14,7 @@ from torch import nn
 import checkpoint
 import hardware
 from commandline import CommandLine, InputError, brief, errors_in_one_line
-from data import Pictures, open_pictures, without_unreadable
+from data import Pictures, knn_split, open_pictures, without_unreadable
 from features import EvaluationView
 from hardware import Hardware
 
@@ -71,6 +71,16 @@ def load_pictures(flags: argparse.Namespace, where: Hardware) -> tuple[Pictures,
     return train, val
 
 
+def load_labelled(flags: argparse.Namespace, where: Hardware) -> tuple[Pictures, Pictures, str]:
+    """Labelled pictures to learn from, those that are asked, and which these are; raises InputError without labels."""
+    train, val = load_pictures(flags, where)
+    split = knn_split(train, val)
+    if split is None:
+        raise InputError(f"--data_path {flags.data_path!r} has no labels to learn from, or fewer than 5 pictures: put "
+                         "pictures into class folders")
+    return *split, "every fifth picture" if val is None else "the evaluation part"
+
+
 def view_size(flags: argparse.Namespace, args: dict) -> int:
     """Pixels of the view: --eval_size, else the checkpoint's, else 224; raises InputError if patches do not fit."""
     size = flags.eval_size or args.get("eval_size", 224)
@@ -93,6 +103,34 @@ def loading(flags: argparse.Namespace, where: Hardware) -> dict:
 def source(flags: argparse.Namespace) -> str:
     """Which data it was, in a word for a table."""
     return " ".join(filter(None, [flags.dataset, flags.data_path])) or "the embedded creatures"
+
+
+class Progress:
+    """How far an evaluation that trains is: its modules and optimisers by name, kept in a file after each epoch.
+
+    recipe: plain values, all that must agree for a stopped training to go on as if it had not been stopped.
+    """
+
+    def __init__(self, path: Path, recipe: dict, **parts):
+        self.path, self.recipe, self.parts, self.epoch = path, recipe, parts, 0
+
+    def save(self) -> None:
+        """Write everything, after an epoch."""
+        checkpoint.save_checkpoint(self.path, {"recipe": self.recipe, "epoch": self.epoch, "parts": {
+            name: part.state_dict() for name, part in self.parts.items()}})
+
+    def load(self) -> None:
+        """Go on where the file is; raises InputError if another recipe made it, or another script."""
+        stored = checkpoint.read_checkpoint(self.path)
+        if stored.keys() != {"recipe", "epoch", "parts"} or stored["parts"].keys() != self.parts.keys():
+            raise InputError(f"{str(self.path)!r} was not written by this evaluation: choose another --output_dir")
+        for name, new in self.recipe.items():
+            if (old := stored["recipe"].get(name)) != new:
+                raise InputError(f"{str(self.path)!r} was made with another {name} ({old}, not {new}): choose another "
+                                 "--output_dir, or what it was made with")
+        for name, part in self.parts.items():
+            part.load_state_dict(stored["parts"][name])
+        self.epoch = stored["epoch"]
 
 
 def tell(flags: argparse.Namespace, where: Hardware, table: str, args: dict, data: str, measured: dict[str, float],

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from data import Pictures
 from hardware import Hardware, leave_signals_to_training
-from multicrop import IMAGENET_MEAN, IMAGENET_STD
+from imagenet import IMAGENET_MEAN, IMAGENET_STD
 
 
 class EvaluationView:

@@ -6,12 +6,14 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
+from torch.nn.parallel import DistributedDataParallel
 
 from commandline import InputError, brief
 
@@ -47,6 +49,14 @@ class Hardware(NamedTuple):
         up = torch.tensor(int(flag))
         dist.all_reduce(up, dist.ReduceOp.MAX)
         return bool(up)
+
+    def all_see(self, path: Path) -> bool:
+        """Whether the file is there, the same for all processes; raises InputError if only some see it."""
+        if not self.any(path.exists()):
+            return False
+        if self.any(not path.exists()):
+            raise InputError(f"not all hosts see {str(path)!r}: put --output_dir on a folder that they share")
+        return True
 
     @contextmanager
     def main_first(self, downloads: bool) -> Iterator[None]:
@@ -126,6 +136,13 @@ def compile_hot_path(modules: list[nn.Module], wanted: str, hardware: Hardware) 
         for part in module.blocks[:-1] if hasattr(module, "blocks") else [module]:
             part.compile()
     return "compiled"
+
+
+def average_gradients(network: nn.Module, where: Hardware) -> nn.Module:
+    """The network as a training step calls it: with several processes, backward() averages its gradients over them."""
+    if where.world_size == 1:
+        return network
+    return DistributedDataParallel(network, device_ids=[where.device] if where.device.type == "cuda" else None)
 
 
 def share_cores(wanted: int, device: torch.device) -> int:

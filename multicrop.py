@@ -1,8 +1,8 @@
 """Multi-crop (Sec. 3.1; appendix, "Multi-crop"; from SwAV): two global views and several small local ones.
 
-Each view is a random crop, resized, flipped, and recoloured by BYOL's augmentations. The crop is resized as uint8 by
-torchvision; every later step works in float on the small crop, with torchvision's formulas, per picture. The release
-blurs with Pillow, whose Gaussian is three box blurs: its pixels differ from ours by 0.4 of 255 on average.
+Each view is a random crop, resized, flipped, and recoloured by BYOL's augmentations. The crop is resized as uint8;
+every later step works in float on the small crop, with torchvision's formulas, per picture. The release blurs with
+Pillow, whose Gaussian is three box blurs: its pixels differ from ours by 0.4 of 255 on average.
 
 Shapes: B images, V views, S the side of a view in pixels, K prototypes; a single view is (3, S, S) in 0 ... 1.
 """
@@ -13,12 +13,29 @@ from itertools import groupby
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.transforms import InterpolationMode, RandomResizedCrop
-from torchvision.transforms.v2.functional import pil_to_tensor, resized_crop  # v1 would resize uint8 as float
+from torchvision.transforms.functional import pil_to_tensor
+
+from imagenet import IMAGENET_MEAN, IMAGENET_STD
 
 LUMA = torch.tensor([0.2989, 0.587, 0.114])
-OWN_HUES = torch.tensor([0 / 3, 1 / 3, 2 / 3]).view(3, 1, 1)  # of red, green, blue, in circles
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HUE_CENTRES = torch.tensor([1 / 2, 1 / 3, 2 / 3]).view(3, 1, 1)  # opposite red; green, blue; in circles
+SIXTH, BLACK = torch.tensor(1 / 6), torch.zeros(())
+
+
+def random_box(height: int, width: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a box inside the picture: area by scale, width / height from 3/4 to 4/3.
+
+    The area is uniform, the ratio log-uniform, the place uniform. After ten boxes that do not fit, the largest one in
+    the middle.
+    """
+    for _ in range(10):
+        share, shape, down, right = torch.rand(4).tolist()
+        area, ratio = height * width * (scale[0] + (scale[1] - scale[0]) * share), (3 / 4) ** (1 - 2 * shape)
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < h <= height and 0 < w <= width:
+            return int(down * (height - h + 1)), int(right * (width - w + 1)), h, w
+    h, w = min(height, round(width * 4 / 3)), min(width, round(height * 4 / 3))
+    return (height - h) // 2, (width - w) // 2, h, w
 
 
 def grey(image: Tensor) -> Tensor:
@@ -31,61 +48,62 @@ def blend_(image: Tensor, other: Tensor, factor: float) -> Tensor:
     return image.lerp_(other.expand_as(image), 1 - factor).clamp_(0, 1)
 
 
-def shift_hue(image: Tensor, turn: float) -> Tensor:
-    """Turn the hue of HSV by a share of the circle, keeping value V = max and chroma C = max - min.
+def shift_hue_(image: Tensor, turn: float) -> Tensor:
+    """In place, turn the hue of HSV by a share of the circle, keeping value V = max and chroma C = V - min.
 
-    A channel is V - C clamp(6 d - 1, 0, 1), with d the distance on the circle, which is 1 around, of the pixel's hue
-    from the channel's own: 0 for red, 1/3 for green, 2/3 for blue.
+    The hue, as distance from red, is (1 + (G + B - R - min) / C) / 6, to green's side where G > B, else to blue's. A
+    channel is V - C clamp(6 d - 1, 0, 1) = V + C - 6 C clamp(d, 1/6, 1/3), d the hue's distance from the channel's own:
+    0 for red, 1/3 for green, 2/3 for blue. Red's is measured from the opposite, 1/2, since hues run from 0 to 1.
     """
     r, g, b = image
     value, low = image.amax(dim=0), image.amin(dim=0)
-    chroma = value - low
-    red_is_less, green_is_less = (value - r).sign_(), (value - g).sign_()  # 0 or 1; lerp is much faster than where
-    slope = torch.lerp(g - b, torch.lerp(b - r, r - g, green_is_less), red_is_less)
-    slope.div_(chroma.clamp(min=1e-6).mul_(6))  # without chroma, any hue will do
-    hue = torch.addcmul(slope, red_is_less, green_is_less.add_(1), value=1 / 3)  # 0, 1/3 or 2/3 + slope
-    distance = (hue.add_(turn + 2.5) - OWN_HUES).frac_().sub_(0.5).abs_()
-    return torch.addcmul(value, chroma, distance.sub_(1 / 6).clamp_(0, 1 / 6), value=-6)
+    chroma = (value - low).clamp_(min=1e-6)  # without chroma, any hue will do
+    hue = torch.addcdiv(SIXTH, (g + b).sub_(r).sub_(low), chroma, value=1 / 6).copysign_(g - b)
+    distance = torch.sub(hue.add_(turn + 1).frac_(), HUE_CENTRES, out=image).abs_()
+    torch.sub(0.5, distance[0], out=distance[0])
+    return torch.addcmul(value.add_(chroma), chroma, distance.clamp_(1 / 6, 1 / 3), value=-6, out=image)
 
 
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
-    """Convolve with exp(-x^2 / 2 sigma^2), columns then rows; taps to 3 sigma, reflected at the border."""
-    radius = min(math.ceil(3 * sigma), min(image.shape[-2:]) - 1)
-    first, *taps = torch.arange(-radius, radius + 1).div(sigma).square().mul(-0.5).softmax(dim=0).tolist()
-    image = F.pad(image, (radius,) * 4, mode="reflect")
-    for axis in (1, 2):
-        size = image.shape[axis] - 2 * radius
-        blurred = image.narrow(axis, 0, size) * first
-        for i, tap in enumerate(taps, start=1):
-            blurred.add_(image.narrow(axis, i, size), alpha=tap)
-        image = blurred
-    return image
+    """Convolve with exp(-x^2 / 2 sigma^2), columns then rows; taps to about 3 sigma, reflected at the border.
+
+    In the padded picture as one line of memory, the pixel to the right is 1 step away, the one below a row's length.
+    """
+    radius = min(round(3 * sigma), min(image.shape[-2:]) - 1)
+    weights = [math.exp(-0.5 * (x / sigma) ** 2) for x in range(-radius, radius + 1)]
+    total = sum(weights)
+    padded = F.pad(image, (radius,) * 4, mode="reflect")
+    (colour, row, _), line = padded.stride(), padded.flatten()
+    for step in (1, row):
+        size = len(line) - 2 * radius * step
+        blurred = line[:size] * (weights[0] / total)
+        for i, weight in enumerate(weights[1:], start=1):
+            blurred.add_(line[i * step:i * step + size], alpha=weight / total)
+        line = blurred
+    return line.as_strided(image.shape, (colour, row, 1))
 
 
 def solarize(image: Tensor) -> Tensor:
-    """Invert what is at least half bright: 128 of 255."""
-    return torch.lerp(image, 1 - image, (image >= 128 / 255).float())
+    """Invert what is at least half bright, 128 of 255: x -> |x - [x >= 128 / 255]|."""
+    return image.sub(image.clone().ge_(128 / 255)).abs_()
 
 
-def uniform(low: float, high: float) -> float:
-    """One draw from torch's global generator, as all randomness of this file."""
-    return low + (high - low) * torch.rand(()).item()
-
-
-def color_jitter_(image: Tensor, brightness: float, contrast: float, saturation: float, hue: float) -> Tensor:
-    """In random order: blend by factors from 1 -+ strength with black, the mean grey, the grey image; turn the hue.
-
-    May write into the image.
-    """
-    for operation in torch.randperm(4).tolist():
-        if operation == 0 and brightness:
-            image = blend_(image, torch.zeros(()), uniform(max(0.0, 1 - brightness), 1 + brightness))
-        elif operation == 1 and contrast:
-            image = blend_(image, grey(image).mean(), uniform(max(0.0, 1 - contrast), 1 + contrast))
-        elif operation == 2 and saturation:
-            image = blend_(image, grey(image), uniform(max(0.0, 1 - saturation), 1 + saturation))
-        elif operation == 3 and hue:
-            image = shift_hue(image, uniform(-hue, hue))
+def color_jitter_(image: Tensor, strengths: Sequence[float]) -> Tensor:
+    """In place, in random order: blend by factors from 1 -+ strength with black, the mean grey, grey; turn the hue."""
+    for operation, draw in zip(torch.randperm(4).tolist(), torch.rand(4).tolist(), strict=True):
+        strength = strengths[operation]
+        least = max(0.0, 1 - strength)
+        factor = least + (1 + strength - least) * draw
+        if strength == 0:
+            continue
+        if operation == 0:
+            blend_(image, BLACK, factor)
+        elif operation == 1:
+            blend_(image, LUMA.dot(image.mean(dim=(1, 2))), factor)
+        elif operation == 2:
+            blend_(image, grey(image), factor)
+        else:
+            shift_hue_(image, factor - 1)  # from -strength to strength, at most half a circle
     return image
 
 
@@ -115,21 +133,22 @@ class MultiCrop:
 
     def view(self, image: Tensor, size: int, scale: tuple[float, float], blur: float, solarize_chance: float) -> Tensor:
         """One random view: uint8 (3, H, W) -> normalised float (3, S, S)."""
-        box = RandomResizedCrop.get_params(image, scale, (3 / 4, 4 / 3))
-        view = resized_crop(image, *box, [size, size], InterpolationMode.BICUBIC, antialias=True)
-        flip, jitter, to_grey, to_blur, to_solarize = torch.rand(5).tolist()
+        top, left, height, width = random_box(*image.shape[1:], scale)
+        box = image[None, :, top:top + height, left:left + width]
+        view = F.interpolate(box, (size, size), mode="bicubic", antialias=True)[0].contiguous()
+        flip, jitter, to_grey, to_blur, to_solarize, sigma = torch.rand(6).tolist()
         if flip < 0.5:
             view = view.flip(-1)
-        view = view.to(torch.float32, memory_format=torch.contiguous_format).div_(255)  # one colour after the other
+        view = view / 255
         if jitter < 0.8:
-            view = color_jitter_(view, *self.jitter)
+            color_jitter_(view, self.jitter)
         if to_grey < 0.2:
-            view = grey(view).repeat(3, 1, 1)
+            view = grey(view)  # (1, S, S): one channel to blur and solarise
         if to_blur < blur:
-            view = gaussian_blur(view, uniform(0.1, 2.0))
+            view = gaussian_blur(view, 0.1 + 1.9 * sigma)
         if to_solarize < solarize_chance:
             view = solarize(view)
-        return view.sub_(self.mean).div_(self.std)
+        return view.sub(self.mean).div_(self.std)
 
 
 def forward_crops(backbone: nn.Module, head: nn.Module, crops: Sequence[Tensor]) -> Tensor:

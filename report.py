@@ -139,7 +139,7 @@ def attention_report(output: Path, trained: nn.Module, untrained: nn.Module, pic
     draw_attention(output / "attention.png", views[:10], view, after[:10], before[:10], settings.patch_size)
     if pictures.masks is None:
         return []
-    was, now = (attention_scores(maps, pictures.masks[:n], settings.patch_size) for maps in (before, after))
+    was, now = (attention_scores(maps, pictures.masks[:n]) for maps in (before, after))
     table = [f"    {name.replace('_', ' ')}, {percent} % of the mass: {was[key]:.1f} -> {now[key]:.1f} %"
              for name in ("best_head", "head_mean") for percent in (60, 80) for key in [f"jaccard_{name}_{percent}"]]
     return [f"[CLS] puts {100 * now['mass_on_object']:.1f} % of its attention on the object, untrained "

@@ -3,14 +3,13 @@
 So neither the number of workers, nor that of processes, nor where a run was resumed changes what is learnt from.
 """
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from data import Pictures
-from multicrop import MultiCrop
 
 
 def seed_of(*numbers: int) -> int:
@@ -19,16 +18,16 @@ def seed_of(*numbers: int) -> int:
 
 
 class CropsDataset(Dataset):
-    """The views of picture `index` in epoch `epoch`: dataset[epoch, index] -> V float tensors (3, S, S)."""
+    """What crop, a MultiCrop or another random view, makes of a picture: dataset[epoch, index] -> crop(image)."""
 
-    def __init__(self, pictures: Pictures, multicrop: MultiCrop, seed: int):
-        self.pictures, self.multicrop, self.seed = pictures, multicrop, seed
+    def __init__(self, pictures: Pictures, crop: Callable[[Tensor], list[Tensor] | Tensor], seed: int):
+        self.pictures, self.crop, self.seed = pictures, crop, seed
 
-    def __getitem__(self, key: tuple[int, int]) -> list[Tensor]:
+    def __getitem__(self, key: tuple[int, int]) -> list[Tensor] | Tensor:
         epoch, index = key
         image, _ = self.pictures[index]
         torch.default_generator.manual_seed(seed_of(self.seed, epoch, index))
-        return self.multicrop(image)
+        return self.crop(image)
 
 
 class EpochBatches(Sampler):

@@ -10,9 +10,8 @@ import re
 from argparse import SUPPRESS
 from dataclasses import dataclass
 
-from backbone import VITS, is_arch
 from commandline import CommandLine, InputError, true_or_false
-from multicrop import IMAGENET_MEAN, IMAGENET_STD
+from imagenet import IMAGENET_MEAN, IMAGENET_STD
 
 
 @dataclass
@@ -199,6 +198,8 @@ def check(settings: Settings) -> None:
     for flag in ("warmup_epochs", "warmup_teacher_temp_epochs"):
         require(getattr(settings, flag) <= settings.epochs, flag,
                 f"is longer than the run of --epochs {settings.epochs}: give a shorter --{flag} too, or more --epochs")
+    from backbone import VITS, is_arch  # not above, since it loads torch: --help and the checks so far answer at once
+
     require(is_arch(settings.arch), "arch", f"is unknown: choose one of {', '.join(VITS)}, or a convnet of torchvision "
             "such as resnet50")
     if settings.arch in VITS:

@@ -15,9 +15,15 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from commandline import InputError, errors_in_one_line
+from settings import Settings, parse_settings
+
+if __name__ == "__main__":
+    with errors_in_one_line():
+        parse_settings()  # a first look: --help and most wrong flags are answered before the seconds that torch takes
+
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -25,7 +31,6 @@ import hardware
 import report
 from backbone import build_backbone
 from checkpoint import describe, load_strictly, read_checkpoint, split_weights
-from commandline import InputError, errors_in_one_line
 from data import Pictures, knn_split, open_pictures, without_unreadable
 from eval_knn import extract, knn_accuracies
 from features import EvaluationView, Pixels
@@ -37,7 +42,6 @@ from optimizer import clip_gradients, make_optimizer
 from run_state import RunState, load_run, save_run
 from sampling import CropsDataset, EpochBatches, seed_of
 from schedules import cosine, linear
-from settings import Settings, parse_settings
 from teacher import make_teacher, update_teacher
 
 
@@ -138,9 +142,7 @@ def start_run(settings: Settings, where: Hardware) -> RunState:
     dino_loss = DINOLoss(settings.out_dim, settings.student_temp, settings.center_momentum).to(where.device)
     run = RunState(student, make_teacher(student), dino_loss, make_optimizer(settings.optimizer, student))
     path = Path(settings.output_dir, "checkpoint.pth")
-    if where.any(path.exists()):
-        if where.any(not path.exists()):
-            raise InputError(f"not all hosts see {str(path)!r}: put --output_dir on a folder that they share")
+    if where.all_see(path):
         told = load_run(path, run, settings)
         if where.is_main:
             print(told)
@@ -153,9 +155,7 @@ def distribute(run: RunState, settings: Settings, where: Hardware) -> nn.Module:
     told = hardware.compile_hot_path(hot_path, settings.compile, where)
     if where.is_main:
         print(f"{where.world_size} x {where.device.type}, {str(where.dtype).removeprefix('torch.')}, {told}")
-    if where.world_size == 1:
-        return run.student
-    return DistributedDataParallel(run.student, device_ids=[where.device] if where.device.type == "cuda" else None)
+    return hardware.average_gradients(run.student, where)
 
 
 def train_epoch(run: RunState, ddp_student: nn.Module, loader: DataLoader, batches: EpochBatches, settings: Settings,

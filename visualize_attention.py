@@ -21,7 +21,7 @@ import hardware
 from attention import cls_attention, keep_mass, to_pixels
 from commandline import CommandLine, InputError, brief, errors_in_one_line
 from data import decode
-from multicrop import IMAGENET_MEAN, IMAGENET_STD
+from imagenet import IMAGENET_MEAN, IMAGENET_STD
 
 matplotlib.use("Agg")  # draws to files, needs no screen
 import matplotlib.pyplot as plt

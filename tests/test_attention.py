@@ -40,7 +40,7 @@ def test_scores_take_the_best_head_of_each_picture():
     truth = torch.zeros(2, 4, 4, dtype=torch.bool)
     truth[:, :2, :2] = True
     on, off = torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [0.0, 1.0]])
-    scores = attention_scores(torch.stack([torch.stack([on, off]), torch.stack([off, on])]), truth, patch_size=2)
+    scores = attention_scores(torch.stack([torch.stack([on, off]), torch.stack([off, on])]), truth)
     assert scores["jaccard_best_head_60"] == 100 and scores["mass_on_object"] == pytest.approx(0.5)
 
 

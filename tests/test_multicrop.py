@@ -4,6 +4,7 @@ import torch
 import torchvision.transforms.functional as TF
 from PIL import Image
 from torch import nn
+from torchvision.transforms import ColorJitter, RandomResizedCrop
 
 import multicrop
 from multicrop import MultiCrop, MultiCropNetwork, forward_crops
@@ -19,13 +20,13 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
 @pytest.mark.parametrize("turn", [-0.5, -0.1, 0.0, 0.07, 0.5])
 def test_the_hue_turns_as_torchvision_turns_it(turn):
     grey_too = torch.cat([IMAGE, torch.full((3, 2, 37), 0.3), torch.zeros(3, 1, 37), torch.ones(3, 1, 37)], dim=1)
-    assert close(multicrop.shift_hue(grey_too, turn), TF.adjust_hue(grey_too, turn))
+    assert close(multicrop.shift_hue_(grey_too.clone(), turn), TF.adjust_hue(grey_too, turn))
 
 
 @pytest.mark.parametrize("factor", [0.6, 1.0, 1.4])
 def test_brightness_contrast_and_saturation_are_torchvisions(factor):
     grey = multicrop.grey(IMAGE)
-    assert close(multicrop.blend_(IMAGE.clone(), torch.zeros(()), factor), TF.adjust_brightness(IMAGE, factor))
+    assert close(multicrop.blend_(IMAGE.clone(), multicrop.BLACK, factor), TF.adjust_brightness(IMAGE, factor))
     assert close(multicrop.blend_(IMAGE.clone(), grey.mean(), factor), TF.adjust_contrast(IMAGE, factor))
     assert close(multicrop.blend_(IMAGE.clone(), grey, factor), TF.adjust_saturation(IMAGE, factor))
 
@@ -37,8 +38,16 @@ def test_grey_and_solarise_are_torchvisions():
 
 @pytest.mark.parametrize("sigma", [0.1, 0.7, 2.0])
 def test_the_blur_is_a_gaussian_convolution(sigma):
-    taps = 2 * int(-(-3 * sigma // 1)) + 1
+    taps = 2 * round(3 * sigma) + 1
     assert close(multicrop.gaussian_blur(IMAGE, sigma), TF.gaussian_blur(IMAGE, [taps, taps], [sigma, sigma]))
+
+
+def test_the_taps_left_out_of_the_blur_are_worth_less_than_a_grey_level():
+    """Between black and white, at the sigma whose taps end soonest; most pictures have no such edge."""
+    edge = torch.zeros(1, 29, 31).index_fill(2, torch.arange(17), 1)
+    for sigma in (0.16, 0.49, 0.83, 1.16, 1.49, 1.83):  # 3 sigma just below a half number
+        whole = TF.gaussian_blur(edge, [25, 25], [sigma, sigma])
+        assert (multicrop.gaussian_blur(edge, sigma) - whole).abs().max() < 1 / 255, f"sigma {sigma}"
 
 
 def test_the_blur_works_on_crops_smaller_than_its_kernel():
@@ -48,10 +57,20 @@ def test_the_blur_works_on_crops_smaller_than_its_kernel():
 def test_views_are_two_globals_then_the_locals():
     views = MultiCrop(global_size=35, local_size=14, local_number=3)(Image.new("L", (61, 53), 90))
     assert [tuple(view.shape) for view in views] == [(3, 35, 35)] * 2 + [(3, 14, 14)] * 3
-    assert all(view.dtype == torch.float32 for view in views)
+    assert all(view.dtype == torch.float32 and view.is_contiguous() for view in views)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_views_are_contiguous_whatever_the_layout_of_the_picture(layout):
+    """The whole picture is a box too, and then the resize keeps its layout; grey and blur have layouts of their own."""
+    torch.manual_seed(0)
+    picture = (IMAGE * 255).byte()[None, :, :37].contiguous(memory_format=layout)[0]
+    crop = MultiCrop(37, 37, (1, 1), (1, 1), 10, blur=(0.5, 0.5, 0.5), solarize=0.5)
+    assert all(view.is_contiguous() and view.shape == (3, 37, 37) for _ in range(5) for view in crop(picture))
 
 
 def test_a_tensor_and_a_picture_give_the_same_views():
+    """And a tensor gives the same in both layouts: colours apart, or side by side as the decoder leaves them."""
     pixels = (IMAGE * 255).byte()
     torch.manual_seed(3)
     from_tensor = MultiCrop(35, 14)(pixels)
@@ -59,6 +78,38 @@ def test_a_tensor_and_a_picture_give_the_same_views():
     from_picture = MultiCrop(35, 14)(TF.to_pil_image(pixels))
     for ours, theirs in zip(from_tensor, from_picture, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("height, width, scale", [(53, 41, (0.4, 1.0)), (41, 53, (0.05, 0.4)), (19, 97, (0.4, 1.0)),
+                                                  (97, 19, (0.9, 1.0)), (1, 1, (0.05, 0.4))])
+def test_boxes_are_drawn_by_the_law_of_random_resized_crop(height, width, scale):
+    """The largest distance between the distributions (Kolmogorov, Smirnov) of top, left, height, width and area.
+
+    Of 3000 boxes each, equal laws are 0.05 apart once in a thousand. Narrow pictures: after ten boxes, the middle.
+    """
+    torch.manual_seed(0)
+    picture = torch.empty(3, height, width)
+    ours = torch.tensor([multicrop.random_box(height, width, scale) for _ in range(3000)])
+    theirs = torch.tensor([RandomResizedCrop.get_params(picture, scale, (3 / 4, 4 / 3)) for _ in range(3000)])
+    for name, of in [("area", lambda box: box[:, 2] * box[:, 3]), *[(name, lambda box, i=i: box[:, i]) for i, name in
+                                                                    enumerate(("top", "left", "height", "width"))]]:
+        mine, other = (of(boxes).sort().values for boxes in (ours, theirs))
+        values = torch.cat([mine, other])
+        apart = torch.searchsorted(mine, values, right=True) - torch.searchsorted(other, values, right=True)
+        assert apart.abs().max() < 0.05 * 3000, f"{name} is drawn by another law"
+    assert torch.equal(ours[:, :2] + ours[:, 2:], (ours[:, :2] + ours[:, 2:]).clamp(max=torch.tensor([height, width])))
+
+
+def test_colour_jitter_is_drawn_by_the_law_of_torchvision():
+    """Order, factors and turn: the mean and the spread of what comes of one colour beside another one."""
+    torch.manual_seed(0)
+    colours = torch.tensor([[0.9, 0.2], [0.4, 0.3], [0.1, 0.8]]).view(3, 1, 2)
+    theirs = ColorJitter(0.4, 0.4, 0.2, 0.1)
+    ours = torch.stack([multicrop.color_jitter_(colours.clone(), (0.4, 0.4, 0.2, 0.1)) for _ in range(2000)])
+    theirs = torch.stack([theirs(colours) for _ in range(2000)])
+    for moment in (torch.mean, torch.std):
+        error = (moment(ours, dim=0) - moment(theirs, dim=0)).abs().max().item()
+        assert error < 0.01, f"the {moment.__name__} differs by {error}"
 
 
 def test_views_are_normalised_by_mean_and_std():

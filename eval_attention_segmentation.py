@@ -1,0 +1,187 @@
+"""[CLS]'s attention as a segmentation (Sec. 4.2.2, Fig. 4): the Jaccard of its masks with the objects'.
+
+Of each head the heaviest patches are kept, up to a share of its mass. For each object of a picture the best head's
+Jaccard counts; the mean is taken over the objects of a picture, then over pictures (the authors' public answer).
+ViT-S/16 on VOC12: random weights 22.0, supervised 27.3, DINO 45.9; 60 % of the mass are kept in the main text, 80 %
+in the appendix, with the same numbers, so both are told. The best of several heads flatters diffuse maps: the mask of
+the heads' mean and the share of the attention on the objects stand below.
+
+    python eval_attention_segmentation.py --pretrained_weights runs/demo/checkpoint.pth \\
+        --supervised_weights runs/supervised/checkpoint.pth
+    python eval_attention_segmentation.py --pretrained dino_vits16 --data_path VOCdevkit/VOC2012
+    python eval_attention_segmentation.py --pretrained dino_vits16 --dataset oxford_pets --data_path data/
+
+--data_path: a folder laid out as VOC12 (JPEGImages, SegmentationObject, ImageSets/Segmentation/val.txt). Of the
+supervised network the same architecture must be trained, with eval_transfer.py --from_scratch. The short side becomes
+--eval_size pixels, 480 unless said (the embedded pictures: as in training), and both sides multiples of the patch; the
+masks keep their own resolution. Pixels that VOC12 (255) and Oxford Pets (the borders) leave open count nowhere in the
+Jaccard. The paper gives neither size nor treatment of these pixels.
+
+Shapes: O objects, h heads, r x c patches, H x W pixels.
+"""
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.functional import pil_to_tensor
+from tqdm import tqdm
+
+import checkpoint
+import evaluation
+import hardware
+from attention import cls_attention, object_scores
+from backbone import build_backbone
+from commandline import InputError, brief
+from data import decode, open_pictures, to_rgb, torchvision_part
+from features import EvaluationView
+from hardware import Hardware
+from visualize_attention import fit_to_patches
+
+PAPER = {("vit_small", 16): {"random": 22.0, "supervised": 27.3, "DINO": 45.9},
+         ("vit_small", 8): {"random": 21.8, "supervised": 23.7, "DINO": 44.7}}  # Fig. 4: VOC12
+
+
+class MaskedPictures(Dataset):
+    """read(items[i]) of each picture: uint8 (3, H, W), objects bool (O, H, W), void bool (H, W)."""
+
+    def __init__(self, items: Sequence, read: Callable[..., tuple[Tensor, Tensor, Tensor]]):
+        self.items, self.read = items, read
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        return self.read(self.items[index])
+
+
+def read_embedded(item: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """One object, and no pixel in doubt."""
+    image, mask = item
+    return image, mask.unsqueeze(0), torch.zeros_like(mask)
+
+
+def read_pet(item: tuple[Image.Image, Image.Image]) -> tuple[Tensor, Tensor, Tensor]:
+    """Oxford Pets' trimap: 1 the pet, 2 the ground, 3 the border between them."""
+    trimap = pil_to_tensor(item[1])
+    return pil_to_tensor(to_rgb(item[0])), trimap == 1, trimap[0] == 3
+
+
+def read_voc(item: tuple[Path, Path]) -> tuple[Tensor, Tensor, Tensor]:
+    """VOC12's mask, a palette picture: 0 the ground, 255 void, any other number an object."""
+    picture, mask = item
+    image = decode(picture)
+    try:
+        with Image.open(mask) as file:
+            numbers = torch.from_numpy(np.array(file))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"cannot read the mask {str(mask)!r} ({brief(error)}): take another copy of it") from None
+    if numbers.shape != image.shape[-2:]:
+        raise InputError(f"the mask {str(mask)!r} is {tuple(numbers.shape)}, its picture {tuple(image.shape[-2:])}: "
+                         "a mask must be a palette picture, one number a pixel, as large as its picture")
+    objects = [numbers == number for number in numbers.unique().tolist() if number not in (0, 255)]
+    return image, torch.stack(objects) if objects else torch.zeros(0, *numbers.shape).bool(), numbers == 255
+
+
+def open_voc(folder: Path) -> list[tuple[Path, Path]]:
+    """The pictures and masks that VOC12's val.txt names; raises InputError for the first that is not there."""
+    listed = folder / "ImageSets" / "Segmentation" / "val.txt"
+    if not listed.is_file():
+        raise InputError(f"no {str(listed)!r}: --data_path must be laid out as VOCdevkit/VOC2012, or leave it out")
+    items = [(folder / "JPEGImages" / f"{name}.jpg", folder / "SegmentationObject" / f"{name}.png")
+             for name in listed.read_text().split()]
+    for path in (path for item in items for path in item):
+        if not path.is_file():
+            raise InputError(f"{str(listed)!r} names {path.stem!r}, but there is no {str(path)!r}: add it, or take the "
+                             "name out")
+    if not items:
+        raise InputError(f"{str(listed)!r} names no pictures: fill it with names, one a line")
+    return items
+
+
+def open_masked(flags: Namespace, where: Hardware) -> MaskedPictures:
+    """The pictures with masks that the flags name: VOC12's layout, Oxford Pets, or the embedded evaluation part."""
+    if flags.dataset not in ("", "oxford_pets"):
+        raise InputError(f"--dataset {flags.dataset} has no masks: take oxford_pets, or a --data_path as VOC12's")
+    if flags.dataset:
+        with where.main_first(flags.download):
+            return MaskedPictures(torchvision_part("oxford_pets", flags.data_path or "data", flags.download,
+                                                   split="test", target_types="segmentation"), read_pet)
+    if flags.data_path:
+        return MaskedPictures(open_voc(Path(flags.data_path)), read_voc)
+    val = open_pictures()[1]
+    return MaskedPictures(list(zip(val.source, val.masks)), read_embedded)
+
+
+@torch.no_grad()
+def mean_scores(network: nn.Module, args: dict, pictures: MaskedPictures, size: int, percents: Sequence[float],
+                flags: Namespace, where: Hardware) -> tuple[dict[str, float], int, int]:
+    """Means over the pictures with objects, shared over the processes -> (scores, such pictures, their objects)."""
+    view = EvaluationView(size, 1.0, *(args[key] for key in ("mean", "std") if key in args))
+    share = torch.arange(len(pictures)).tensor_split(where.world_size)[where.rank].tolist()
+    loader = DataLoader(pictures, batch_size=None, sampler=share, worker_init_fn=hardware.leave_signals_to_training,
+                        num_workers=hardware.share_cores(flags.num_workers, where.device))
+    rows, names = [], []
+    for image, objects, void in tqdm(loader, "attention", disable=not where.is_main, leave=False):
+        if len(objects):
+            pixels = (fit_to_patches(image, size, network.patch_size).float() / 255 - view.mean) / view.std
+            with where.autocast():
+                attention = cls_attention(network, pixels.unsqueeze(0).to(where.device))[0].float().cpu()
+            scores = object_scores(attention, objects, void, percents)
+            names, rows = [*scores], [*rows, [*scores.values(), len(objects)]]
+    if not where.any(bool(rows)):
+        raise InputError("no mask holds an object: check that the masks are those of the objects")
+    table = where.gather_rows(torch.tensor(rows))
+    return dict(zip(names, table.mean(dim=0).tolist())), len(table), int(table[:, -1].sum())
+
+
+def networks(flags: Namespace, where: Hardware) -> dict[str, tuple[nn.Module, dict]]:
+    """Fig. 4's columns: the same architecture with random weights, supervised if given, and with DINO's."""
+    dino, args = evaluation.load_backbone(flags, where)
+    if not hasattr(dino, "get_last_selfattention"):
+        raise InputError(f"{args['arch']} has no attention to segment with: take a ViT's weights")
+    torch.manual_seed(flags.seed)
+    random = build_backbone(args["arch"], args["patch_size"], args["img_size"], init_std=args.get("init_std", 0.02))
+    columns = {"random": (random.eval().to(where.device), args)}
+    if flags.supervised_weights:
+        supervised, its = checkpoint.load_backbone(flags.supervised_weights, "teacher", args["arch"],
+                                                   args["patch_size"])
+        columns["supervised"] = (supervised.to(where.device), its)
+    return columns | {"DINO": (dino, args)}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = evaluation.command_line(__doc__)
+    add = parser.add_argument
+    add("--supervised_weights", default="", metavar="FILE", help="of eval_transfer.py --from_scratch, for the column")
+    add("--threshold", type=float, nargs="+", default=[0.6, 0.8], help="shares of the mass that are kept [0.6 0.8]")
+    add("--seed", type=int, default=0, help="of the random weights [0]")
+    evaluation.run(parser, evaluate, argv)
+
+
+def evaluate(flags: Namespace, where: Hardware) -> None:
+    """Every column's scores, then the table, row by row."""
+    evaluation.require(flags, threshold=all(0 < mass <= 1 for mass in flags.threshold))
+    columns, pictures = networks(flags, where), open_masked(flags, where)
+    embedded = not (flags.data_path or flags.dataset)
+    percents = [round(100 * mass, 2) for mass in flags.threshold]
+    found = {}
+    for name, (network, args) in columns.items():
+        size = flags.eval_size or (columns["DINO"][1].get("eval_size", 64) if embedded else 480)
+        found[name], n, objects = mean_scores(network, args, pictures, size, percents, flags, where)
+    rows = {f"best head, {percent:g} % of the mass": f"jaccard_best_head_{percent:g}" for percent in percents}
+    paper = {f"{row}: {name}": value for row, key in rows.items() if key.endswith(("_60", "_80"))
+             for name, value in PAPER.get((args["arch"], args["patch_size"]), {}).items() if name in columns}
+    rows |= {f"heads' mean, {percent:g} % of the mass": f"jaccard_head_mean_{percent:g}" for percent in percents}
+    measured = {f"{row}: {name}": found[name][key] for row, key in rows.items() for name in columns}
+    measured |= {f"mass on the objects %: {name}": 100 * found[name]["mass_on_object"] for name in columns}
+    evaluation.tell(flags, where, "Jaccard of attention's masks (Fig. 4)", args, f"{evaluation.source(flags)}: {n} "
+                    f"pictures, {objects} objects, short side {size} pixels", measured, paper)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,260 @@
+"""Linear classification of frozen features (Sec. 4.1, Table 2): what one matrix can read out of them.
+
+Protocol: SGD with momentum 0.9, no weight decay, 100 epochs, batch 1024 (eight processes of --batch_size 128), learning
+rate lr * batch / 256 on a cosine to 0, random crops and flips to train on, the centre to evaluate on. ViT-S gives the
+[CLS] of its last 4 blocks, ViT-B its last [CLS] and mean patch token, a convnet its pooled features. Each --lr gets a
+head of its own, and one pass trains them all; the best is picked by its validation accuracy, as paper and release do,
+which flatters it a little. Departures: the release trains one lr a run and tells its best epoch, here the last counts;
+an epoch's incomplete last batch is left out; the release's [CLS] and mean patch token alternate number by number, here
+one follows the other.
+ViT-S/16 after DINO: 77.0 % on ImageNet.
+
+    python eval_linear.py --pretrained_weights runs/demo/checkpoint.pth                 # embedded pictures, --cached
+    python eval_linear.py --pretrained_weights runs/mine/checkpoint.pth --data_path photos/ --cached
+    torchrun --nproc_per_node=8 eval_linear.py --pretrained dino_vits16 --data_path imagenet/ --output_dir runs/linear
+    (the last command again goes on where it was stopped; with --evaluate it only evaluates what is there)
+
+--data_path: class folders (every fifth picture is asked, the others are learnt from), or train/ and val/ with such.
+
+Shapes: B images, S pixels, D width, d of the joined features, C classes, H heads (one for each lr), n pictures asked.
+"""
+import copy
+import math
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms.v2.functional import resized_crop
+from tqdm import tqdm
+
+import evaluation
+from commandline import InputError, true_or_false
+from data import Pictures
+from eval_knn import top_accuracy
+from evaluation import Progress
+from features import EvaluationView, extract_features
+from hardware import Hardware, leave_signals_to_training
+from sampling import CropsDataset, EpochBatches
+from schedules import cosine
+
+PAPER = {("vit_small", 16): 77.0, ("vit_small", 8): 79.7, ("vit_base", 16): 78.2, ("vit_base", 8): 80.1,
+         ("resnet50", 1): 75.3}  # Table 2: top-1 on ImageNet
+SWEEP = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5]  # the release's default for ViTs is 0.001
+
+
+def linear_features(backbone: nn.Module, images: Tensor, n_last_blocks: int, avgpool: bool) -> Tensor:
+    """[CLS] of the last blocks, joined, then the last mean patch token if avgpool: (B, 3, S, S) -> (B, d).
+
+    d = D * (n_last_blocks + avgpool); of a convnet, whatever the two say, its pooled features.
+    """
+    if not hasattr(backbone, "get_intermediate_layers"):
+        return backbone(images)
+    layers = backbone.get_intermediate_layers(images, n_last_blocks)
+    mean_patch = [layers[-1][:, 1:].mean(dim=1)] if avgpool else []
+    return torch.cat([layer[:, 0] for layer in layers] + mean_patch, dim=1)
+
+
+class FrozenFeatures(nn.Module):
+    """linear_features of one backbone: images (B, 3, S, S) -> (B, width)."""
+
+    def __init__(self, backbone: nn.Module, n_last_blocks: int, avgpool: bool):
+        super().__init__()
+        self.backbone, self.n_last_blocks, self.avgpool = backbone, n_last_blocks, avgpool
+        self.width = backbone.embed_dim * (n_last_blocks + avgpool)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return linear_features(self.backbone, images, self.n_last_blocks, self.avgpool)
+
+
+class TrainingView:
+    """Random crop of 8 to 100 % of the area, resized, flipped half the time: uint8 (3, H, W) -> float (3, S, S)."""
+
+    def __init__(self, centre: EvaluationView):
+        self.size, self.mean, self.std = centre.size, centre.mean, centre.std
+
+    def __call__(self, image: Tensor) -> Tensor:
+        box = RandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3))
+        image = resized_crop(image, *box, [self.size] * 2, InterpolationMode.BILINEAR, antialias=True)
+        image = image.flip(-1) if torch.rand(()) < 0.5 else image
+        return (image.float() / 255 - self.mean) / self.std
+
+
+def make_heads(width: int, classes: int, number: int, seed: int = 0) -> nn.ModuleList:
+    """So many classifiers (B, d) -> (B, C), N(0, 0.01) with zero bias; all start alike, so that only lr differs."""
+    head = nn.Linear(width, classes)
+    nn.init.normal_(head.weight, std=0.01, generator=torch.Generator().manual_seed(seed))
+    nn.init.zeros_(head.bias)
+    return nn.ModuleList(copy.deepcopy(head) for _ in range(number))
+
+
+def make_optimizer(heads: nn.ModuleList, lrs: list[float], pictures_per_step: int) -> torch.optim.SGD:
+    """SGD with one group a head, whose peak is its lr * batch / 256."""
+    groups = [{"params": list(head.parameters()), "peak_lr": lr * pictures_per_step / 256}
+              for head, lr in zip(heads, lrs, strict=True)]
+    return torch.optim.SGD(groups, lr=0.0, momentum=0.9)
+
+
+def set_lr(optimizer: torch.optim.SGD, epoch: int, epochs: int) -> None:
+    """lr(epoch) = peak / 2 * (1 + cos(pi * epoch / epochs)), one step an epoch as in the release."""
+    for group in optimizer.param_groups:
+        group["lr"] = cosine(epoch, epochs, group["peak_lr"], 0.0)
+
+
+def train_epoch(heads: nn.ModuleList, optimizer: torch.optim.SGD, batches: Iterable[tuple[Tensor, Tensor]],
+                where: Hardware) -> Tensor:
+    """One pass over batches of features (B, d) and labels (B,) -> each head's mean cross-entropy (H,) in nats.
+
+    The heads share no weight, so the gradient of the summed losses is, in each head, that of its own.
+    """
+    epoch_losses = []
+    for features, labels in batches:
+        features, labels = features.to(where.device), labels.to(where.device)
+        losses = torch.stack([F.cross_entropy(head(features), labels) for head in heads])
+        optimizer.zero_grad()
+        losses.sum().backward()
+        for param in heads.parameters():
+            param.grad = where.mean(param.grad)
+        optimizer.step()
+        epoch_losses.append(losses.detach())
+    return where.mean(torch.stack(epoch_losses).mean(dim=0))
+
+
+@torch.no_grad()
+def accuracies(heads: nn.ModuleList, features: Tensor, labels: Tensor) -> list[tuple[float, float]]:
+    """(top-1, top-5) in % of each head: features (n, d), labels (n,)."""
+    logits = (head(features.to(head.weight.device)).cpu() for head in heads)
+    return [(top_accuracy(one, labels), top_accuracy(one, labels, 5)) for one in logits]
+
+
+def blocks_to_read(flags, backbone: nn.Module, arch: str) -> tuple[int, bool]:
+    """(--n_last_blocks, --avgpool_patchtokens), where not given the paper's for this arch; checked against it."""
+    blocks = len(getattr(backbone, "blocks", []))
+    if not blocks:
+        if flags.n_last_blocks or flags.avgpool_patchtokens:
+            raise InputError(f"--n_last_blocks and --avgpool_patchtokens are for ViTs: leave them out for {arch}")
+        return 1, False
+    n_last_blocks, avgpool = (1, True) if arch == "vit_base" else (4, False)
+    n_last_blocks = flags.n_last_blocks or n_last_blocks
+    if n_last_blocks > blocks:
+        raise InputError(f"--n_last_blocks {n_last_blocks} is more than the {blocks} blocks of {arch}: lower it")
+    return n_last_blocks, avgpool if flags.avgpool_patchtokens is None else flags.avgpool_patchtokens
+
+
+def make_source(network: FrozenFeatures, pictures: Pictures, view: EvaluationView, batches: EpochBatches, flags,
+                where: Hardware) -> Callable[[], Iterable[tuple[Tensor, Tensor]]]:
+    """What gives an epoch's batches of features (B, d) and labels (B,): of augmented views, or with --cached of the
+    centre views, whose features are taken once."""
+    loading = evaluation.loading(flags, where)
+    rows = lambda: ([index for _, index in keys] for keys in batches)
+    if flags.cached:
+        kept = extract_features(network, pictures, view, where, **loading)
+        return lambda: ((kept[row], pictures.labels[row]) for row in rows())
+    workers = loading["num_workers"]
+    loader = DataLoader(CropsDataset(pictures, TrainingView(view), flags.seed), batch_sampler=batches,
+                        num_workers=workers, pin_memory=where.device.type == "cuda", persistent_workers=workers > 0,
+                        worker_init_fn=leave_signals_to_training)
+
+    def augmented() -> Iterator[tuple[Tensor, Tensor]]:
+        for views, row in zip(loader, rows()):
+            with where.autocast():
+                features = network(views.to(where.device, non_blocking=True))
+            yield features.float(), pictures.labels[row]
+
+    return augmented
+
+
+def recipe_of(network: FrozenFeatures, view: EvaluationView, batches: EpochBatches, classes: int, flags) -> dict:
+    """What must agree for heads to be evaluated, and besides for their training to go on."""
+    weights = b"".join(value.cpu().numpy().tobytes() for value in network.backbone.state_dict().values())
+    recipe = {"weights": zlib.crc32(weights), "n_last_blocks": network.n_last_blocks, "eval_size": view.size,
+              "avgpool_patchtokens": network.avgpool, "classes": classes, "lr": flags.lr}
+    return recipe if flags.evaluate else recipe | {
+        "number of pictures": batches.pictures, "batch": batches.pictures_per_step, "epochs": flags.epochs,
+        "cached": flags.cached, "seed": flags.seed}
+
+
+def train(heads: nn.ModuleList, optimizer: torch.optim.SGD, run: Progress, batches: EpochBatches,
+          source: Callable[[], Iterable[tuple[Tensor, Tensor]]], validate: Callable[[], list[tuple[float, float]]],
+          flags, where: Hardware) -> None:
+    """The epochs that are still to do, each kept in --output_dir; ten times on the way, how far it is."""
+    while run.epoch < flags.epochs:
+        batches.epoch = run.epoch
+        set_lr(optimizer, run.epoch, flags.epochs)
+        bar = tqdm(source(), f"epoch {run.epoch + 1} of {flags.epochs}", batches.steps, leave=False,
+                   disable=not where.is_main)
+        losses = train_epoch(heads, optimizer, bar, where)
+        run.epoch += 1
+        if where.is_main and flags.output_dir:
+            run.save()
+        if where.is_main and run.epoch % math.ceil(flags.epochs / 10) == 0:
+            scores = validate()
+            best = scores.index(max(scores))
+            print(f"epoch {run.epoch} of {flags.epochs}: top-1 {scores[best][0]:.2f} % at lr {flags.lr[best]:g}, "
+                  f"loss {losses[best]:.3f}")
+
+
+def table(scores: list[tuple[float, float]], lrs: list[float], args: dict) -> tuple[dict[str, float], dict[str, float]]:
+    """The whole sweep by the rows' names, its best at the end; and the paper's number for that one."""
+    best = scores.index(max(scores))
+    named = {f"lr {lr:g}": score for lr, score in zip(lrs, scores, strict=True)}
+    named[f"{args['arch']}, best (lr {lrs[best]:g})"] = scores[best]
+    paper = PAPER.get((args["arch"], args["patch_size"]))
+    return ({f"{name}, top-{k} %": score[i] for name, score in named.items() for i, k in enumerate((1, 5))},
+            {f"{args['arch']}, best (lr {lrs[best]:g}), top-1 %": paper} if paper else {})
+
+
+def evaluate(flags, where: Hardware) -> None:
+    """Train the heads, or with --evaluate take those of --output_dir; then a table of the sweep."""
+    evaluation.require(flags, n_last_blocks=flags.n_last_blocks >= 0, epochs=flags.epochs >= 1,
+                       lr=all(0 < lr < math.inf for lr in flags.lr))
+    if flags.evaluate and not flags.output_dir:
+        raise InputError("--evaluate takes the heads of an earlier run: say where they are with --output_dir")
+    if flags.cached is None:
+        flags.cached = not (flags.data_path or flags.dataset)
+    backbone, args = evaluation.load_backbone(flags, where)
+    network = FrozenFeatures(backbone, *blocks_to_read(flags, backbone, args["arch"]))
+    view = evaluation.evaluation_view(flags, args)
+    pictures, val, asked = evaluation.load_labelled(flags, where)
+    if len(pictures) < where.world_size:
+        raise InputError(f"{len(pictures)} pictures are fewer than the {where.world_size} processes: start fewer")
+    batches = EpochBatches(len(pictures), min(flags.batch_size, len(pictures) // where.world_size), 1, where.rank,
+                           where.world_size, flags.seed)
+    classes = 1 + int(torch.cat([pictures.labels, val.labels]).max())
+    heads = make_heads(network.width, classes, len(flags.lr), flags.seed).to(where.device)
+    optimizer = make_optimizer(heads, flags.lr, batches.pictures_per_step)
+    run = Progress(Path(flags.output_dir, "linear.pth"), recipe_of(network, view, batches, classes, flags),
+                   heads=heads, optimizer=optimizer)
+    if flags.evaluate or (flags.output_dir and where.all_see(run.path)):
+        run.load()
+    val_features = extract_features(network, val, view, where, **evaluation.loading(flags, where))
+    validate = lambda: accuracies(heads, val_features, val.labels)
+    if run.epoch < flags.epochs and not flags.evaluate:
+        source = make_source(network, pictures, view, batches, flags, where)
+        train(heads, optimizer, run, batches, source, validate, flags, where)
+    data = (f"{evaluation.source(flags)}: {len(pictures)} pictures to learn from, {len(val)} asked ({asked}), "
+            f"{classes} classes, {view.size} pixels; {run.epoch} epochs{' of centre views' * flags.cached}")
+    evaluation.tell(flags, where, "linear (Table 2)", args, data, *table(validate(), flags.lr, args))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = evaluation.command_line(__doc__, batch_size=128)
+    add = parser.add_argument
+    add("--epochs", type=int, default=100, help="[100]")
+    add("--lr", type=float, nargs="+", default=SWEEP, help=f"per 256 pictures, each for a head of its own {SWEEP}")
+    add("--n_last_blocks", type=int, default=0, help="whose [CLS] are joined; default: ViT-B 1, other ViTs 4")
+    add("--avgpool_patchtokens", type=true_or_false, help="join the mean patch token; default: true for ViT-B alone")
+    add("--cached", type=true_or_false, nargs="?", const=True, help="train on the centre views' features, taken once: "
+        "seconds instead of hours, without augmentation; default: for the embedded pictures alone")
+    add("--output_dir", default="", help="keep the heads there after each epoch, and go on from them")
+    add("--evaluate", action="store_true", help="only evaluate the heads in --output_dir")
+    add("--seed", type=int, default=0, help="[0]")
+    evaluation.run(parser, evaluate, argv)
+
+
+if __name__ == "__main__":
+    main()

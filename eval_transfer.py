@@ -1,0 +1,279 @@
+"""Transfer (Table 6; appendix, "Low-shot"): all weights are trained with labels, from DINO's or from scratch.
+
+A linear classifier stands on the [CLS] feature, and DeiT's recipe (Touvron et al. 2021) trains both: RandAugment,
+mixup or cutmix, erasing, label smoothing, drop path, AdamW with one learning rate for all layers, warm-up, cosine.
+From scratch it is the paper's supervised baseline, whose attention Fig. 4 compares with DINO's. ViT-S/16 on ImageNet:
+79.9 % from scratch, 81.5 % from DINO's weights. Told is the last epoch, not the best one.
+
+    python eval_transfer.py --from_scratch
+    python eval_transfer.py --pretrained_weights runs/demo/checkpoint.pth --fraction 0.01 0.1 1
+    python eval_transfer.py --pretrained dino_vits16 --dataset cifar10 --download --epochs 1000 --lr 1e-5
+    torchrun --nproc_per_node=8 eval_transfer.py --from_scratch --data_path imagenet/ --batch_size 128
+
+--data_path: a folder of class folders (every fifth picture is asked, the others train), or with train/ and val/ in it.
+--epochs and --lr are DeiT's for ImageNet from scratch; good weights on small data want a smaller lr, and longer. A
+--fraction of the labels is shown 1 / fraction times an epoch. The same command goes on from the last whole epoch;
+every other script reads the checkpoint's backbone. Departures from DeiT: no repeated augmentation, no average of the
+weights; from the paper: of Flowers torchvision's train part alone.
+
+Shapes: B images, S pixels, D width, C classes.
+"""
+import math
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision.transforms import InterpolationMode, v2
+from tqdm import tqdm
+
+import evaluation
+import hardware
+from backbone import VITS, build_backbone
+from checkpoint import load_strictly, read_checkpoint, save_checkpoint
+from commandline import InputError
+from data import Pictures, knn_split
+from eval_knn import top_accuracy
+from features import extract_features
+from hardware import Hardware
+from optimizer import make_optimizer
+from sampling import CropsDataset, EpochBatches, seed_of
+from schedules import cosine
+from settings import PRESETS, Settings
+
+COLUMNS = ("cifar10", "cifar100", "flowers102", "stanford_cars", "imagenet")
+PAPER = {("vit_small", 16): {"from scratch": (99.0, 89.5, 98.2, 92.1, 79.9),
+                             "fine-tuned": (99.0, 90.5, 98.5, 93.0, 81.5)},
+         ("vit_base", 16): {"from scratch": (99.0, 90.8, 98.4, 92.1, 81.8),
+                            "fine-tuned": (99.1, 91.7, 98.8, 93.0, 82.8)}}  # Table 6: top-1
+DEIT = {"epochs": 300, "warmup_epochs": 5.0, "lr": 5e-4, "drop_path_rate": 0.1, "crop_scale": 0.08,
+        "train_size": 0}  # lr per 512 pictures of a step; size in pixels, 0: that of the evaluation
+EMBEDDED = {"epochs": 8, "warmup_epochs": 1.0, "lr": 0.008, "drop_path_rate": 0.0, "crop_scale": 0.5,
+            "train_size": 48}  # two minutes on two cores
+REGULARISED = {"weight_decay": 0.05, "smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0, "erasing": 0.25}
+NOT_THE_RECIPE = ("output_dir", "results", "device", "precision", "num_workers", "download")  # may differ in a resume
+
+
+class Classifier(nn.Module):
+    """A backbone and a linear classifier on its feature: (B, 3, S, S) -> logits (B, C)."""
+
+    def __init__(self, backbone: nn.Module, classes: int):
+        super().__init__()
+        self.backbone = backbone
+        self.classifier = nn.Linear(backbone.embed_dim, classes)
+        nn.init.trunc_normal_(self.classifier.weight, std=0.02)
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.backbone(images))
+
+
+class LabelledCrops(CropsDataset):
+    """The augmented view and the label of picture `index` in epoch `epoch`: dataset[epoch, index]."""
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        return super().__getitem__(key), self.pictures.labels[key[1]]
+
+
+def balanced_share(labels: Tensor, fraction: float, seed: int) -> Tensor:
+    """The indices of `fraction` of each class, at least one picture; a smaller share is part of a larger one."""
+    generator, chosen = torch.Generator().manual_seed(seed), []
+    for label in labels.unique():
+        members = (labels == label).nonzero().squeeze(1)
+        order = torch.randperm(len(members), generator=generator)
+        chosen.append(members[order[:max(1, round(fraction * len(members)))]])
+    return torch.cat(chosen).sort().values
+
+
+def augmentation(size: int, crop_scale: float, erasing: float, mean: tuple, std: tuple) -> v2.Compose:
+    """DeiT's, by torchvision: uint8 (3, H, W) -> normalised float (3, S, S)."""
+    grey = [round(255 * value) for value in mean]
+    return v2.Compose([
+        v2.RandomResizedCrop(size, (crop_scale, 1.0), interpolation=InterpolationMode.BICUBIC, antialias=True),
+        v2.RandomHorizontalFlip(),
+        v2.RandAugment(num_ops=2, magnitude=9, interpolation=InterpolationMode.BILINEAR, fill=grey),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(mean, std),
+        v2.RandomErasing(erasing, value="random")])
+
+
+def mixing(mixup: float, cutmix: float, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Mixup or cutmix, each half of the time, as far as their alphas are above 0.
+
+    (B, 3, S, S), labels (B,) -> images, targets (B, C) whose rows sum to 1.
+    """
+    ways = [way(alpha=alpha, num_classes=classes) for way, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if alpha]
+    return v2.RandomChoice(ways) if ways else lambda images, labels: (images, F.one_hot(labels, classes).float())
+
+
+def train_step(ddp_network: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, targets: Tensor, lr: float,
+               weight_decay: float, smoothing: float, where: Hardware) -> Tensor:
+    """One step on -sum_c t_c log softmax(logits)_c with t = (1 - smoothing) targets + smoothing / C -> it, in nats."""
+    with where.autocast():
+        logits = ddp_network(images)
+    loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+    loss.backward()
+    for group in optimizer.param_groups:
+        group.update(lr=lr, weight_decay=weight_decay * group["decays"])
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.detach()
+
+
+def build_network(flags: Namespace, classes: int, where: Hardware) -> tuple[Classifier, dict]:
+    """The classifier, on a fresh backbone or on the one that the flags name; and what a reader of it must know."""
+    fresh = Settings(**PRESETS["vits16" if flags.data_path or flags.dataset else "demo"])
+    args = {name: getattr(flags, name) for name in ("arch", "patch_size", "eval_size") if getattr(flags, name)}
+    if not flags.from_scratch:
+        pretrained, args = evaluation.load_backbone(flags, where)
+    about = {name: args.get(name, getattr(fresh, name)) for name in (
+        "arch", "patch_size", "eval_size", "eval_crop", "mean", "std")}
+    about["patch_size"] = about["patch_size"] if about["arch"] in VITS else 1
+    about["eval_size"] = evaluation.view_size(flags, about)
+    about["train_size"] = flags.train_size or about["eval_size"]
+    if about["train_size"] % about["patch_size"]:
+        raise InputError(f"--train_size {flags.train_size} must be a multiple of the patch size {about['patch_size']}")
+    torch.manual_seed(flags.seed)
+    backbone = build_backbone(about["arch"], about["patch_size"], args.get("img_size", about["train_size"]),
+                              drop_path_rate=flags.drop_path_rate, init_std=flags.init_std or fresh.init_std)
+    if not flags.from_scratch:
+        load_strictly(backbone, pretrained.state_dict(), flags.pretrained_weights or flags.pretrained)
+    return hardware.synchronise_batch_norms(Classifier(backbone, classes), where).to(where.device), about
+
+
+def save(path: Path, network: Classifier, optimizer: torch.optim.Optimizer, epoch: int, args: dict) -> None:
+    """Write the checkpoint: the weights under both of the names that --checkpoint_key knows, in the file only once."""
+    weights = network.state_dict()
+    save_checkpoint(path, {"student": weights, "teacher": weights, "optimizer": optimizer.state_dict(), "epoch": epoch,
+                           "args": args})
+
+
+def resume(path: Path, network: Classifier, optimizer: torch.optim.Optimizer, args: dict) -> int:
+    """Load the weights and the optimiser of a run with the same settings -> the epochs that it has done."""
+    stored = read_checkpoint(path)
+    old = stored.get("args")
+    if not {"optimizer", "epoch", "student"} <= set(stored) or not isinstance(old, dict):
+        raise InputError(f"{str(path)!r} is no fine-tuning that can go on: choose another --output_dir")
+    for name, value in args.items():
+        if old.get(name) != value:
+            raise InputError(f"{str(path)!r} was made with --{name} {old.get(name)}, not {value}: choose another "
+                             "--output_dir, or the old value")
+    load_strictly(network, stored["student"], path)
+    optimizer.load_state_dict(stored["optimizer"])
+    return stored["epoch"]
+
+
+def make_loader(pictures: Pictures, args: dict, flags: Namespace, where: Hardware) -> tuple[DataLoader, EpochBatches]:
+    """Augmented views and labels for this process, and the order they follow; few pictures are one batch."""
+    batch_size = min(flags.batch_size, len(pictures) // where.world_size)
+    if batch_size < 2:
+        raise InputError(f"{len(pictures)} pictures are too few for {where.world_size} processes: take a larger "
+                         "--fraction, or add pictures")
+    batches = EpochBatches(len(pictures), batch_size, 1, where.rank, where.world_size, flags.seed)
+    view = augmentation(args["train_size"], flags.crop_scale, flags.erasing, args["mean"], args["std"])
+    workers = hardware.share_cores(flags.num_workers, where.device)
+    return DataLoader(LabelledCrops(pictures, view, flags.seed), batch_sampler=batches, num_workers=workers,
+                      pin_memory=where.device.type == "cuda", persistent_workers=workers > 0,
+                      worker_init_fn=hardware.leave_signals_to_training), batches
+
+
+def fine_tune(network: Classifier, pictures: Pictures, args: dict, path: Path, flags: Namespace,
+              where: Hardware) -> None:
+    """All epochs that are still to do, each with its checkpoint."""
+    optimizer = make_optimizer("adamw", network)
+    done = resume(path, network, optimizer, args) if where.any(path.exists()) else 0
+    loader, batches = make_loader(pictures, args, flags, where)
+    mix = mixing(flags.mixup, flags.cutmix, network.classifier.out_features)
+    hardware.compile_hot_path([network.backbone], "auto", where)
+    ddp_network = hardware.average_gradients(network.train(), where)
+    peak, total = flags.lr * batches.pictures_per_step / 512, flags.epochs * batches.steps
+    bar = tqdm(total=total, initial=done * batches.steps, unit="step", disable=not where.is_main, leave=False)
+    for batches.epoch in range(done, flags.epochs):
+        losses = []
+        for step, (images, labels) in enumerate(loader, start=batches.epoch * batches.steps):
+            torch.manual_seed(seed_of(flags.seed, step, where.rank))  # of the mixing and the dropped paths
+            images, targets = mix(images.to(where.device), labels.to(where.device))
+            lr = cosine(step, total, peak, peak / 100, flags.warmup_epochs * batches.steps)  # DeiT: 1e-3 to 1e-5
+            losses.append(train_step(ddp_network, optimizer, images, targets, lr, flags.weight_decay, flags.smoothing,
+                                     where))
+            bar.update()
+        loss = where.mean(torch.stack(losses).mean()).item()
+        if not math.isfinite(loss):
+            raise InputError(f"the loss is {loss} in epoch {batches.epoch + 1}: take a lower --lr, or --precision fp32")
+        bar.set_postfix(epoch=batches.epoch + 1, loss=f"{loss:.3f}")
+        if where.is_main:
+            save(path, network, optimizer, batches.epoch + 1, args)
+        where.wait()
+    bar.close()
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = evaluation.command_line(__doc__, batch_size=64)
+    parser.set_defaults(precision="auto")
+    add = parser.add_argument
+    add("--from_scratch", action="store_true", help="fresh weights instead: the supervised baseline")
+    add("--fraction", type=float, nargs="+", default=[1.0], help="shares of each class's labels, a training each [1]")
+    for name in ("patch_size", "init_std"):
+        add(f"--{name}", type=type(getattr(Settings, name)), default=0, help="as in train.py, for --from_scratch")
+    for name, value in DEIT.items():
+        add(f"--{name}", type=type(value), help=f"[{value}; embedded pictures: {EMBEDDED[name]}]")
+    for name, value in REGULARISED.items():
+        add(f"--{name}", type=type(value), default=value, help=f"[{value}]")
+    add("--seed", type=int, default=0, help="of weights, shares, order and augmentation [0]")
+    add("--output_dir", default="", help="gets checkpoint.pth [runs/transfer, or runs/supervised from scratch]")
+    evaluation.run(parser, evaluate, argv)
+
+
+def check(flags: Namespace) -> None:
+    """Fill in the defaults that depend on the data and the start; raises InputError on what is out of range."""
+    embedded = not (flags.data_path or flags.dataset)
+    for name, value in (EMBEDDED if embedded else DEIT).items():
+        setattr(flags, name, value if getattr(flags, name) is None else getattr(flags, name))
+    flags.output_dir = flags.output_dir or ("runs/supervised" if flags.from_scratch else "runs/transfer")
+    evaluation.require(
+        flags, epochs=flags.epochs >= 1, warmup_epochs=0 <= flags.warmup_epochs <= flags.epochs, lr=flags.lr > 0,
+        drop_path_rate=0 <= flags.drop_path_rate < 1, crop_scale=0 < flags.crop_scale <= 1,
+        train_size=flags.train_size >= 0,
+        fraction=all(0 < share <= 1 for share in flags.fraction), weight_decay=flags.weight_decay >= 0,
+        smoothing=0 <= flags.smoothing < 1, mixup=flags.mixup >= 0, cutmix=flags.cutmix >= 0,
+        erasing=0 <= flags.erasing <= 1, batch_size=flags.batch_size >= 2, patch_size=flags.patch_size >= 0,
+        init_std=flags.init_std >= 0)
+    if flags.from_scratch and (flags.pretrained_weights or flags.pretrained):
+        raise InputError("--from_scratch takes no weights: leave out it, or --pretrained_weights and --pretrained")
+
+
+def evaluate(flags: Namespace, where: Hardware) -> None:
+    """Train with each share of the labels, then a table of top-1 and top-5."""
+    check(flags)
+    split = knn_split(*evaluation.load_pictures(flags, where))
+    if split is None:
+        raise InputError(f"--data_path {flags.data_path!r} has no labels, or fewer than 5 pictures: put pictures into "
+                         "class folders")
+    train, val = split
+    classes = 1 + int(torch.cat([train.labels, val.labels]).max())
+    start, measured, paper = "from scratch" if flags.from_scratch else "fine-tuned", {}, {}
+    for share in flags.fraction:
+        few = balanced_share(train.labels, share, flags.seed)
+        shown = train.subset(few.repeat(round(1 / share)))  # so that an epoch of any share is equally many steps
+        network, about = build_network(flags, classes, where)
+        recipe = {name: value for name, value in vars(flags).items() if name not in NOT_THE_RECIPE}
+        path = Path(flags.output_dir, "" if share == 1 else f"{share:g}", "checkpoint.pth")
+        fine_tune(network, shown, recipe | about | {"fraction": share}, path, flags, where)
+        logits = extract_features(network, val, evaluation.evaluation_view(flags, about), where,
+                                  **evaluation.loading(flags, where))
+        row = f"{start}, {len(few)} labels" if share < 1 else start
+        measured |= {f"{row}, top-{k} %": top_accuracy(logits, val.labels, k) for k in (1, 5)}
+    column = flags.dataset if flags.dataset in COLUMNS else "imagenet"
+    numbers = PAPER.get((about["arch"], about["patch_size"]))
+    if numbers:
+        paper = {f"{start}, top-1 %": numbers[start][COLUMNS.index(column)]}
+    evaluation.tell(flags, where, "Transfer (Table 6)", about, f"{evaluation.source(flags)}: {len(train)} pictures "
+                    f"train, {len(val)} asked, {classes} classes, {about['eval_size']} pixels, {flags.epochs} epochs; "
+                    f"the paper's: {column}", measured, paper)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Fig. 4's protocol: best head for each object, mean over objects, then over pictures; void counts nowhere."""
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import eval_attention_segmentation
+from attention import cls_attention, keep_mass, object_scores
+from backbone import build_backbone
+from checkpoint import load_backbone
+from data import decode
+from eval_attention_segmentation import MaskedPictures, open_voc, read_pet, read_voc
+
+
+def test_jaccards_are_those_of_a_loop_over_objects_heads_and_pixels():
+    """max_h |M_h and G_o| / |M_h or G_o|, averaged over o, without void pixels, at the mask's own resolution."""
+    generator = torch.Generator().manual_seed(0)
+    attention = torch.rand(3, 2, 5, generator=generator) ** 3
+    numbers = torch.randint(0, 4, (11, 17), generator=generator)  # 0 the ground, 3 void
+    objects, void = torch.stack([numbers == 1, numbers == 2]), numbers == 3
+    kept, total = keep_mass(attention, 0.6), 0.0
+    for one in objects:
+        jaccards = []
+        for head in range(3):
+            both = either = 0
+            for y in range(11):
+                for x in range(17):
+                    if not void[y, x]:
+                        mask = bool(kept[head, y * 2 // 11, x * 5 // 17])
+                        both, either = both + (mask and bool(one[y, x])), either + (mask or bool(one[y, x]))
+            jaccards.append(both / either)
+        total += max(jaccards)
+    assert object_scores(attention, objects, void)["jaccard_best_head_60"] == pytest.approx(50 * total, rel=1e-5)
+
+
+def test_each_object_takes_its_own_best_head():
+    attention = torch.tensor([[[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 1.0]]])
+    objects = torch.zeros(2, 4, 4, dtype=torch.bool)
+    objects[0, :2, :2], objects[1, 2:, 2:] = True, True
+    scores = object_scores(attention, objects, torch.zeros(4, 4, dtype=torch.bool), (60, 75))
+    assert scores["jaccard_best_head_60"] == scores["jaccard_best_head_75"] == 100
+    assert scores["jaccard_head_mean_75"] == pytest.approx(50), "one mask of both patches is half right for each"
+    assert scores["mass_on_object"] == pytest.approx(1)
+
+
+def test_void_pixels_neither_hurt_nor_help():
+    """Whatever lies under void, on the mask or off it, the Jaccard is that of the other pixels."""
+    attention = torch.tensor([[[0.7, 0.3], [0.0, 0.0]]])  # keeps the left upper quarter at 60 %
+    objects = torch.zeros(1, 4, 4, dtype=torch.bool)
+    objects[0, :2, 0] = True
+    void = torch.zeros(4, 4, dtype=torch.bool)
+    assert object_scores(attention, objects, void)["jaccard_best_head_60"] == 50
+    void[:2, 1] = True
+    assert object_scores(attention, objects, void)["jaccard_best_head_60"] == 100
+
+
+def write_voc(folder: Path) -> Path:
+    """Two pictures: one with one object, one with three, and a third without any; void in all."""
+    for part in ("JPEGImages", "SegmentationObject", "ImageSets/Segmentation"):
+        (folder / part).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, (height, width), objects in (("one", (31, 53), 1), ("three", (47, 29), 3), ("none", (31, 31), 0)):
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(
+            folder / "JPEGImages" / f"{name}.jpg")
+        mask = np.zeros((height, width), dtype=np.uint8)
+        for i in range(objects):
+            mask[7 * i:7 * i + 11, 5 * i:19] = i + 1
+        mask[20:23] = 255
+        image = Image.fromarray(mask)
+        image.putpalette(rng.integers(0, 256, 768, dtype=np.uint8).tobytes())
+        image.save(folder / "SegmentationObject" / f"{name}.png")
+    (folder / "ImageSets" / "Segmentation" / "val.txt").write_text("one\nthree\nnone\n")
+    return folder
+
+
+@pytest.fixture
+def weights(tmp_path) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path / "weights.pth"
+    torch.save(build_backbone("vit_nano", 8, 48, init_std=0.2).state_dict(), path)
+    return path
+
+
+def run(tmp_path: Path, *flags) -> dict:
+    eval_attention_segmentation.main([*map(str, flags), "--device", "cpu", "--num_workers", "0", "--results",
+                                      str(tmp_path / "results.jsonl")])
+    return json.loads((tmp_path / "results.jsonl").read_text().splitlines()[-1])
+
+
+def test_vocs_masks_are_read_by_their_numbers(tmp_path):
+    items = open_voc(write_voc(tmp_path / "voc"))
+    image, objects, void = read_voc(items[1])
+    assert image.shape == (3, 47, 29) and objects.shape == (3, 47, 29)
+    assert objects[2, 20 - 1, 12] and not objects[0, 20 - 1, 12] and void.sum() == 3 * 29
+    assert read_voc(items[2])[1].shape == (0, 31, 31)
+    assert len(MaskedPictures(items, read_voc)) == 3
+
+
+def test_a_trimaps_border_is_void():
+    trimap = Image.fromarray(np.array([[1, 3, 2], [1, 1, 3]], dtype=np.uint8))
+    image, objects, void = read_pet((Image.new("RGB", (3, 2)), trimap))
+    assert image.shape == (3, 2, 3) and objects.tolist() == [[[True, False, False], [True, True, False]]]
+    assert void.tolist() == [[False, True, False], [False, False, True]]
+
+
+def test_pictures_count_alike_however_many_objects_they_hold(weights, tmp_path, capsys):
+    """Mean over objects, then over pictures: by hand on two pictures; one without objects is left out."""
+    voc = write_voc(tmp_path / "voc")
+    line = run(tmp_path, "--pretrained_weights", weights, "--data_path", voc, "--eval_size", 24)
+    backbone, by_hand = load_backbone(weights)[0], []
+    for name, size in (("one", (24, 40)), ("three", (40, 24))):
+        image = decode(voc / "JPEGImages" / f"{name}.jpg")
+        pixels = eval_attention_segmentation.fit_to_patches(image, 24, 8).float() / 255
+        assert pixels.shape[-2:] == size, "the picture's shape must be kept, in multiples of the patch"
+        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        maps = cls_attention(backbone, ((pixels - mean.view(3, 1, 1)) / std.view(3, 1, 1)).unsqueeze(0))[0]
+        _, objects, void = read_voc((voc / "JPEGImages" / f"{name}.jpg", voc / "SegmentationObject" / f"{name}.png"))
+        single = [object_scores(maps, one.unsqueeze(0), void)["jaccard_best_head_80"] for one in objects]
+        by_hand.append(sum(single) / len(single))
+    assert line["measured"]["best head, 80 % of the mass: DINO"] == pytest.approx(sum(by_hand) / 2, abs=1e-3)
+    assert "2 pictures, 4 objects" in line["data"]
+
+
+def test_the_three_columns_of_the_embedded_pictures(weights, tmp_path, capsys, monkeypatch):
+    """Random weights follow the seed, the supervised column stands where its file is given, and paper's beside ours."""
+    few = eval_attention_segmentation.open_pictures()[1].subset(torch.arange(13))
+    monkeypatch.setattr(eval_attention_segmentation, "open_pictures", lambda: (None, few))
+    flags = ["--pretrained_weights", weights, "--eval_size", 64]
+    two, three = run(tmp_path, *flags), run(tmp_path, *flags, "--supervised_weights", weights)
+    other = run(tmp_path, *flags, "--seed", 1, "--threshold", 0.6)
+    row = "best head, 60 % of the mass"
+    assert f"{row}: supervised" not in two["measured"]
+    columns = [three["measured"][f"{row}: {name}"] for name in ("supervised", "DINO")]
+    assert columns == [two["measured"][f"{row}: DINO"]] * 2, "the same weights in both columns"
+    assert two["measured"][f"{row}: random"] == three["measured"][f"{row}: random"]
+    assert other["measured"][f"{row}: random"] != two["measured"][f"{row}: random"]
+    assert not any("80 %" in name for name in other["measured"])
+    assert "the embedded creatures: 13 pictures, 13 objects, short side 64 pixels" in capsys.readouterr().out
+
+
+def test_the_papers_numbers_stand_beside_those_of_its_networks(tmp_path, capsys):
+    torch.save(build_backbone("vit_small", 16, 32).state_dict(), tmp_path / "small.pth")
+    line = run(tmp_path, "--pretrained_weights", tmp_path / "small.pth", "--data_path", write_voc(tmp_path / "voc"),
+               "--eval_size", 32)
+    assert line["paper"]["best head, 60 % of the mass: DINO"] == 45.9
+    assert line["paper"]["best head, 80 % of the mass: random"] == 22.0
+
+
+def test_bad_input_is_one_line(weights, tmp_path, capsys):
+    voc = write_voc(tmp_path / "voc")
+
+    def said(*flags) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            run(tmp_path, "--pretrained_weights", *flags)
+        assert stopped.value.code == 2
+        return capsys.readouterr().err.strip().splitlines()[-1]  # below the progress bar
+
+    assert "--threshold [0.6, 1.2]" in said(weights, "--threshold", 0.6, 1.2)
+    assert "--dataset cifar10 has no masks" in said(weights, "--dataset", "cifar10")
+    assert "oxford_pets is not under" in said(weights, "--dataset", "oxford_pets", "--data_path", tmp_path / "pets")
+    assert "must be laid out as" in said(weights, "--data_path", tmp_path)
+    Image.new("RGB", (53, 31)).save(voc / "SegmentationObject" / "one.png")
+    assert "one number a pixel" in said(weights, "--data_path", voc)
+    (voc / "SegmentationObject" / "one.png").write_bytes(b"torn")
+    assert "one.png" in said(weights, "--data_path", voc)
+    (voc / "SegmentationObject" / "three.png").unlink()
+    assert "names 'three', but there is no" in said(weights, "--data_path", voc)
+    torch.save(build_backbone("resnet18").state_dict(), tmp_path / "convnet.pth")
+    assert "resnet18 has no attention" in said(tmp_path / "convnet.pth", "--arch", "resnet18")
+    torch.save(build_backbone("vit_nano", 16, 48).state_dict(), tmp_path / "other.pth")
+    assert "other.pth" in said(weights, "--supervised_weights", tmp_path / "other.pth")

@@ -1,0 +1,323 @@
+"""Table 2's linear heads: SGD by hand, a sweep in one pass against one head at a time, and whole runs, very small."""
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from test_bad_input import error_of
+
+import eval_linear
+from backbone import build_backbone
+from creatures import CLASSES, make_creatures
+from eval_linear import (
+    FrozenFeatures,
+    TrainingView,
+    accuracies,
+    blocks_to_read,
+    linear_features,
+    make_heads,
+    make_optimizer,
+    set_lr,
+    train_epoch,
+)
+from features import EvaluationView
+from hardware import Hardware
+from vit import VisionTransformer
+
+REPO = Path(__file__).parent.parent
+HERE = Hardware(0, 1, torch.device("cpu"), torch.float32)
+
+
+def small_vit() -> VisionTransformer:
+    torch.manual_seed(0)
+    return VisionTransformer(7, 14, embed_dim=22, depth=3, num_heads=2, init_std=0.2).eval().requires_grad_(False)
+
+
+def test_features_are_the_last_blocks_cls_tokens_joined_then_the_mean_patch():
+    """Sec. 4.1 and appendix: ViT-S joins [CLS] of the last blocks, ViT-B the last [CLS] and the mean patch token."""
+    vit, images = small_vit(), torch.randn(5, 3, 14, 14)
+    x, outputs = vit.tokens(images), []
+    for block in vit.blocks:
+        x = block(x)
+        outputs.append(vit.norm(x))
+    like_small = torch.cat([outputs[1][:, 0], outputs[2][:, 0]], dim=1)
+    like_base = torch.cat([outputs[2][:, 0], sum(outputs[2][:, i] for i in range(1, 5)) / 4], dim=1)
+    torch.testing.assert_close(linear_features(vit, images, 2, False), like_small)
+    torch.testing.assert_close(linear_features(vit, images, 1, True), like_base)
+    for n, avgpool in ((1, False), (2, False), (3, True)):
+        network = FrozenFeatures(vit, n, avgpool)
+        assert network(images).shape == (5, network.width), "the heads are made for this width"
+
+
+def test_a_convnet_gives_its_pooled_features():
+    convnet, images = build_backbone("resnet18").eval(), torch.randn(2, 3, 37, 37)
+    network = FrozenFeatures(convnet, *blocks_to_read(flags_of(), convnet, "resnet18"))
+    with torch.no_grad():
+        assert torch.equal(network(images), convnet(images)) and network.width == 512
+
+
+def flags_of(n_last_blocks: int = 0, avgpool_patchtokens: bool | None = None) -> SimpleNamespace:
+    return SimpleNamespace(n_last_blocks=n_last_blocks, avgpool_patchtokens=avgpool_patchtokens)
+
+
+def test_what_is_read_follows_the_arch_unless_flags_say_otherwise():
+    vit = VisionTransformer(7, 14, embed_dim=4, depth=5, num_heads=2)
+    assert blocks_to_read(flags_of(), vit, "vit_small") == blocks_to_read(flags_of(), vit, "vit_nano") == (4, False)
+    assert blocks_to_read(flags_of(), vit, "vit_base") == (1, True)
+    assert blocks_to_read(flags_of(3, True), vit, "vit_small") == (3, True)
+    assert blocks_to_read(flags_of(2, False), vit, "vit_base") == (2, False), "false must override ViT-B's true"
+
+
+def toy(n: int = 31, d: int = 5, classes: int = 3) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of features and labels that mean nothing."""
+    generator = torch.Generator().manual_seed(3)
+    features, labels = torch.randn(n, d, generator=generator), torch.arange(n) % classes
+    return list(zip(features.split(11), labels.split(11)))
+
+
+def trained(lrs: list[float], batches, epochs: int = 4, classes: int = 3) -> torch.nn.ModuleList:
+    heads = make_heads(batches[0][0].shape[1], classes, len(lrs))
+    optimizer = make_optimizer(heads, lrs, 256)
+    for epoch in range(epochs):
+        set_lr(optimizer, epoch, epochs)
+        train_epoch(heads, optimizer, batches, HERE)
+    return heads
+
+
+def test_heads_side_by_side_are_each_the_head_trained_alone():
+    lrs = [0.01, 0.3, 2.0]
+    together = trained(lrs, toy())
+    for lr, head in zip(lrs, together, strict=True):
+        (alone,) = trained([lr], toy())
+        torch.testing.assert_close(head.weight, alone.weight, atol=1e-6, rtol=0)
+        torch.testing.assert_close(head.bias, alone.bias, atol=1e-6, rtol=0)
+    assert (together[0].weight - together[2].weight).abs().max() > 0.1, "each head must have its own learning rate"
+
+
+def test_a_head_that_diverges_leaves_the_others_alone():
+    good, bad = trained([0.3, 1e38], [(100 * features, labels) for features, labels in toy()])
+    (alone,) = trained([0.3], [(100 * features, labels) for features, labels in toy()])
+    assert not bad.weight.isfinite().all() and torch.equal(good.weight, alone.weight)
+
+
+def test_an_epoch_is_sgd_with_momentum_and_without_decay():
+    """g = (softmax(W x + b) - 1_y) x^T, averaged; v <- 0.9 v + g; W <- W - lr v, with lr = base * batch / 256."""
+    (head,) = make_heads(5, 3, 1)
+    weight, bias = head.weight.detach().clone(), head.bias.detach().clone()
+    velocity, bias_velocity = torch.zeros(3, 5), torch.zeros(3)
+    heads = make_heads(5, 3, 1)
+    optimizer = make_optimizer(heads, [0.5], 512)
+    set_lr(optimizer, 0, 1)
+    losses = []
+    for features, labels in toy():
+        logits = features @ weight.T + bias
+        losses.append(torch.nn.functional.cross_entropy(logits, labels))
+        error = (logits.softmax(dim=1) - torch.eye(3)[labels]) / len(labels)
+        velocity, bias_velocity = 0.9 * velocity + error.T @ features, 0.9 * bias_velocity + error.sum(dim=0)
+        weight, bias = weight - 1.0 * velocity, bias - 1.0 * bias_velocity
+    torch.testing.assert_close(train_epoch(heads, optimizer, toy(), HERE), torch.stack(losses).mean().view(1))
+    torch.testing.assert_close(heads[0].weight.detach(), weight)
+    torch.testing.assert_close(heads[0].bias.detach(), bias)
+
+
+def test_the_learning_rate_scales_with_the_batch_and_falls_on_a_cosine_to_zero():
+    optimizer = make_optimizer(make_heads(5, 3, 2), [0.001, 0.01], 1024)
+    values = {}
+    for epoch in (0, 25, 50, 99, 100):
+        set_lr(optimizer, epoch, 100)
+        values[epoch] = [group["lr"] for group in optimizer.param_groups]
+    assert values[0] == pytest.approx([0.004, 0.04]) and values[50] == pytest.approx([0.002, 0.02])
+    assert values[25] == pytest.approx([0.002 * (1 + math.sqrt(0.5)), 0.02 * (1 + math.sqrt(0.5))])
+    assert 0 < values[99][0] < 2e-6 and values[100] == pytest.approx([0, 0])
+    assert all(group["weight_decay"] == 0 and group["momentum"] == 0.9 for group in optimizer.param_groups)
+
+
+def test_heads_start_alike_as_the_releases_classifier():
+    heads = make_heads(211, 101, 2, seed=7)
+    assert heads[0].weight.std().item() == pytest.approx(0.01, rel=0.03) and heads[0].bias.eq(0).all()
+    assert torch.equal(heads[0].weight, heads[1].weight) and heads[0].weight is not heads[1].weight
+    assert not torch.equal(heads[0].weight, make_heads(211, 101, 1, seed=8)[0].weight)
+
+
+def test_classes_that_a_plane_divides_are_learnt_to_the_last_picture():
+    labels = torch.arange(77) % 7
+    features = torch.eye(7)[labels] + 0.05 * torch.randn(77, 7, generator=torch.Generator().manual_seed(0))
+    heads = trained([1e-9, 3.0], list(zip(features.split(11), labels.split(11))), epochs=20, classes=7)
+    untrained, learnt = accuracies(heads, features, labels)
+    assert learnt == (100.0, 100.0), "every class has a direction of its own"
+    assert untrained[0] < 60, "a learning rate of nothing must learn nothing"
+
+
+def test_the_training_view_crops_flips_and_normalises():
+    view = TrainingView(EvaluationView(16, mean=(0, 0, 0), std=(1, 1, 1)))
+    ramp = torch.arange(240, dtype=torch.uint8).expand(3, 120, 240)
+    torch.manual_seed(0)
+    seen = [view(ramp)[0].mean(dim=0) for _ in range(60)]
+    rising = [(row[-1] > row[0]).item() for row in seen]
+    widths = [(row.max() - row.min()).item() * 255 / 240 for row in seen]
+    assert 15 < sum(rising) < 45, "half of the views are mirrored"
+    assert min(widths) < 0.3 and max(widths) > 0.45, "a crop holds 8 to 100 % of the area"
+    constant = TrainingView(EvaluationView(16, mean=(0.5,) * 3, std=(0.1, 0.2, 0.5)))
+    pixel = constant(torch.full((3, 40, 50), 255, dtype=torch.uint8))
+    torch.testing.assert_close(pixel, torch.tensor([5.0, 2.5, 1.0]).view(3, 1, 1).expand(3, 16, 16))
+
+
+@pytest.fixture(scope="module")
+def creatures(tmp_path_factory) -> Path:
+    """A tiny part of the embedded pictures, as files: 40 to learn from, 20 that are asked."""
+    folder, drawn = tmp_path_factory.mktemp("creatures"), make_creatures(60, side=32)
+    for i, (image, label) in enumerate(zip(drawn.images, drawn.labels.tolist())):
+        path = folder / ("train" if i < 40 else "val") / CLASSES[label] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    return folder
+
+
+def weights_file(folder: Path, seed: int) -> Path:
+    torch.manual_seed(seed)
+    backbone = build_backbone("vit_nano", 16, 32, init_std=0.07)
+    torch.save(backbone.state_dict(), folder / f"{seed}.pth")
+    return folder / f"{seed}.pth"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    return weights_file(tmp_path_factory.mktemp("weights"), 0)
+
+
+def command(creatures: Path, weights: Path, output: Path, *more: str) -> list[str]:
+    flags = ["--pretrained_weights", weights, "--data_path", creatures, "--eval_size", "32", "--device", "cpu",
+             "--num_workers", "0", "--epochs", "3", "--lr", "0.03", "0.3", "--batch_size", "8", "--output_dir", output,
+             "--results", output / "results.jsonl", *more]
+    return [str(flag) for flag in flags]
+
+
+def run(*args) -> tuple[dict, dict]:
+    """The checkpoint of the heads and the last line of results."""
+    output = args[2]
+    eval_linear.main(command(*args))
+    return (torch.load(output / "linear.pth", weights_only=True),
+            json.loads((output / "results.jsonl").read_text().splitlines()[-1]))
+
+
+def assert_same(a: dict, b: dict, **tolerance) -> None:
+    for name, value in a["parts"]["heads"].items():
+        torch.testing.assert_close(b["parts"]["heads"][name], value, msg=f"{name} differs", **tolerance)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(creatures, weights, tmp_path_factory) -> tuple[dict, dict]:
+    return run(creatures, weights, tmp_path_factory.mktemp("uninterrupted"))
+
+
+def test_the_whole_sweep_and_its_best_are_told(uninterrupted):
+    measured = uninterrupted[1]["measured"]
+    sweep = {lr: measured[f"lr {lr}, top-1 %"] for lr in ("0.03", "0.3")}
+    best = max(sweep, key=sweep.get)
+    assert measured[f"vit_nano, best (lr {best}), top-1 %"] == sweep[best] and len(measured) == 6
+    data = uninterrupted[1]["data"]
+    assert "40 pictures to learn from, 20 asked (the evaluation part), 10 classes, 32 pixels; 3 epochs" in data
+
+
+class Stop(Exception):
+    pass
+
+
+def test_a_run_stopped_between_epochs_ends_bit_for_bit_where_an_uninterrupted_one_ends(
+        uninterrupted, creatures, weights, tmp_path, monkeypatch):
+    """Stopped after the first epoch, and gone on with the same command and another number of workers."""
+    real_epoch, epochs = train_epoch, []
+
+    def one_epoch(*args):
+        if epochs:
+            raise Stop
+        epochs.append(1)
+        return real_epoch(*args)
+
+    monkeypatch.setattr(eval_linear, "train_epoch", one_epoch)
+    with pytest.raises(Stop):
+        run(creatures, weights, tmp_path)
+    monkeypatch.undo()
+    resumed, line = run(creatures, weights, tmp_path, "--num_workers", "1")
+    assert_same(uninterrupted[0], resumed, atol=0, rtol=0)
+    assert line["measured"] == uninterrupted[1]["measured"]
+    kept = (tmp_path / "linear.pth").read_bytes()
+    _, only_evaluated = run(creatures, weights, tmp_path, "--evaluate", "--batch_size", "5")
+    assert only_evaluated["measured"] == line["measured"] and (tmp_path / "linear.pth").read_bytes() == kept
+
+
+def test_heads_of_another_recipe_or_network_are_neither_continued_nor_overwritten(
+        uninterrupted, creatures, weights, tmp_path, capsys):
+    torch.save(uninterrupted[0], tmp_path / "linear.pth")
+    kept = (tmp_path / "linear.pth").read_bytes()
+    other = weights_file(tmp_path, 1)
+    for file, flags, name in ((weights, ["--lr", "0.1", "0.3"], "lr"), (weights, ["--seed", "5"], "seed"),
+                              (weights, ["--cached"], "cached"), (weights, ["--n_last_blocks", "2"], "n_last_blocks"),
+                              (other, [], "weights"), (other, ["--evaluate"], "weights")):
+        said = error_of(eval_linear.main, capsys, *command(creatures, file, tmp_path, *flags))
+        assert f"was made with another {name}" in said and "--output_dir" in said
+    assert (tmp_path / "linear.pth").read_bytes() == kept
+
+
+def test_fewer_pictures_than_a_batch_are_one_batch(creatures, weights, tmp_path):
+    """EpochBatches drops an incomplete batch, which here would be all there is; and the lr follows the true batch."""
+    checkpoint, _ = run(creatures, weights, tmp_path, "--batch_size", "1000", "--cached")
+    assert checkpoint["recipe"]["batch"] == 40
+    assert checkpoint["parts"]["optimizer"]["param_groups"][1]["peak_lr"] == pytest.approx(0.3 * 40 / 256)
+    assert checkpoint["parts"]["heads"]["1.bias"].abs().max() > 0, "something must have been trained"
+
+
+@pytest.mark.parametrize(("flags", "said"), [
+    (["--lr", "0.1", "0"], "--lr [0.1, 0.0] is out of range"),
+    (["--lr", "nan"], "--lr [nan] is out of range"),
+    (["--epochs", "0"], "--epochs 0 is out of range"),
+    (["--n_last_blocks", "5"], "--n_last_blocks 5 is more than the 4 blocks of vit_nano"),
+    (["--avgpool_patchtokens", "maybe"], "'maybe' is neither true nor false"),
+    (["--evaluate", "--output_dir", ""], "say where they are with --output_dir"),
+    (["--evaluate"], "no checkpoint at"),
+    (["--data_path", "{creatures}/val/fish"], "no labels to learn from"),
+])
+def test_bad_input_is_one_line_with_its_mend(creatures, weights, tmp_path, capsys, flags, said):
+    flags = [flag.format(creatures=creatures) for flag in flags]
+    assert said in error_of(eval_linear.main, capsys, *command(creatures, weights, tmp_path, *flags))
+
+
+def test_another_file_in_the_output_folder_is_named(creatures, weights, tmp_path, capsys):
+    (tmp_path / "linear.pth").write_bytes(weights.read_bytes())
+    said = error_of(eval_linear.main, capsys, *command(creatures, weights, tmp_path))
+    assert "linear.pth' was not written by this evaluation" in said
+
+
+@pytest.mark.slow
+def test_a_convnet_is_evaluated_too(creatures, tmp_path):
+    torch.save(build_backbone("resnet50").state_dict(), tmp_path / "resnet50.pth")
+    _, line = run(creatures, tmp_path / "resnet50.pth", tmp_path, "--epochs", "1", "--cached")
+    assert (line["arch"], list(line["paper"].values())) == ("resnet50", [75.3])
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_with_the_double_batch(creatures, weights, tmp_path):
+    alone, line = run(creatures, weights, tmp_path / "one", "--batch_size", "16")
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    both = subprocess.run([sys.executable, *"-m torch.distributed.run --standalone --nproc_per_node=2".split(),
+                           "eval_linear.py", *command(creatures, weights, tmp_path / "two")], cwd=REPO,
+                          capture_output=True, text=True, timeout=120, env=environment)
+    assert both.returncode == 0, both.stderr
+    assert_same(alone, torch.load(tmp_path / "two" / "linear.pth", weights_only=True), atol=1e-6, rtol=1e-5)
+    other = json.loads((tmp_path / "two" / "results.jsonl").read_text())
+    assert other["measured"] == line["measured"]
+
+
+@pytest.mark.slow
+def test_without_pictures_the_embedded_ones_are_learnt_from_kept_features(weights, tmp_path):
+    eval_linear.main(["--pretrained_weights", str(weights), "--eval_size", "32", "--device", "cpu", "--epochs", "3",
+                      "--lr", "0.5", "--results", str(tmp_path / "r.jsonl")])
+    line = json.loads((tmp_path / "r.jsonl").read_text())
+    assert "4000 pictures to learn from, 1000 asked" in line["data"] and "centre views" in line["data"]
+    assert line["measured"]["lr 0.5, top-1 %"] > 15, "even an untrained network tells more than chance"

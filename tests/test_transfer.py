@@ -1,0 +1,212 @@
+"""Fine-tuning with DeiT's recipe (Table 6): labels shared, mixed and smoothed; training, resuming, reading again."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_bad_input import error_of
+
+import eval_transfer
+from backbone import build_backbone
+from checkpoint import load_backbone
+from eval_transfer import Classifier, augmentation, balanced_share, mixing, train_step
+from hardware import Hardware
+from optimizer import make_optimizer
+
+REPO = Path(__file__).parent.parent
+HERE = Hardware(0, 1, torch.device("cpu"), torch.float32)
+TINY = ("--patch_size 8 --arch vit_nano --eval_size 24 --init_std 0.1 --epochs 3 --warmup_epochs 1 --lr 0.04 "
+        "--batch_size 5 --drop_path_rate 0.1 --crop_scale 0.7 --num_workers 0 --device cpu --precision fp32").split()
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """40 pictures in two classes that differ in brightness."""
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for i in range(40):
+        path = folder / ("dark" if i % 2 else "bright") / f"{i:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray((rng.integers(0, 60, (29, 31, 3)) + (0 if i % 2 else 190)).astype(np.uint8)).save(path)
+    return folder
+
+
+def run(photos: Path, output: Path, *flags: str) -> dict:
+    """Train in this process -> the JSON line, with the checkpoint's path under "checkpoint"."""
+    eval_transfer.main([*TINY, "--data_path", str(photos), "--output_dir", str(output), "--results",
+                        str(output / "results.jsonl"), *flags])
+    return json.loads((output / "results.jsonl").read_text().splitlines()[-1])
+
+
+def weights_of(output: Path) -> dict:
+    return torch.load(output / "checkpoint.pth", weights_only=True)["student"]
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.1, 0.5])
+def test_a_share_of_the_labels_is_balanced_and_seeded(fraction):
+    """Low-shot: each class gives round(fraction n_c) of its n_c labels, at least one."""
+    labels = torch.arange(10).repeat_interleave(torch.tensor([3, 7, 13, 29, 31, 37, 41, 43, 100, 200]))
+    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(5))]
+    chosen = balanced_share(labels, fraction, seed=0)
+    for label in range(10):
+        want = max(1, round(fraction * int((labels == label).sum())))
+        assert (labels[chosen] == label).sum() == want, f"class {label} must give {want} labels"
+    assert torch.equal(chosen, balanced_share(labels, fraction, seed=0)), "the same seed, the same pictures"
+    assert not torch.equal(chosen, balanced_share(labels, fraction, seed=1)), "another seed, other pictures"
+    assert set(chosen.tolist()) <= set(balanced_share(labels, 0.7, seed=0).tolist()), "a share is part of a larger one"
+
+
+def test_mixed_targets_are_shares_of_the_two_labels():
+    """Mixup and cutmix: lambda of one label, 1 - lambda of the other's; rows sum to 1, by one lambda a batch."""
+    images, labels = torch.rand(3, 3, 16, 16), torch.tensor([0, 1, 2])
+    mix, seen = mixing(0.8, 1.0, 7), set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        mixed, targets = mix(images, labels)
+        torch.testing.assert_close(targets.sum(dim=1), torch.ones(3))
+        share = targets[0, 0]
+        torch.testing.assert_close(targets, share * torch.eye(3, 7) + (1 - share) * torch.eye(3, 7).roll(1, 0))
+        pasted = (mixed == images) | (mixed == images.roll(1, 0))  # cutmix: each pixel is of one of the two
+        seen.add(bool(pasted.all()))
+    assert seen == {True, False}, "both ways must be taken, each half of the time"
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.0, 0.0), (0.8, 0.0), (0.0, 1.0)])
+def test_mixing_can_be_switched_off(mixup, cutmix):
+    images, labels = torch.rand(5, 3, 16, 16), torch.arange(5)
+    mixed, targets = mixing(mixup, cutmix, 7)(images, labels)
+    assert targets.shape == (5, 7) and targets.sum(dim=1).allclose(torch.ones(5))
+    assert torch.equal(mixed, images) == (not mixup and not cutmix)
+
+
+def small_network() -> Classifier:
+    torch.manual_seed(0)
+    return Classifier(build_backbone("vit_nano", 8, 24, init_std=0.1), 7)
+
+
+def test_the_loss_is_the_cross_entropy_with_smoothed_targets():
+    """-sum_c ((1 - s) t_c + s / C) log p_c, by loops."""
+    network, images = small_network(), torch.randn(3, 3, 24, 24)
+    targets = torch.rand(3, 7).softmax(dim=1)
+    probs = network(images).double().softmax(dim=1)
+    smooth = [[0.9 * targets[i, c].item() + 0.1 / 7 for c in range(7)] for i in range(3)]
+    by_hand = sum(-smooth[i][c] * probs[i, c].log().item() for i in range(3) for c in range(7)) / 3
+    assert all(sum(row) == pytest.approx(1, abs=1e-6) for row in smooth)
+    loss = train_step(network, make_optimizer("adamw", network), images, targets, 0.0, 0.05, 0.1, HERE)
+    assert loss.item() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_all_weights_move_in_one_step():
+    """Fine-tuning is of the backbone too, with one learning rate for all layers: AdamW's first step is lr each."""
+    network = small_network()
+    before = {name: param.detach().clone() for name, param in network.named_parameters()}
+    optimizer = make_optimizer("adamw", network)
+    for _ in range(2):  # the positions' and the keys' first gradients may be 0 where the classifier starts small
+        train_step(network, optimizer, torch.randn(5, 3, 24, 24), torch.eye(5, 7), 0.01, 0.0, 0.1, HERE)
+    still = [name for name, param in network.named_parameters() if torch.equal(param, before[name])]
+    assert not still, f"these did not learn: {still}"
+
+
+def test_augmented_views_have_their_size_and_scale():
+    view = augmentation(24, 0.3, 0.25, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    views = torch.stack([view(torch.randint(256, (3, 29, 41), dtype=torch.uint8)) for _ in range(50)])
+    assert views.shape == (50, 3, 24, 24) and views.dtype == torch.float32 and views.isfinite().all()
+
+
+def test_a_separable_set_is_learnt_and_read_by_the_loader_strictly(photos, tmp_path, capsys):
+    line = run(photos, tmp_path, "--from_scratch", "--epochs", "6", "--fraction", "0.5", "1")
+    assert line["measured"]["from scratch, top-1 %"] == 100, "dark and bright are told apart in six epochs"
+    assert "from scratch, 16 labels, top-1 %" in line["measured"] and (tmp_path / "0.5" / "checkpoint.pth").exists()
+    assert "32 pictures train, 8 asked, 2 classes" in line["data"]
+    for key in ("teacher", "student"):
+        backbone, args = load_backbone(tmp_path / "checkpoint.pth", key)
+        state = {name.removeprefix("backbone."): value for name, value in weights_of(tmp_path).items()}
+        assert all(torch.equal(value, state[name]) for name, value in backbone.state_dict().items())
+        assert (args["arch"], args["patch_size"], args["eval_size"]) == ("vit_nano", 8, 24)
+
+
+def test_fine_tuning_starts_from_the_weights_of_any_checkpoint(photos, tmp_path, capsys):
+    """At learning rate 1e-12 the backbone stays what it was, whatever grid its positions were learnt on."""
+    backbone = build_backbone("vit_nano", 8, 32, init_std=0.1)
+    torch.save(backbone.state_dict(), tmp_path / "weights.pth")
+    run(photos, tmp_path, "--pretrained_weights", str(tmp_path / "weights.pth"), "--lr", "1e-12", "--epochs", "1",
+        "--patch_size", "0", "--arch", "")
+    tuned = weights_of(tmp_path)
+    for name, value in backbone.state_dict().items():
+        torch.testing.assert_close(tuned[f"backbone.{name}"], value)
+
+
+def test_a_convnet_is_trained_too(photos, tmp_path, capsys):
+    run(photos, tmp_path, "--from_scratch", "--arch", "resnet18", "--eval_size", "32", "--epochs", "1")
+    backbone, args = load_backbone(tmp_path / "checkpoint.pth")
+    assert args["arch"] == "resnet18" and backbone.bn1.running_mean.abs().sum() > 0, "its statistics must be kept"
+
+
+def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(photos, tmp_path, capsys, monkeypatch):
+    """Mixing, augmentation and dropped paths are functions of (seed, epoch, picture) and (seed, step)."""
+    run(photos, tmp_path / "whole", "--from_scratch")
+    save = eval_transfer.save
+
+    def stop_after_one(path, network, optimizer, epoch, args):
+        save(path, network, optimizer, epoch, args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(eval_transfer, "save", stop_after_one)
+    with pytest.raises(KeyboardInterrupt):
+        run(photos, tmp_path / "stopped", "--from_scratch")
+    monkeypatch.undo()
+    run(photos, tmp_path / "stopped", "--from_scratch")
+    whole, stopped = weights_of(tmp_path / "whole"), weights_of(tmp_path / "stopped")
+    assert all(torch.equal(value, stopped[name]) for name, value in whole.items()), "not bit for bit the same"
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns_with_the_double_batch(photos, tmp_path):
+    """Without mixing and dropped paths, which each process draws for itself."""
+    flags = ["--from_scratch", "--mixup", "0", "--cutmix", "0", "--drop_path_rate", "0", "--lr", "0.002"]
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    lines = []
+    for launcher, batch in ((["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29631"], "4"),
+                            ([], "8")):
+        output = tmp_path / batch
+        done = subprocess.run(
+            [sys.executable, *launcher, "eval_transfer.py", *TINY, "--data_path", str(photos), "--output_dir",
+             str(output), "--results", str(output / "results.jsonl"), *flags, "--batch_size", batch],
+            cwd=REPO, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        lines += [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 and lines[0]["measured"] == lines[1]["measured"], "one table a run, of the same numbers"
+    two, one = weights_of(tmp_path / "4"), weights_of(tmp_path / "8")
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize(("flags", "said"), [
+    ("--from_scratch --pretrained_weights x.pth", "--from_scratch takes no weights"),
+    ("", "give the weights"),
+    ("--from_scratch --fraction 0.5 1.5", "--fraction [0.5, 1.5] is out of range"),
+    ("--from_scratch --warmup_epochs 4", "--warmup_epochs 4.0 is out of range"),
+    ("--from_scratch --train_size 20", "--train_size 20 must be a multiple of the patch size 8"),
+    ("--from_scratch --arch vit_giant", "--arch vit_giant is unknown"),
+    ("--from_scratch --batch_size 1", "--batch_size 1"),
+    ("--from_scratch --data_path {photos}/dark", "has no labels"),
+    ("--from_scratch --dataset stanford_cars --download", "--dataset stanford_cars is not under"),
+    ("--from_scratch --dataset imagenet", "--dataset imagenet is not under"),
+])
+def test_bad_input_is_one_line(photos, tmp_path, capsys, flags, said):
+    given = flags.format(photos=photos).split()
+    where = [] if "data_path" in flags else ["--data_path", photos]
+    assert said in error_of(eval_transfer.main, capsys, *TINY, "--output_dir", tmp_path, *where, *given)
+
+
+def test_a_run_of_other_settings_is_not_continued(photos, tmp_path, capsys):
+    run(photos, tmp_path, "--from_scratch", "--epochs", "1")
+    capsys.readouterr()
+    before = (tmp_path / "checkpoint.pth").read_bytes()
+    said = error_of(eval_transfer.main, capsys, *TINY, "--data_path", photos, "--output_dir", tmp_path,
+                    "--from_scratch", "--epochs", "1", "--lr", "0.03")
+    assert "was made with --lr 0.04, not 0.03" in said and (tmp_path / "checkpoint.pth").read_bytes() == before
