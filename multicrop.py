@@ -1,8 +1,9 @@
 """Multi-crop (Sec. 3.1; appendix, "Multi-crop"; from SwAV): two global views and several small local ones.
 
-Each view is a random crop, resized, flipped, and recoloured by BYOL's augmentations. The crop is resized as uint8;
-every later step works in float on the small crop, with torchvision's formulas, per picture. The release blurs with
-Pillow, whose Gaussian is three box blurs: its pixels differ from ours by 0.4 of 255 on average.
+Each view is a random crop, resized, flipped, and recoloured by BYOL's augmentations. The crop is resized as uint8 by
+torchvision; every later step works in float on the small crop, with torchvision's formulas, per picture, in place
+where it can: fresh memory costs more than arithmetic here. The release blurs with Pillow, whose Gaussian is three box
+blurs: its pixels differ from ours by 0.4 of 255 on average.
 
 Shapes: B images, V views, S the side of a view in pixels, K prototypes; a single view is (3, S, S) in 0 ... 1.
 """
@@ -13,29 +14,14 @@ from itertools import groupby
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.transforms.functional import pil_to_tensor
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms.v2.functional import pil_to_tensor, resized_crop  # v1 would resize uint8 as float
 
 from imagenet import IMAGENET_MEAN, IMAGENET_STD
 
 LUMA = torch.tensor([0.2989, 0.587, 0.114])
 HUE_CENTRES = torch.tensor([1 / 2, 1 / 3, 2 / 3]).view(3, 1, 1)  # opposite red; green, blue; in circles
 SIXTH, BLACK = torch.tensor(1 / 6), torch.zeros(())
-
-
-def random_box(height: int, width: int, scale: tuple[float, float]) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a box inside the picture: area by scale, width / height from 3/4 to 4/3.
-
-    The area is uniform, the ratio log-uniform, the place uniform. After ten boxes that do not fit, the largest one in
-    the middle.
-    """
-    for _ in range(10):
-        share, shape, down, right = torch.rand(4).tolist()
-        area, ratio = height * width * (scale[0] + (scale[1] - scale[0]) * share), (3 / 4) ** (1 - 2 * shape)
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < h <= height and 0 < w <= width:
-            return int(down * (height - h + 1)), int(right * (width - w + 1)), h, w
-    h, w = min(height, round(width * 4 / 3)), min(width, round(height * 4 / 3))
-    return (height - h) // 2, (width - w) // 2, h, w
 
 
 def grey(image: Tensor) -> Tensor:
@@ -133,9 +119,8 @@ class MultiCrop:
 
     def view(self, image: Tensor, size: int, scale: tuple[float, float], blur: float, solarize_chance: float) -> Tensor:
         """One random view: uint8 (3, H, W) -> normalised float (3, S, S)."""
-        top, left, height, width = random_box(*image.shape[1:], scale)
-        box = image[None, :, top:top + height, left:left + width]
-        view = F.interpolate(box, (size, size), mode="bicubic", antialias=True)[0].contiguous()
+        box = RandomResizedCrop.get_params(image, scale, (3 / 4, 4 / 3))
+        view = resized_crop(image, *box, [size, size], InterpolationMode.BICUBIC, antialias=True).contiguous()
         flip, jitter, to_grey, to_blur, to_solarize, sigma = torch.rand(6).tolist()
         if flip < 0.5:
             view = view.flip(-1)

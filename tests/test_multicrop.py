@@ -4,7 +4,7 @@ import torch
 import torchvision.transforms.functional as TF
 from PIL import Image
 from torch import nn
-from torchvision.transforms import ColorJitter, RandomResizedCrop
+from torchvision.transforms import ColorJitter
 
 import multicrop
 from multicrop import MultiCrop, MultiCropNetwork, forward_crops
@@ -78,26 +78,6 @@ def test_a_tensor_and_a_picture_give_the_same_views():
     from_picture = MultiCrop(35, 14)(TF.to_pil_image(pixels))
     for ours, theirs in zip(from_tensor, from_picture, strict=True):
         torch.testing.assert_close(ours, theirs)
-
-
-@pytest.mark.parametrize("height, width, scale", [(53, 41, (0.4, 1.0)), (41, 53, (0.05, 0.4)), (19, 97, (0.4, 1.0)),
-                                                  (97, 19, (0.9, 1.0)), (1, 1, (0.05, 0.4))])
-def test_boxes_are_drawn_by_the_law_of_random_resized_crop(height, width, scale):
-    """The largest distance between the distributions (Kolmogorov, Smirnov) of top, left, height, width and area.
-
-    Of 3000 boxes each, equal laws are 0.05 apart once in a thousand. Narrow pictures: after ten boxes, the middle.
-    """
-    torch.manual_seed(0)
-    picture = torch.empty(3, height, width)
-    ours = torch.tensor([multicrop.random_box(height, width, scale) for _ in range(3000)])
-    theirs = torch.tensor([RandomResizedCrop.get_params(picture, scale, (3 / 4, 4 / 3)) for _ in range(3000)])
-    for name, of in [("area", lambda box: box[:, 2] * box[:, 3]), *[(name, lambda box, i=i: box[:, i]) for i, name in
-                                                                    enumerate(("top", "left", "height", "width"))]]:
-        mine, other = (of(boxes).sort().values for boxes in (ours, theirs))
-        values = torch.cat([mine, other])
-        apart = torch.searchsorted(mine, values, right=True) - torch.searchsorted(other, values, right=True)
-        assert apart.abs().max() < 0.05 * 3000, f"{name} is drawn by another law"
-    assert torch.equal(ours[:, :2] + ours[:, 2:], (ours[:, :2] + ours[:, 2:]).clamp(max=torch.tensor([height, width])))
 
 
 def test_colour_jitter_is_drawn_by_the_law_of_torchvision():
