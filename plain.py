@@ -21,8 +21,9 @@ from torch.utils.data import Dataset
 from torchvision import transforms
 
 from hardware import Hardware
+from imagenet import IMAGENET_MEAN, IMAGENET_STD
 from loss import DINOLoss
-from multicrop import IMAGENET_MEAN, IMAGENET_STD, MultiCropNetwork
+from multicrop import MultiCropNetwork
 from optimizer import parameter_groups
 from train import StepValues
 from vit import Attention, Block, PatchEmbed, VisionTransformer
