@@ -11,7 +11,7 @@ are stretched to squares. Departures: it ranks the first 20 only, and its covari
 
 --data_path: Copydays' layout, original/NNNN00.jpg and strong/NNNN01.jpg ..., jpegqual/Q/NNNN00.jpg, crops/P/NNNN00.jpg
 (Q, P: quality, percent cut off) as far as they are there; a copy's original has the same name but for the last two
-digits. --make writes original/ and strong/ of any pictures: each blurred, inserted into another, as if printed and
+digits. --make writes original/ and strong/ of any pictures: each blurred, set on a mottled ground, as if printed and
 scanned, cut, and compressed.
 
 Shapes: B pictures, n in the database, N patches, D width.

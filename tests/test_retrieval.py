@@ -280,5 +280,6 @@ def test_class_folders_are_a_retrieval_task(weights, tmp_path, capsys):
     eval_image_retrieval.main([str(flag) for flag in [*flags, tmp_path / "photos"]])
     measured = json.loads((tmp_path / "results.jsonl").read_text())["measured"]
     assert measured["raw pixels, same class, mAP %"] == pytest.approx(100)
+    capsys.readouterr()
     assert "neither labels nor gnd_*.pkl" in error_of(eval_image_retrieval.main, capsys, *flags,
                                                       tmp_path / "photos" / "class 0")
