@@ -66,9 +66,12 @@ def load_pictures(flags: argparse.Namespace, where: Hardware) -> tuple[Pictures,
     """The training pictures and, where the source has them, the others."""
     with where.main_first(flags.download):
         train, val = open_pictures(flags.data_path, flags.dataset, flags.download)
-    if flags.skip_bad_images:
-        train, val = (part and without_unreadable(part)[0] for part in (train, val))
-    return train, val
+    return readable(flags, train), val and readable(flags, val)
+
+
+def readable(flags: argparse.Namespace, pictures: Pictures) -> Pictures:
+    """All of them, or with --skip_bad_images those that can be read."""
+    return without_unreadable(pictures)[0] if flags.skip_bad_images else pictures
 
 
 def load_labelled(flags: argparse.Namespace, where: Hardware) -> tuple[Pictures, Pictures, str]:
@@ -89,9 +92,10 @@ def view_size(flags: argparse.Namespace, args: dict) -> int:
     return size
 
 
-def evaluation_view(flags: argparse.Namespace, args: dict) -> EvaluationView:
-    """The centre crop that the checkpoint was evaluated with while it trained, or the paper's."""
-    return EvaluationView(view_size(flags, args), *(args[key] for key in ("eval_crop", "mean", "std") if key in args))
+def evaluation_view(flags: argparse.Namespace, args: dict,
+                    kind: Callable[..., EvaluationView] = EvaluationView) -> EvaluationView:
+    """The centre crop that the checkpoint was evaluated with while it trained, or the paper's; or another kind."""
+    return kind(view_size(flags, args), *(args[key] for key in ("eval_crop", "mean", "std") if key in args))
 
 
 def loading(flags: argparse.Namespace, where: Hardware) -> dict:

@@ -1,0 +1,244 @@
+"""Copy detection with frozen features (Sec. 4.2.1, Table 4): find the picture that a distorted one was made from.
+
+The descriptor is [CLS] joined with the patch tokens' generalised mean (GeM, p = 4), whitened on other pictures. Each
+copy ranks the originals among distractors; mAP over the copies. On Copydays' strong copies with 10,000 distractors
+DINO reaches 81.7 with ViT-B/16, 85.5 with ViT-B/8 at 320 pixels; supervised ViT-B/16 76.4. As in the release pictures
+are stretched to squares. Departures: it ranks the first 20 only, and its covariance is not around the mean.
+
+    python eval_copy_detection.py --pretrained_weights runs/demo/checkpoint.pth
+    python eval_copy_detection.py --pretrained dino_vitb16 --data_path copydays/ --distractors yfcc/a/ --whiten yfcc/b/
+    python eval_copy_detection.py --make copies/ --data_path photos/
+
+--data_path: Copydays' layout, original/NNNN00.jpg and strong/NNNN01.jpg ..., jpegqual/Q/NNNN00.jpg, crops/P/NNNN00.jpg
+(Q, P: quality, percent cut off) as far as they are there; a copy's original has the same name but for the last two
+digits. --make writes original/ and strong/ of any pictures: each blurred, set on a mottled ground, as if printed and
+scanned, cut, and compressed.
+
+Shapes: B pictures, n in the database, N patches, D width.
+"""
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+from torch import Tensor, nn
+from torchvision.models import ResNet
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import pil_to_tensor, resize, to_pil_image
+from tqdm import tqdm
+
+import evaluation
+from commandline import InputError, brief
+from data import Pictures, find_pictures, open_folder
+from features import EvaluationView, extract_features
+from hardware import Hardware
+from retrieval import average_precisions, gem, learn_whitening
+from vit import VisionTransformer
+
+PAPER = {("vit_base", 16): 81.7, ("vit_base", 8): 85.5}  # Table 4, strong; the second at 320 pixels
+Random = np.random.Generator
+
+
+class Descriptor(nn.Module):
+    """[CLS] joined with GeM of the last block's patch tokens: (B, 3, H, W) -> (B, 2 D).
+
+    Not in the paper: of a ResNet, the pooled feature joined with GeM of the last feature map.
+    """
+
+    def __init__(self, backbone: nn.Module):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        whole, patches = (self.map_tokens if isinstance(self.backbone, ResNet) else self.vit_tokens)(images)
+        return torch.cat([whole.float(), gem(patches.float())], dim=1)
+
+    def vit_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = self.backbone.get_intermediate_layers(images)[0]
+        return tokens[:, 0], tokens[:, 1:]
+
+    def map_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        seen = []
+        hook = self.backbone.avgpool.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        pooled = self.backbone(images)
+        hook.remove()
+        return pooled, seen[0].flatten(2).transpose(1, 2)
+
+
+class SquareView(EvaluationView):
+    """The whole picture stretched to S x S: uint8 (3, H, W) -> float (3, S, S)."""
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return super().__call__(resize(image, [self.size, self.size], InterpolationMode.BICUBIC, antialias=True))
+
+
+def blur(image: Image.Image, random: Random) -> Image.Image:
+    """Gaussian blur, sigma 1.5 to 4 % of the short side."""
+    return image.filter(ImageFilter.GaussianBlur(min(image.size) * random.uniform(0.015, 0.04)))
+
+
+def insert(image: Image.Image, random: Random) -> Image.Image:
+    """The picture, shrunk to 40 to 70 % of its sides, anywhere on a mottled ground."""
+    ground = Image.fromarray(random.integers(0, 256, (5, 5, 3), dtype=np.uint8)).resize(image.size, Image.BICUBIC)
+    share = random.uniform(0.4, 0.7)
+    small = image.resize([max(1, round(side * share)) for side in image.size], Image.LANCZOS)
+    ground.paste(small, [int(random.integers(0, 1 + all_ - part)) for all_, part in zip(ground.size, small.size)])
+    return ground
+
+
+def print_and_scan(image: Image.Image, random: Random) -> Image.Image:
+    """Turned by up to 8 degrees on white paper, paler, a little out of focus, with the scanner's noise."""
+    turned = image.rotate(random.uniform(-8, 8), Image.BICUBIC, expand=True, fillcolor="white")
+    values = np.asarray(turned.filter(ImageFilter.GaussianBlur(min(image.size) / 200)), dtype=float)
+    ink = random.uniform(0.5, 0.75, size=3)  # of each colour's contrast
+    values = 240 - ink * (255 - values) + random.normal(0, 10, values.shape[:2])[..., None]
+    return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+
+
+def crop(image: Image.Image, random: Random) -> Image.Image:
+    """20 to 50 % of the area, anywhere, of the same shape."""
+    share = random.uniform(0.2, 0.5) ** 0.5
+    width, height = (max(1, round(side * share)) for side in image.size)
+    left, top = (int(random.integers(0, 1 + all_ - part)) for all_, part in zip(image.size, (width, height)))
+    return image.crop((left, top, left + width, top + height))
+
+
+def jpeg(image: Image.Image, random: Random) -> Image.Image:
+    """Compressed with quality 3 to 8."""
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=int(random.integers(3, 9)))
+    return Image.open(file).convert("RGB")
+
+
+DISTORTIONS: dict[str, Callable[[Image.Image, Random], Image.Image]] = {
+    "blur": blur, "insertion": insert, "print and scan": print_and_scan, "crop": crop, "JPEG": jpeg}
+
+
+def distorted(image: Tensor, number: int) -> list[Image.Image]:
+    """All DISTORTIONS of a picture (3, H, W) uint8; the same for the same number."""
+    return [distort(to_pil_image(image), np.random.default_rng([number, i]))
+            for i, distort in enumerate(DISTORTIONS.values())]
+
+
+class Copies(NamedTuple):
+    """What is searched: the labels of originals and copies say which original it is; the others have none."""
+
+    originals: Pictures
+    blocks: dict[str, Pictures]
+    distractors: Pictures | None
+    whitening: Pictures | None
+
+
+def made_copies(train: Pictures, val: Pictures) -> Copies:
+    """Strong copies of the first 100 of val, the others of val as distractors, 2000 of train to whiten on."""
+    rows = torch.arange(len(val))
+    originals = [val[i][0] for i in range(min(100, len(val)))]
+    copies = zip(*(distorted(image, number) for number, image in enumerate(originals)))
+    blocks = {f"strong, {name}": Pictures([pil_to_tensor(copy) for copy in some], range(len(originals)))
+              for name, some in zip(DISTORTIONS, copies)}
+    return Copies(Pictures(originals, range(len(originals))), blocks, val.subset(rows[len(originals):]),
+                  train.subset(torch.arange(min(2000, len(train)))))
+
+
+def open_copydays(folder: Path) -> tuple[Pictures, dict[str, Pictures]]:
+    """Copydays' layout -> the originals, and the copies by block: strong, jpegqual/3 ..., numbered as the originals."""
+    places = [folder / "strong", *sorted(folder.glob("jpegqual/*")), *sorted(folder.glob("crops/*"))]
+    blocks = {place.relative_to(folder).as_posix(): find_pictures(place) for place in places}
+    blocks, originals = {name: files for name, files in blocks.items() if files}, find_pictures(folder / "original")
+    number = {file.stem[:-2]: i for i, file in enumerate(originals)}
+    if not originals or not blocks:
+        raise InputError(f"--data_path {str(folder)!r} lacks pictures in original/, or copies in strong/, jpegqual/Q/ "
+                         "or crops/P/: --make writes them from any pictures")
+    strays = [file for files in blocks.values() for file in files if file.stem[:-2] not in number]
+    if strays or len(number) < len(originals):
+        raise InputError(f"{str(strays[0] if strays else originals[0])!r} is not named as Copydays' pictures are: the "
+                         "original NNNN00.jpg, its copies NNNN01.jpg ...")
+    return Pictures(originals, range(len(originals))), {
+        name: Pictures(files, [number[file.stem[:-2]] for file in files]) for name, files in blocks.items()}
+
+
+def open_copies(flags, where: Hardware) -> Copies:
+    """Copydays' layout with the folders that the flags name, or copies made in memory."""
+    if not flags.data_path or flags.dataset:
+        train, val = evaluation.load_pictures(flags, where)
+        if val is None:
+            raise InputError(f"--dataset {flags.dataset} has no test part to copy: write copies with --make")
+        if flags.distractors or flags.whiten:
+            raise InputError("--distractors and --whiten go with a --data_path in Copydays' layout: --make writes one")
+        return made_copies(train, val)
+    readable = lambda pictures: evaluation.readable(flags, pictures)
+    originals, blocks = open_copydays(Path(flags.data_path))
+    others = [readable(open_folder(Path(path))) if path else None for path in (flags.distractors, flags.whiten)]
+    return Copies(readable(originals), {name: readable(block) for name, block in blocks.items()}, *others)
+
+
+def make(pictures: Pictures, folder: Path) -> None:
+    """Write every picture and its strong copies to the folder, in Copydays' layout."""
+    if (folder / "original").exists() or (folder / "strong").exists():
+        raise InputError(f"--make {str(folder)!r} has original/ or strong/ already: choose another folder")
+    try:
+        for name in ("original", "strong"):
+            (folder / name).mkdir(parents=True)
+        for number in tqdm(range(len(pictures)), "copies", leave=False):
+            image, _ = pictures[number]
+            to_pil_image(image).save(folder / "original" / f"{number:04}00.jpg", quality=95)
+            for i, copy in enumerate(distorted(image, number), start=1):
+                copy.save(folder / "strong" / f"{number:04}{i:02}.jpg", quality=95)
+    except OSError as error:
+        raise InputError(f"cannot write to --make {str(folder)!r} ({brief(error)}): choose another folder") from None
+    print(f"wrote {len(pictures)} originals and {len(DISTORTIONS) * len(pictures)} copies to {folder}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = evaluation.command_line(__doc__)
+    add = parser.add_argument
+    add("--distractors", default="", metavar="FOLDER", help="pictures that are searched beside the originals")
+    add("--whiten", default="", metavar="FOLDER", help="other pictures, to learn the whitening on; more than 2 D")
+    add("--make", default="", metavar="FOLDER", help="write strong copies of the pictures there; needs no weights")
+    evaluation.run(parser, evaluate, argv)
+
+
+def evaluate(flags, where: Hardware) -> None:
+    """Make copies, or find them: a table of mAPs by block, whitened and not."""
+    if flags.make:
+        train, val = evaluation.load_pictures(flags, where)
+        return make(train if val is None else val, Path(flags.make)) if where.is_main else None
+    backbone, args = evaluation.load_backbone(flags, where)
+    if not isinstance(backbone, (VisionTransformer, ResNet)):
+        raise InputError(f"{args['arch']} has no patch tokens: take the weights of a ViT or a ResNet")
+    copies = open_copies(flags, where)
+    view = evaluation.evaluation_view(flags, args | {"eval_crop": 1}, SquareView)
+    found = find_copies(copies, lambda pictures: extract_features(
+        Descriptor(backbone), pictures, view, where, **evaluation.loading(flags, where)))
+    counts = [0 if part is None else len(part) for part in (copies.originals, copies.distractors, copies.whitening)]
+    paper = PAPER.get((args["arch"], args["patch_size"]))
+    evaluation.tell(flags, where, "copy detection (Table 4)", args,
+                    "{}: {} originals among {} distractors, whitening from {} pictures, {size} x {size} pixels".format(
+                        evaluation.source(flags), *counts, size=view.size),
+                    found, {"strong, whitened, mAP %": paper} if paper else {})
+
+
+def find_copies(copies: Copies, describe: Callable[[Pictures], Tensor]) -> dict[str, float]:
+    """mAP in % of every block and of all strong copies; of whitened descriptors too, if there are pictures for it."""
+    database = torch.cat([describe(part) for part in (copies.originals, copies.distractors) if part is not None])
+    labels = torch.full((len(database),), -1)
+    labels[:len(copies.originals)] = copies.originals.labels
+    queries, measured = {name: describe(block) for name, block in copies.blocks.items()}, {}
+    steps = {"not whitened": lambda descriptors: descriptors}
+    if copies.whitening is not None:
+        steps = {"whitened": learn_whitening(describe(copies.whitening))} | steps
+    for step, apply in steps.items():
+        found = {name: average_precisions(apply(descriptors), apply(database),
+                                          copies.blocks[name].labels[:, None] == labels)
+                 for name, descriptors in queries.items()}
+        strong = [precisions for name, precisions in found.items() if name.startswith("strong")]
+        found = ({"strong": torch.cat(strong)} if strong else {}) | found
+        measured |= {f"{name}, {step}, mAP %": 100 * precisions.nanmean().item() for name, precisions in found.items()}
+    return measured
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""Image retrieval with frozen features (Sec. 4.2.1, Table 3): pictures of the same landmark, nearest first.
+
+Revisited Oxford and Paris (Radenovic et al. 2018): of every query, cropped to its landmark, each picture is easy, hard,
+junk or another place. Junk is taken out of the ranking, not counted wrong; what a level does not ask for is junk too:
+
+    level    relevant      junk
+    easy     easy          junk, hard
+    medium   easy, hard    junk
+    hard     hard          junk, easy
+
+Queries without a relevant picture do not count. DINO ViT-S/16 of ImageNet: mAP 41.8 medium, 13.7 hard on Oxford, 63.1
+and 34.4 on Paris; learnt on Google Landmarks v2 51.5, 24.3, 75.3 and 51.6. Departures: the release shows the queries
+whole; its pictures are at most --eval_size (224) long, ours just that, in whole patches.
+
+    python eval_image_retrieval.py --pretrained_weights runs/demo/checkpoint.pth
+    python eval_image_retrieval.py --pretrained dino_vits16 --data_path datasets/ --eval_size 224
+
+--data_path: a folder that holds, or whose folders hold, gnd_roxford5k.pkl or gnd_rparis6k.pkl beside jpg/; else one of
+class folders: each picture (of val/, if there is one) ranks the others, and those of its class are relevant.
+
+Shapes: q queries, n pictures in the database, D width.
+"""
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+import evaluation
+from commandline import InputError, true_or_false
+from data import Pictures, decode
+from features import EvaluationView, Pixels, extract_features, fit_to_patches
+from hardware import Hardware
+from plain_pickle import read_plain_pickle
+from retrieval import MultiScale, average_precisions
+
+PAPER = {("vit_small", 16): {"roxford5k, medium, mAP %": 41.8, "roxford5k, hard, mAP %": 13.7,
+                             "rparis6k, medium, mAP %": 63.1, "rparis6k, hard, mAP %": 34.4},
+         ("resnet50", 1): {"roxford5k, medium, mAP %": 35.4, "roxford5k, hard, mAP %": 11.1,
+                           "rparis6k, medium, mAP %": 55.9, "rparis6k, hard, mAP %": 27.5}}  # Table 3, of ImageNet
+LEVELS = {"easy": (["easy"], ["junk", "hard"]), "medium": (["easy", "hard"], ["junk"]),
+          "hard": (["hard"], ["junk", "easy"])}  # whose pictures are relevant, and whose junk
+
+
+class WholeView(EvaluationView):
+    """The whole picture, its long side near S pixels, both in whole patches: uint8 (3, H, W) -> float (3, h, w)."""
+
+    def __init__(self, patch_size: int, *settings):
+        super().__init__(*settings)
+        self.patch_size = patch_size
+
+    def __call__(self, image: Tensor) -> Tensor:
+        short_side = self.size * min(image.shape[-2:]) / max(image.shape[-2:])
+        return (fit_to_patches(image, short_side, self.patch_size).float() / 255 - self.mean) / self.std
+
+
+class Crops(Dataset):
+    """Pictures cropped to boxes (left, top, right, bottom) in pixels: files, (q, 4) -> uint8 (3, h, w)."""
+
+    def __init__(self, files: list[Path], boxes: list[list[float]]):
+        self.files, self.boxes = files, boxes
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Tensor:
+        left, top, right, bottom = (max(0, round(side)) for side in self.boxes[index])
+        image = decode(self.files[index])[:, top:bottom, left:right]
+        if not image.numel():
+            raise InputError(f"the ground truth's bbx {self.boxes[index]} of {str(self.files[index])!r} lies outside "
+                             "the picture: use the pair that belongs together")
+        return image
+
+
+def read_ground_truth(file: Path) -> tuple[list[Path], list[Path], list[dict[str, list]]]:
+    """gnd_*.pkl -> (the database's files, the queries' files, of each query bbx and the numbers easy, hard, junk)."""
+    truth = read_plain_pickle(file)
+    try:
+        database, queries = ([file.parent / "jpg" / f"{name}.jpg" for name in truth[key]] for key in
+                             ("imlist", "qimlist"))
+        judged = [{"bbx": [float(side) for side in one["bbx"]]} |
+                  {key: np.asarray(one[key], dtype=int).tolist() for key in ("easy", "hard", "junk")}
+                  for one in truth["gnd"]]
+        fits = len(queries) == len(judged) and any(one["easy"] or one["hard"] for one in judged) and all(
+            len(one["bbx"]) == 4 and all(0 <= i < len(database) for i in one["easy"] + one["hard"] + one["junk"])
+            for one in judged)
+    except (TypeError, KeyError, ValueError, OverflowError):
+        fits = False
+    if not fits:
+        raise InputError(f"{str(file)!r} is no ground truth of the revisited benchmarks (imlist, qimlist, and gnd with "
+                         "bbx, easy, hard, junk of each query, not all of them empty): use the published file")
+    missing = [path for path in database + queries if not path.is_file()]
+    if missing:
+        raise InputError(f"{len(missing)} pictures of {str(file)!r} are missing, first {str(missing[0])!r}: put all of "
+                         "them there")
+    return database, queries, judged
+
+
+def judgements(judged: list[dict[str, list]], n: int, level: str) -> tuple[Tensor, Tensor]:
+    """Which pictures are relevant to each query at this level, and which are junk: two (q, n) bool."""
+    masks = torch.zeros(2, len(judged), n, dtype=torch.bool)
+    for mask, keys in zip(masks, LEVELS[level]):
+        for row, one in zip(mask, judged):
+            row[[i for key in keys for i in one[key]]] = True
+    return masks[0], masks[1]
+
+
+def revisited_map(queries: Tensor, database: Tensor, judged: list[dict[str, list]]) -> dict[str, float]:
+    """Level -> mAP in %, levels without a query that counts left out: features (q, D) and (n, D)."""
+    means = {level: 100 * average_precisions(queries, database, *judgements(judged, len(database), level)).nanmean()
+             for level in LEVELS}
+    return {level: mean.item() for level, mean in means.items() if not mean.isnan()}
+
+
+def same_class_map(features: Tensor, labels: Tensor) -> float:
+    """mAP in % when each picture ranks all others and those of its label are relevant: (n, D), (n,)."""
+    numbers = torch.arange(len(labels))
+    precisions = [average_precisions(features[rows], features, labels[rows, None] == labels, rows[:, None] == numbers)
+                  for rows in numbers.split(1000)]  # so that n x n never stands in memory
+    return 100 * torch.cat(precisions).nanmean().item()
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = evaluation.command_line(__doc__)
+    parser.add_argument("--multiscale", type=true_or_false, default=True, metavar="BOOL",
+                        help="average the features at scales 1, 1/sqrt 2 and 1/2 [true]")
+    evaluation.run(parser, evaluate, argv)
+
+
+def evaluate(flags, where: Hardware) -> None:
+    """The ground truths that --data_path holds, else its labels, and a table of mAPs."""
+    backbone, args = evaluation.load_backbone(flags, where)
+    network = MultiScale(backbone, args["patch_size"], *([] if flags.multiscale else [(1,)]))
+    folder = Path(flags.data_path)
+    truths = sorted([*folder.glob("gnd_*.pkl"), *folder.glob("*/gnd_*.pkl")]) if flags.data_path else []
+    measure = labelled if flags.dataset or not truths else revisited
+    measured, data = measure(network, args, truths, flags, where)
+    paper = PAPER.get((args["arch"], args["patch_size"]), {})
+    evaluation.tell(flags, where, "image retrieval (Table 3)", args,
+                    f"{data}, {'three scales' if flags.multiscale else 'one scale'}", measured,
+                    {name: value for name, value in paper.items() if name in measured})
+
+
+def revisited(network: nn.Module, args: dict, truths: list[Path], flags, where: Hardware) -> tuple[dict, str]:
+    """(mAP of every benchmark and level, what data it was)."""
+    if flags.skip_bad_images:
+        raise InputError("--skip_bad_images does not go with a ground truth, which numbers its pictures: mend them")
+    measured = {}
+    view = evaluation.evaluation_view(flags, args | {"eval_crop": 1}, partial(WholeView, args["patch_size"]))
+    loading = evaluation.loading(flags, where) | {"batch_size": 1}  # each picture has a shape of its own
+    for truth, (files, query_files, judged) in [(truth, read_ground_truth(truth)) for truth in truths]:
+        queries = Crops(query_files, [one["bbx"] for one in judged])
+        features = [extract_features(network, Pictures(source), view, where, **loading) for source in (queries, files)]
+        found = revisited_map(*features, judged)
+        measured |= {f"{truth.stem.removeprefix('gnd_')}, {level}, mAP %": value for level, value in found.items()}
+    return measured, f"{evaluation.source(flags)}: long side {view.size} pixels"
+
+
+def labelled(backbone: nn.Module, args: dict, truths: list[Path], flags, where: Hardware) -> tuple[dict, str]:
+    """The same of labelled pictures: (mAP of the network and of raw pixels, what data it was)."""
+    train, val = evaluation.load_pictures(flags, where)
+    pictures = train if val is None or val.labels is None else val
+    if pictures.labels is None:
+        raise InputError(f"--data_path {flags.data_path!r} has neither labels nor gnd_*.pkl: put pictures into class "
+                         "folders")
+    pictures = pictures.subset((pictures.labels >= 0).nonzero().squeeze(1))
+    view, networks = evaluation.evaluation_view(flags, args), {args["arch"]: backbone}
+    if len(pictures) <= 20_000:  # more raw pixels than that fill the memory
+        networks["raw pixels"] = Pixels()
+    measured = {f"{name}, same class, mAP %": same_class_map(extract_features(
+        network, pictures, view, where, **evaluation.loading(flags, where)), pictures.labels)
+        for name, network in networks.items()}
+    return measured, f"{evaluation.source(flags)}: {len(pictures)} pictures rank each other, {view.size} pixels"
+
+
+if __name__ == "__main__":
+    main()
