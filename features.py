@@ -34,6 +34,19 @@ class EvaluationView:
         return (center_crop(image, [self.size, self.size]).float() / 255 - self.mean) / self.std
 
 
+def fit_to_patches(image: Tensor, short_side: int, patch_size: int) -> Tensor:
+    """Resize so that the short side is near short_side and both are multiples of the patch: uint8 (3, H, W), any."""
+    scale = short_side / min(image.shape[-2:])
+    size = [max(1, round(side * scale / patch_size)) * patch_size for side in image.shape[-2:]]
+    return resize(image, size, InterpolationMode.BICUBIC, antialias=True)
+
+
+def mean_and_std(args: dict) -> tuple[Tensor, Tensor]:
+    """What a checkpoint's flags say of the normalisation of its pictures, else ImageNet's: two (3, 1, 1)."""
+    return tuple(torch.tensor(args.get(name, default)).view(3, 1, 1)
+                 for name, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)))
+
+
 class ViewsDataset(Dataset):
     """(view, label) of each picture."""
 

@@ -13,25 +13,16 @@ from pathlib import Path
 import matplotlib
 import torch
 from torch import Tensor, nn
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.functional import resize
 
 import checkpoint
 import hardware
 from attention import cls_attention, keep_mass, to_pixels
 from commandline import CommandLine, InputError, brief, errors_in_one_line
 from data import decode
-from multicrop import IMAGENET_MEAN, IMAGENET_STD
+from features import fit_to_patches, mean_and_std
 
 matplotlib.use("Agg")  # draws to files, needs no screen
 import matplotlib.pyplot as plt
-
-
-def fit_to_patches(image: Tensor, short_side: int, patch_size: int) -> Tensor:
-    """Resize so that the short side is near short_side and both are multiples of the patch: uint8 (3, H, W), any."""
-    scale = short_side / min(image.shape[-2:])
-    size = [max(1, round(side * scale / patch_size)) * patch_size for side in image.shape[-2:]]
-    return resize(image, size, InterpolationMode.BICUBIC, antialias=True)
 
 
 def overlay(picture: Tensor, mask: Tensor) -> Tensor:
@@ -78,8 +69,7 @@ def draw_figure(path: Path, pictures: list[dict[str, Tensor]]) -> None:
 @torch.no_grad()
 def visualize(backbone: nn.Module, args: dict, flags, device: torch.device) -> None:
     """Decode, resize, look, draw and tell where, for all pictures."""
-    mean, std = (torch.tensor(args.get(name, default)).view(3, 1, 1)
-                 for name, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)))
+    mean, std = mean_and_std(args)
     images, drawn, output = [decode(path) for path in flags.image_path], [], Path(flags.output_dir)
     for image in images:
         pixels = fit_to_patches(image, flags.image_size, backbone.patch_size).float() / 255

@@ -10,6 +10,7 @@ import visualize_attention
 from attention import cls_attention, keep_mass
 from backbone import build_backbone
 from data import decode
+from features import mean_and_std
 
 
 @pytest.fixture
@@ -50,8 +51,7 @@ def test_the_mask_file_shows_the_patches_that_hold_the_mass(weights, tmp_path):
                               "--threshold", "0.6", "--output_dir", str(tmp_path / "out"), "--device", "cpu"])
     backbone = build_backbone("vit_nano", 8, 48).eval()
     backbone.load_state_dict(torch.load(weights, weights_only=True))
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in
-                 (visualize_attention.IMAGENET_MEAN, visualize_attention.IMAGENET_STD))
+    mean, std = mean_and_std({})
     kept = keep_mass(cls_attention(backbone, ((torch.ones(1, 3, 48, 64) - mean) / std))[0, 1], 0.6)
     shown = decode(tmp_path / "out" / "mask_th0.6_head1.png")[0, 4::8, 4::8] > 128
     assert torch.equal(shown, kept)
