@@ -175,7 +175,7 @@ def make_creatures(n: int, side: int = 64, seed: int = 0) -> Creatures:
     return Creatures(images, labels, masks)
 
 
-def make_clip(seed: int = 0, frames: int = 24, side: int = 160, number: int = 3) -> tuple[Tensor, Tensor]:
+def make_clip(seed: int = 0, frames: int = 24, side: int = 320, number: int = 3) -> tuple[Tensor, Tensor]:
     """Creatures that walk, turn and grow or shrink, in falling light -> (T, 3, S, S) and ids (T, S, S), both uint8.
 
     ids: 0 on the ground, 1 ... number on the creatures, of which the later ones walk in front. All wear the same
