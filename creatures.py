@@ -1,4 +1,4 @@
-"""The embedded pictures: ten kinds of creature, drawn from a seed, with labels and exact object masks.
+"""The embedded pictures and clips: ten kinds of creature, drawn from a seed, with labels and exact object masks.
 
 Nothing is downloaded and nothing lies on disk. A class is a silhouette with its coat pattern; everything else
 is drawn afresh for each picture: place, turn, size, both coat colours, light, ground. So that a class cannot be
@@ -22,6 +22,7 @@ AREA = (0.14, 0.3)  # the creature's share of the picture
 DARK = (0.45, 0.6)  # the dark coat's share of the creature
 TURN = 30.0  # degrees, to either side; and mirrored or not
 STRETCH = 0.2  # of the logarithm of the aspect ratio, to either side
+DUSK = (0.45, 0.6, 0.75)  # what is left of red, green and blue light at the end of a clip
 ROOM = 0.15  # how far a creature may stick out of the picture, in half sides
 
 
@@ -107,8 +108,24 @@ def _ground(n: int, side: int, generator: torch.Generator) -> Tensor:
     return 0.42 + 0.04 * F.interpolate(noise, **grow) + 0.02 * F.interpolate(fine, **grow)
 
 
-def draw(label: int, n: int, side: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw n pictures of one class -> images (n, 3, S, S) in 0 ... 1 and masks (n, S, S) bool."""
+class Looks(NamedTuple):
+    """How n creatures of one class stand and what coats they wear, each (n,), but the two colours (n, 3)."""
+
+    size: Tensor  # of radius 1, in half sides
+    turn: Tensor  # radians
+    stretch: Tensor
+    mirror: Tensor
+    right: Tensor  # half sides
+    down: Tensor
+    light: Tensor
+    dark: Tensor
+    edge: Tensor  # the coat is dark above it
+    sun: Tensor
+    phase: Tensor
+
+
+def choose_looks(label: int, n: int, generator: torch.Generator) -> Looks:
+    """Draw the looks of n creatures of one class."""
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(n, generator=generator)
@@ -123,21 +140,25 @@ def draw(label: int, n: int, side: int, generator: torch.Generator) -> tuple[Ten
     hue = uniform(0, 1)
     light, dark = _rgb(hue, uniform(0.55, 0.65), uniform(0.9, 1.0)), _rgb(hue, uniform(0.65, 0.75), uniform(0.2, 0.25))
     edge = coats[(uniform(*DARK) * len(coats)).long()]
-    sun, phase = uniform(0, 2 * math.pi), uniform(0, 2 * math.pi)
+    return Looks(size, turn, stretch, mirror, right, down, light, dark, edge, uniform(0, 2 * math.pi),
+                 uniform(0, 2 * math.pi))
 
+
+def draw(label: int, looks: Looks, ground: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw one of a class on each ground (n, 3, S, S) -> images alike, in 0 ... 1, and masks (n, S, S) bool."""
+    n, side = len(ground), ground.shape[-1]
     axis = (2 * torch.arange(side) + 1) / side - 1
     y, x = axis.view(1, -1, 1), axis.view(1, 1, -1)
     per = lambda values: values.view(n, 1, 1)
-    dx, dy = (x - per(right)) / per(size), (y - per(down)) / per(size)
-    cos, sin = per(turn.cos()), per(turn.sin())
-    inside, coat = silhouette(label, (cos * dx + sin * dy) * per(mirror * stretch),
-                              (cos * dy - sin * dx) / per(stretch), per(phase))
-    is_dark = (coat > per(edge)).unsqueeze(1)
-    shade = 1 + 0.05 * (per(sun.cos()) * dx + per(sun.sin()) * dy).clamp(-1, 1)
-    creature = torch.where(is_dark, dark.view(n, 3, 1, 1), light.view(n, 3, 1, 1)) * shade.unsqueeze(1)
+    dx, dy = (x - per(looks.right)) / per(looks.size), (y - per(looks.down)) / per(looks.size)
+    cos, sin = per(looks.turn.cos()), per(looks.turn.sin())
+    inside, coat = silhouette(label, (cos * dx + sin * dy) * per(looks.mirror * looks.stretch),
+                              (cos * dy - sin * dx) / per(looks.stretch), per(looks.phase))
+    is_dark = (coat > per(looks.edge)).unsqueeze(1)
+    shade = 1 + 0.05 * (per(looks.sun.cos()) * dx + per(looks.sun.sin()) * dy).clamp(-1, 1)
+    creature = torch.where(is_dark, looks.dark.view(n, 3, 1, 1), looks.light.view(n, 3, 1, 1)) * shade.unsqueeze(1)
     mask = inside > 0
-    images = torch.where(mask.unsqueeze(1), creature, _ground(n, side, generator))
-    return images.clamp(0, 1), mask
+    return torch.where(mask.unsqueeze(1), creature, ground).clamp(0, 1), mask
 
 
 def make_creatures(n: int, side: int = 64, seed: int = 0) -> Creatures:
@@ -148,6 +169,33 @@ def make_creatures(n: int, side: int = 64, seed: int = 0) -> Creatures:
     for label in range(len(CLASSES)):
         generator = torch.Generator().manual_seed(seed * len(CLASSES) + label)
         for rows in (labels == label).nonzero().squeeze(1).split(100):
-            pictures, objects = draw(label, len(rows), side, generator)
+            looks = choose_looks(label, len(rows), generator)
+            pictures, objects = draw(label, looks, _ground(len(rows), side, generator))
             images[rows], masks[rows] = (pictures * 255).round().byte(), objects
     return Creatures(images, labels, masks)
+
+
+def make_clip(seed: int = 0, frames: int = 24, side: int = 320, number: int = 3) -> tuple[Tensor, Tensor]:
+    """Creatures that walk, turn and grow or shrink, in falling light -> (T, 3, S, S) and ids (T, S, S), both uint8.
+
+    ids: 0 on the ground, 1 ... number on the creatures, of which the later ones walk in front. All wear the same
+    colours: these would tell them apart without a network.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    share = torch.linspace(0, 1, frames)
+    images = _ground(1, side, generator).expand(frames, -1, -1, -1)
+    ids = torch.zeros(frames, side, side, dtype=torch.uint8)
+    labels = torch.randperm(len(CLASSES), generator=generator)[:number].tolist()
+    coat = choose_looks(labels[0], 1, generator)
+    for creature, label in enumerate(labels):
+        looks = choose_looks(label, 1, generator)._replace(light=coat.light, dark=coat.dark)
+        looks = Looks(*(value.expand(frames, *value.shape[1:]) for value in looks))
+        far, spin, growth = torch.rand(3, generator=generator) - torch.tensor([0, 0.5, 0.5])
+        start = torch.tensor(2 * math.pi * creature / number)  # all start on a circle, and each walks straight
+        right, down = (0.6 * torch.lerp(of(start), of(start + 1.2 + 1.4 * far), share) for of in (torch.cos, torch.sin))
+        looks = looks._replace(right=right, down=down, turn=looks.turn + 3 * spin * share,
+                               size=0.5 * looks.size * torch.exp(0.6 * growth * share))
+        images, mask = draw(label, looks, images)
+        ids[mask] = creature + 1
+    light = torch.lerp(torch.ones(3), torch.tensor(DUSK), share.unsqueeze(1))
+    return (images * light.view(frames, 3, 1, 1) * 255).round().byte(), ids

@@ -19,19 +19,23 @@ from features import EvaluationView
 from hardware import Hardware
 
 
-def command_line(description: str | None, batch_size: int = 100) -> CommandLine:
-    """The flags that every evaluation has; a script adds its own."""
+def command_line(description: str | None, batch_size: int = 100, videos: bool = False) -> CommandLine:
+    """The flags that every evaluation has, less those of batches of pictures where it reads videos; a script adds its
+    own."""
     parser = CommandLine(description)
     add = parser.add_argument
     checkpoint.add_weights_flags(parser)
     add("--arch", default="", help="only where the file does not say")
     add("--data_path", default="", help="the pictures, laid out as the lines above say; without it embedded pictures")
-    add("--dataset", default="", help="one of torchvision's instead: cifar10, flowers102 ...")
-    add("--download", action="store_true", help="fetch --dataset over the network")
-    add("--skip_bad_images", action="store_true", help="leave out what cannot be read")
-    add("--eval_size", type=int, default=0, help="pixels of the view; default: the checkpoint's, or 224")
-    add("--batch_size", type=int, default=batch_size, help=f"pictures [{batch_size}]")
-    add("--num_workers", type=int, default=-1, help="that decode pictures; -1: one a core, on a CPU one in four cores")
+    if not videos:
+        add("--dataset", default="", help="one of torchvision's instead: cifar10, flowers102 ...")
+        add("--download", action="store_true", help="fetch --dataset over the network")
+        add("--skip_bad_images", action="store_true", help="leave out what cannot be read")
+        add("--batch_size", type=int, default=batch_size, help=f"pictures [{batch_size}]")
+        add("--num_workers", type=int, default=-1,
+            help="that decode pictures; -1: one a core, on a CPU one in four cores")
+    add("--eval_size", type=int, default=0,
+        help="pixels of the view; default: what the lines above say, else the checkpoint's, or 224")
     add("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
     add("--precision", default="fp32", choices=("auto", "fp32", "bf16"))
     add("--results", default="results.jsonl", metavar="FILE", help="gets one JSON line [results.jsonl]")
@@ -42,8 +46,8 @@ def run(parser: CommandLine, evaluate: Callable[[argparse.Namespace, Hardware], 
     """Read the flags, join the processes, evaluate; bad input is one line and exit status 2."""
     flags = parser.parse_args(argv)
     with errors_in_one_line(), hardware.start(flags.device, flags.precision) as where:
-        require(flags, batch_size=flags.batch_size >= 1, eval_size=flags.eval_size >= 0,
-                num_workers=flags.num_workers >= -1)
+        least = {"batch_size": 1, "eval_size": 0, "num_workers": -1}
+        require(flags, **{flag: getattr(flags, flag) >= low for flag, low in least.items() if hasattr(flags, flag)})
         evaluate(flags, where)
 
 

@@ -1,0 +1,219 @@
+"""Label propagation against a loop over all pairs of patches, and Table 5's run from DAVIS's layout to its PNGs."""
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import eval_video_segmentation as evs
+from backbone import build_backbone
+from creatures import DUSK, make_clip
+from davis import PALETTE, Video, region_similarity, scores, write_annotation
+from hardware import Hardware
+
+HERE = Hardware(0, 1, torch.device("cpu"), torch.float32)
+ARGS = {"arch": "vit_nano", "patch_size": 8}
+
+
+@pytest.fixture
+def network() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return build_backbone("vit_nano", 8, 48, init_std=0.2).eval()
+
+
+@pytest.fixture
+def weights(network, tmp_path) -> Path:
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    return tmp_path / "weights.pth"
+
+
+@pytest.fixture
+def davis(tmp_path) -> Path:
+    """Two sequences of different shapes, in DAVIS's layout; the first has a palette of its own and objects 1 and 3."""
+    root = tmp_path / "DAVIS"
+    (root / "ImageSets/2017").mkdir(parents=True)
+    (root / "ImageSets/2017/val.txt").write_text("fish\nsnail\n")
+    for name, (height, width), seed, palette in (("fish", (50, 70), 1, PALETTE[::-1]), ("snail", (64, 48), 2, PALETTE)):
+        images, ids = make_clip(seed, frames=5, side=80, number=2)
+        ids[ids == 2] = 3
+        (root / "JPEGImages/480p" / name).mkdir(parents=True)
+        for i in range(5):
+            frame = Image.fromarray(images[i, :, :height, :width].movedim(0, -1).numpy())
+            frame.save(root / "JPEGImages/480p" / name / f"{i:05}.jpg")
+            mask = ids[i, :height, :width].contiguous()
+            mask[4:20, 4:20], mask[30:44, 20:40] = 1, 3  # some of each object, however the clip is cut
+            write_annotation(root / "Annotations/480p" / name / f"{i:05}.png", mask, palette)
+    return root
+
+
+def run(weights, tmp_path, *flags) -> dict:
+    evs.main([str(flag) for flag in ("--pretrained_weights", weights, "--output_dir", tmp_path / "out", "--results",
+                                     tmp_path / "results.jsonl", "--device", "cpu", *flags)])
+    return json.loads((tmp_path / "results.jsonl").read_text().splitlines()[-1])
+
+
+def error_of(capsys, *flags) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        evs.main([str(flag) for flag in flags])
+    said = [line for line in capsys.readouterr().err.strip().splitlines() if "it/s" not in line]
+    assert stopped.value.code == 2 and len(said) == 1, said
+    return said[0]
+
+
+@pytest.mark.parametrize(("radius", "topk"), [(2, 5), (1, 3), (0, 5), (12, 10 ** 6)])
+def test_propagation_agrees_with_a_loop_over_all_pairs(radius, topk):
+    """label[i] = sum over the topk nearest j in a square window of exp(cos / T) label[j], over the weights' sum."""
+    m, rows, cols, width, number = 3, 5, 7, 11, 2
+    generator = torch.Generator().manual_seed(0)
+    frame, context = (F.normalize(torch.randn(*shape, rows, cols, width, generator=generator), dim=-1)
+                      for shape in ((), (m,)))
+    labels = torch.rand(m, rows, cols, number, generator=generator)
+    found = evs.propagate(frame, context, labels, topk, radius, temperature=0.1)
+    for y in range(rows):
+        for x in range(cols):
+            pairs = [(math.exp(float(frame[y, x] @ context[t, v, u]) / 0.1), labels[t, v, u]) for t in range(m)
+                     for v in range(rows) for u in range(cols)
+                     if not radius or max(abs(v - y), abs(u - x)) <= radius]
+            best = sorted(pairs, key=lambda pair: -pair[0])[:topk]
+            expected = sum(weight * label for weight, label in best) / sum(weight for weight, _ in best)
+            assert found[y, x].tolist() == pytest.approx(expected.tolist(), abs=1e-5), f"patch {y}, {x}"
+
+
+@pytest.mark.parametrize("radius", [1, 2, 3])
+def test_a_patch_hears_exactly_the_patches_in_its_window(radius):
+    """With every patch alike and all asked, label shares are uniform over the window, 0 outside."""
+    rows, cols = 5, 7
+    frame = torch.ones(rows, cols, 1)
+    labels = torch.eye(rows * cols).view(1, rows, cols, -1)
+    heard = evs.propagate(frame, frame[None], labels, topk=rows * cols, radius=radius).view(rows, cols, rows, cols)
+    for y, x, v, u in np.ndindex(rows, cols, rows, cols):
+        assert (heard[y, x, v, u] > 0) == (abs(y - v) <= radius and abs(x - u) <= radius)
+    torch.testing.assert_close(heard.sum(dim=(2, 3)), torch.ones(rows, cols))
+
+
+def test_each_label_is_scaled_to_its_own_strongest_patch_before_the_largest_wins():
+    """The release's norm_mask: a label that is weak everywhere still wins where it is at its strongest."""
+    labels = torch.tensor([[[1.0, 0.0], [0.8, 0.2]]])  # one row of two patches: ground, object
+    assert evs.to_mask(labels, (1, 2)).tolist() == [[0, 1]]
+    only_ground = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
+    assert evs.to_mask(only_ground, (3, 5)).eq(0).all(), "a label that is the same everywhere must not divide by 0"
+
+
+def test_a_still_video_keeps_its_mask_and_the_ids_are_kept(network):
+    images, ids = make_clip(seed=3, frames=1, side=96, number=2)
+    ids[ids == 2] = 254
+    still = Video("still", images.expand(5, -1, -1, -1), ids.expand(5, -1, -1), [str(i) for i in range(5)])
+    found = evs.follow(network, still, 96 * 4, ARGS, HERE)  # patches of 2 of the frame's pixels
+    assert found.unique().tolist() == [0, 1, 254] and torch.equal(found[0], ids[0]), "the first frame is given"
+    similarity = scores(found, torch.where(still.ids == 254, 2, still.ids))[0, 0]
+    assert similarity > 85, f"nothing moved, and yet J is {similarity:.1f} %"
+
+
+def test_only_the_first_frame_and_the_last_seven_vote(network, monkeypatch):
+    lengths = []
+    propagate = evs.propagate
+    monkeypatch.setattr(evs, "propagate", lambda frame, context, *rest, **more: (
+        lengths.append(len(context)), propagate(frame, context, *rest, **more))[1])
+    images, ids = make_clip(frames=11, side=48)
+    evs.follow(network, Video("clip", images, ids, []), 48, ARGS, HERE)
+    assert lengths == [1, 2, 3, 4, 5, 6, 7, 8, 8, 8]
+
+
+def test_davis_in_and_indexed_pngs_with_its_palette_out(weights, davis, tmp_path, capsys):
+    line = run(weights, tmp_path, "--data_path", davis, "--eval_size", 64)
+    means = []
+    for name in ("fish", "snail"):
+        truth, found = [], []
+        for i in range(5):
+            given = Image.open(davis / "Annotations/480p" / name / f"{i:05}.png")
+            written = Image.open(tmp_path / "out" / name / f"{i:05}.png")
+            assert written.mode == "P" and written.getpalette() == given.getpalette() and written.size == given.size
+            truth.append(torch.from_numpy(np.array(given)))
+            found.append(torch.from_numpy(np.array(written)))
+            assert Image.open(tmp_path / "out/overlay" / name / f"{i:05}.png").size == given.size
+        assert torch.equal(found[0], truth[0]), "the first frame's mask is given, and stays"
+        assert set(torch.stack(found).unique().tolist()) <= {0, 1, 3}, "the objects keep their numbers"
+        assert Image.open(tmp_path / "out/overlay" / f"{name}.gif").n_frames == 5
+        means.append(scores(torch.stack(found), torch.stack(truth)))
+    J, contour = torch.cat(means).mean(dim=0).tolist()
+    assert line["measured"]["J-Mean %"] == pytest.approx(J, abs=1e-3)
+    assert line["measured"]["J&F-Mean %"] == pytest.approx((J + contour) / 2, abs=1e-3)
+    assert "2 sequences, 6 objects" in line["data"], "3 is the largest number, so that 2 counts as well, as officially"
+    assert "J&F-Mean" in capsys.readouterr().out
+
+
+def test_the_embedded_clips_run_end_to_end_and_follow_better_than_the_first_mask(weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(evs, "CLIPS", 1)
+    line = run(weights, tmp_path, "--overlay", "false", "--eval_size", 160)
+    measured = line["measured"]
+    assert measured["J&F-Mean %"] > measured["first mask kept, J&F-Mean %"], measured
+    assert "untrained, J&F-Mean %" in measured
+    assert not (tmp_path / "out/overlay").exists() and (tmp_path / "out/clip0/00023.png").exists()
+
+
+def test_a_clip_is_drawn_from_its_seed_with_creatures_that_move_over_still_ground_as_the_light_falls():
+    images, ids = make_clip(seed=1, frames=5, side=64)
+    assert images.shape == (5, 3, 64, 64) and ids.shape == (5, 64, 64) and images.dtype == ids.dtype == torch.uint8
+    assert torch.equal(images, make_clip(seed=1, frames=5, side=64)[0])
+    assert not torch.equal(images, make_clip(seed=2, frames=5, side=64)[0])
+    for frame in ids:
+        assert set(frame.unique().tolist()) == {0, 1, 2, 3}
+    ground = (ids[0] == 0) & (ids[4] == 0)
+    darkened = images[0][:, ground] * torch.tensor(DUSK).view(3, 1)
+    torch.testing.assert_close(images[4][:, ground].float(), darkened, atol=1, rtol=0)
+    for number in (1, 2, 3):
+        overlap = region_similarity(ids[:1] == number, ids[-1:] == number).item()
+        assert overlap < 0.7, f"creature {number} hardly moved: J of its first and last mask is {overlap:.2f}"
+
+
+def spoil(davis: Path, what: str) -> None:
+    annotation, frame = davis / "Annotations/480p/fish/00002.png", davis / "JPEGImages/480p/fish/00002.jpg"
+    match what:
+        case "no list":
+            (davis / "ImageSets/2017/val.txt").unlink()
+        case "empty list":
+            (davis / "ImageSets/2017/val.txt").write_text("\n \n")
+        case "unknown sequence":
+            (davis / "ImageSets/2017/val.txt").write_text("whale\n")
+        case "missing annotation":
+            annotation.unlink()
+        case "torn annotation":
+            annotation.write_bytes(annotation.read_bytes()[:60])
+        case "colours":
+            Image.new("RGB", (70, 50)).save(annotation)
+        case "frame's size":
+            Image.new("RGB", (70, 51)).save(frame)
+        case "annotation's size":
+            Image.new("P", (71, 50)).save(annotation)
+        case "no object":
+            Image.new("L", (70, 50), 255).save(annotation.with_name("00000.png"))
+
+
+@pytest.mark.parametrize(("what", "said"), [
+    ("no list", "val.txt"), ("empty list", "names no sequence"), ("unknown sequence", "whale' has 0 frames"),
+    ("missing annotation", "fish/00002.png"), ("torn annotation", "fish/00002.png"), ("colours", "RGB colours"),
+    ("frame's size", "fish/00002.jpg' is 70 x 51"), ("annotation's size", "fish/00002.png' is 71 x 50"),
+    ("no object", "marks no object"),
+])
+def test_bad_files_are_named_with_the_mend(weights, davis, capsys, what, said):
+    spoil(davis, what)
+    assert said in error_of(capsys, "--pretrained_weights", weights, "--data_path", davis, "--device", "cpu")
+
+
+@pytest.mark.parametrize(("flags", "said"), [
+    ("--topk 0", "--topk 0"), ("--temperature 0", "--temperature 0.0"), ("--n_last_frames -1", "--n_last_frames -1"),
+    ("--size_mask_neighborhood -1", "--size_mask_neighborhood -1"), ("--eval_size -8", "--eval_size -8"),
+    ("--dataset cifar10", "unrecognized arguments: --dataset"), ("--data_path nowhere", "nowhere/ImageSets"),
+])
+def test_bad_flags_are_named(weights, capsys, flags, said):
+    assert said in error_of(capsys, "--pretrained_weights", weights, *flags.split(), "--device", "cpu")
+
+
+def test_a_convnet_has_no_patches_to_match(tmp_path, capsys):
+    torch.save(build_backbone("resnet18").state_dict(), tmp_path / "resnet.pth")
+    said = error_of(capsys, "--pretrained_weights", tmp_path / "resnet.pth", "--arch", "resnet18", "--device", "cpu")
+    assert "take a ViT's weights" in said
