@@ -38,9 +38,8 @@ from attention import cls_attention, object_scores
 from backbone import build_backbone
 from commandline import InputError, brief
 from data import decode, open_pictures, to_rgb, torchvision_part
-from features import EvaluationView
+from features import fit_to_patches, mean_and_std
 from hardware import Hardware
-from visualize_attention import fit_to_patches
 
 PAPER = {("vit_small", 16): {"random": 22.0, "supervised": 27.3, "DINO": 45.9},
          ("vit_small", 8): {"random": 21.8, "supervised": 23.7, "DINO": 44.7}}  # Fig. 4: VOC12
@@ -121,14 +120,14 @@ def open_masked(flags: Namespace, where: Hardware) -> MaskedPictures:
 def mean_scores(network: nn.Module, args: dict, pictures: MaskedPictures, size: int, percents: Sequence[float],
                 flags: Namespace, where: Hardware) -> tuple[dict[str, float], int, int]:
     """Means over the pictures with objects, shared over the processes -> (scores, such pictures, their objects)."""
-    view = EvaluationView(size, 1.0, *(args[key] for key in ("mean", "std") if key in args))
+    mean, std = mean_and_std(args)
     share = torch.arange(len(pictures)).tensor_split(where.world_size)[where.rank].tolist()
     loader = DataLoader(pictures, batch_size=None, sampler=share, worker_init_fn=hardware.leave_signals_to_training,
                         num_workers=hardware.share_cores(flags.num_workers, where.device))
     rows, names = [], []
     for image, objects, void in tqdm(loader, "attention", disable=not where.is_main, leave=False):
         if len(objects):
-            pixels = (fit_to_patches(image, size, network.patch_size).float() / 255 - view.mean) / view.std
+            pixels = (fit_to_patches(image, size, network.patch_size).float() / 255 - mean) / std
             with where.autocast():
                 attention = cls_attention(network, pixels.unsqueeze(0).to(where.device))[0].float().cpu()
             scores = object_scores(attention, objects, void, percents)
@@ -166,6 +165,9 @@ def main(argv: list[str] | None = None) -> None:
 def evaluate(flags: Namespace, where: Hardware) -> None:
     """Every column's scores, then the table, row by row."""
     evaluation.require(flags, threshold=all(0 < mass <= 1 for mass in flags.threshold))
+    if flags.skip_bad_images:
+        raise InputError("--skip_bad_images does not go with masks: mend the pictures, or take their names out of "
+                         "val.txt")
     columns, pictures = networks(flags, where), open_masked(flags, where)
     embedded = not (flags.data_path or flags.dataset)
     percents = [round(100 * mass, 2) for mass in flags.threshold]

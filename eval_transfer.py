@@ -35,7 +35,7 @@ import hardware
 from backbone import VITS, build_backbone
 from checkpoint import load_strictly, read_checkpoint, save_checkpoint
 from commandline import InputError
-from data import Pictures, knn_split
+from data import Pictures
 from eval_knn import top_accuracy
 from features import extract_features
 from hardware import Hardware
@@ -248,11 +248,7 @@ def check(flags: Namespace) -> None:
 def evaluate(flags: Namespace, where: Hardware) -> None:
     """Train with each share of the labels, then a table of top-1 and top-5."""
     check(flags)
-    split = knn_split(*evaluation.load_pictures(flags, where))
-    if split is None:
-        raise InputError(f"--data_path {flags.data_path!r} has no labels, or fewer than 5 pictures: put pictures into "
-                         "class folders")
-    train, val = split
+    train, val, asked = evaluation.load_labelled(flags, where)
     classes = 1 + int(torch.cat([train.labels, val.labels]).max())
     start, measured, paper = "from scratch" if flags.from_scratch else "fine-tuned", {}, {}
     for share in flags.fraction:
@@ -270,9 +266,9 @@ def evaluate(flags: Namespace, where: Hardware) -> None:
     numbers = PAPER.get((about["arch"], about["patch_size"]))
     if numbers:
         paper = {f"{start}, top-1 %": numbers[start][COLUMNS.index(column)]}
-    evaluation.tell(flags, where, "Transfer (Table 6)", about, f"{evaluation.source(flags)}: {len(train)} pictures "
-                    f"train, {len(val)} asked, {classes} classes, {about['eval_size']} pixels, {flags.epochs} epochs; "
-                    f"the paper's: {column}", measured, paper)
+    data = (f"{evaluation.source(flags)}: {len(train)} pictures train, {len(val)} asked ({asked}), {classes} classes, "
+            f"{about['eval_size']} pixels, {flags.epochs} epochs; the paper's: {column}")
+    evaluation.tell(flags, where, "Transfer (Table 6)", about, data, measured, paper)
 
 
 if __name__ == "__main__":

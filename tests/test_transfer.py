@@ -121,7 +121,7 @@ def test_a_separable_set_is_learnt_and_read_by_the_loader_strictly(photos, tmp_p
     line = run(photos, tmp_path, "--from_scratch", "--epochs", "6", "--fraction", "0.5", "1")
     assert line["measured"]["from scratch, top-1 %"] == 100, "dark and bright are told apart in six epochs"
     assert "from scratch, 16 labels, top-1 %" in line["measured"] and (tmp_path / "0.5" / "checkpoint.pth").exists()
-    assert "32 pictures train, 8 asked, 2 classes" in line["data"]
+    assert "32 pictures train, 8 asked (every fifth picture), 2 classes" in line["data"]
     for key in ("teacher", "student"):
         backbone, args = load_backbone(tmp_path / "checkpoint.pth", key)
         state = {name.removeprefix("backbone."): value for name, value in weights_of(tmp_path).items()}
