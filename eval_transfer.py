@@ -123,12 +123,14 @@ def train_step(ddp_network: nn.Module, optimizer: torch.optim.Optimizer, images:
     return loss.detach()
 
 
-def build_network(flags: Namespace, classes: int, where: Hardware) -> tuple[Classifier, dict]:
-    """The classifier, on a fresh backbone or on the one that the flags name; and what a reader of it must know."""
+def build_network(flags: Namespace, start: tuple[nn.Module, dict] | None, classes: int,
+                  where: Hardware) -> tuple[Classifier, dict]:
+    """The classifier, on a fresh backbone or with the weights of start (backbone, flags it was made with); and what a
+    reader of it must know."""
     fresh = Settings(**PRESETS["vits16" if flags.data_path or flags.dataset else "demo"])
     args = {name: getattr(flags, name) for name in ("arch", "patch_size", "eval_size") if getattr(flags, name)}
-    if not flags.from_scratch:
-        pretrained, args = evaluation.load_backbone(flags, where)
+    if start:
+        pretrained, args = start
     about = {name: args.get(name, getattr(fresh, name)) for name in (
         "arch", "patch_size", "eval_size", "eval_crop", "mean", "std")}
     about["patch_size"] = about["patch_size"] if about["arch"] in VITS else 1
@@ -139,7 +141,7 @@ def build_network(flags: Namespace, classes: int, where: Hardware) -> tuple[Clas
     torch.manual_seed(flags.seed)
     backbone = build_backbone(about["arch"], about["patch_size"], args.get("img_size", about["train_size"]),
                               drop_path_rate=flags.drop_path_rate, init_std=flags.init_std or fresh.init_std)
-    if not flags.from_scratch:
+    if start:
         load_strictly(backbone, pretrained.state_dict(), flags.pretrained_weights or flags.pretrained)
     return hardware.synchronise_batch_norms(Classifier(backbone, classes), where).to(where.device), about
 
@@ -248,24 +250,25 @@ def check(flags: Namespace) -> None:
 def evaluate(flags: Namespace, where: Hardware) -> None:
     """Train with each share of the labels, then a table of top-1 and top-5."""
     check(flags)
+    start = None if flags.from_scratch else evaluation.load_backbone(flags, where)
     train, val, asked = evaluation.load_labelled(flags, where)
     classes = 1 + int(torch.cat([train.labels, val.labels]).max())
-    start, measured, paper = "from scratch" if flags.from_scratch else "fine-tuned", {}, {}
+    how, measured, paper = "fine-tuned" if start else "from scratch", {}, {}
     for share in flags.fraction:
         few = balanced_share(train.labels, share, flags.seed)
         shown = train.subset(few.repeat(round(1 / share)))  # so that an epoch of any share is equally many steps
-        network, about = build_network(flags, classes, where)
+        network, about = build_network(flags, start, classes, where)
         recipe = {name: value for name, value in vars(flags).items() if name not in NOT_THE_RECIPE}
         path = Path(flags.output_dir, "" if share == 1 else f"{share:g}", "checkpoint.pth")
         fine_tune(network, shown, recipe | about | {"fraction": share}, path, flags, where)
         logits = extract_features(network, val, evaluation.evaluation_view(flags, about), where,
                                   **evaluation.loading(flags, where))
-        row = f"{start}, {len(few)} labels" if share < 1 else start
+        row = f"{how}, {len(few)} labels" if share < 1 else how
         measured |= {f"{row}, top-{k} %": top_accuracy(logits, val.labels, k) for k in (1, 5)}
     column = flags.dataset if flags.dataset in COLUMNS else "imagenet"
     numbers = PAPER.get((about["arch"], about["patch_size"]))
     if numbers:
-        paper = {f"{start}, top-1 %": numbers[start][COLUMNS.index(column)]}
+        paper = {f"{how}, top-1 %": numbers[how][COLUMNS.index(column)]}
     data = (f"{evaluation.source(flags)}: {len(train)} pictures train, {len(val)} asked ({asked}), {classes} classes, "
             f"{about['eval_size']} pixels, {flags.epochs} epochs; the paper's: {column}")
     evaluation.tell(flags, where, "Transfer (Table 6)", about, data, measured, paper)
