@@ -81,7 +81,7 @@ def checkpoint_args(checkpoint: dict) -> dict:
     """The flags of the run that made it: a plain dict, empty where the file has none."""
     args = checkpoint.get("args", {})
     args = vars(args) if isinstance(args, argparse.Namespace) else args
-    return args if isinstance(args, dict) else {}
+    return {name: value for name, value in args.items() if value is not None} if isinstance(args, dict) else {}
 
 
 def split_weights(checkpoint: dict, key: str, path: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -65,7 +65,9 @@ def read_annotation(path: Path) -> tuple[Tensor, list[int]]:
                 raise InputError(f"the annotation {str(path)!r} holds {image.mode} colours, not object numbers: save "
                                  "it as an indexed PNG")
             return torch.from_numpy(np.array(image)), image.getpalette() or PALETTE
-    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except InputError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise InputError(f"cannot read the annotation {str(path)!r} ({brief(error)}): mend it") from None
 
 

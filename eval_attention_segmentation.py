@@ -55,7 +55,10 @@ class MaskedPictures(Dataset):
         return len(self.items)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        return self.read(self.items[index])
+        try:
+            return self.read(self.items[index])
+        except (OSError, SyntaxError, EOFError) as error:  # torchvision's datasets open their files here
+            raise InputError(f"cannot read picture {index} or its mask ({brief(error)}): mend it") from None
 
 
 def read_embedded(item: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,7 +80,7 @@ def read_voc(item: tuple[Path, Path]) -> tuple[Tensor, Tensor, Tensor]:
     try:
         with Image.open(mask) as file:
             numbers = torch.from_numpy(np.array(file))
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise InputError(f"cannot read the mask {str(mask)!r} ({brief(error)}): take another copy of it") from None
     if numbers.shape != image.shape[-2:]:
         raise InputError(f"the mask {str(mask)!r} is {tuple(numbers.shape)}, its picture {tuple(image.shape[-2:])}: "
@@ -124,14 +127,16 @@ def mean_scores(network: nn.Module, args: dict, pictures: MaskedPictures, size: 
     share = torch.arange(len(pictures)).tensor_split(where.world_size)[where.rank].tolist()
     loader = DataLoader(pictures, batch_size=None, sampler=share, worker_init_fn=hardware.leave_signals_to_training,
                         num_workers=hardware.share_cores(flags.num_workers, where.device))
-    rows, names = [], []
+    one = torch.ones(1, 1, 1)
+    names = object_scores(one, one.bool(), ~one[0].bool(), percents).keys()  # known to a process without objects too
+    rows = []
     for image, objects, void in tqdm(loader, "attention", disable=not where.is_main, leave=False):
         if len(objects):
             pixels = (fit_to_patches(image, size, network.patch_size).float() / 255 - mean) / std
             with where.autocast():
                 attention = cls_attention(network, pixels.unsqueeze(0).to(where.device))[0].float().cpu()
             scores = object_scores(attention, objects, void, percents)
-            names, rows = [*scores], [*rows, [*scores.values(), len(objects)]]
+            rows.append([*scores.values(), len(objects)])
     if not where.any(bool(rows)):
         raise InputError("no mask holds an object: check that the masks are those of the objects")
     table = where.gather_rows(torch.tensor(rows))

@@ -9,17 +9,20 @@ junk or another place. Junk is taken out of the ranking, not counted wrong; what
     hard     hard          junk, easy
 
 Queries without a relevant picture do not count. DINO ViT-S/16 of ImageNet: mAP 41.8 medium, 13.7 hard on Oxford, 63.1
-and 34.4 on Paris; learnt on Google Landmarks v2 51.5, 24.3, 75.3 and 51.6. Departures: the release shows the queries
-whole; its pictures are at most --eval_size (224) long, ours just that, in whole patches.
+and 34.4 on Paris; learnt on Google Landmarks v2 51.5, 24.3, 75.3 and 51.6. The release's commands are
+those below: Paris at 512 pixels and three scales, Oxford at 224 and one. Departures: the release shows the queries
+whole; its pictures are at most --eval_size long, ours just that, in whole patches.
 
     python eval_image_retrieval.py --pretrained_weights runs/demo/checkpoint.pth
-    python eval_image_retrieval.py --pretrained dino_vits16 --data_path datasets/ --eval_size 224
+    python eval_image_retrieval.py --pretrained dino_vits16 --data_path rparis6k/ --eval_size 512
+    python eval_image_retrieval.py --pretrained dino_vits16 --data_path roxford5k/ --eval_size 224 --multiscale false
 
 --data_path: a folder that holds, or whose folders hold, gnd_roxford5k.pkl or gnd_rparis6k.pkl beside jpg/; else one of
 class folders: each picture (of val/, if there is one) ranks the others, and those of its class are relevant.
 
 Shapes: q queries, n pictures in the database, D width.
 """
+import math
 from functools import partial
 from pathlib import Path
 
@@ -47,8 +50,8 @@ LEVELS = {"easy": (["easy"], ["junk", "hard"]), "medium": (["easy", "hard"], ["j
 class WholeView(EvaluationView):
     """The whole picture, its long side near S pixels, both in whole patches: uint8 (3, H, W) -> float (3, h, w)."""
 
-    def __init__(self, patch_size: int, *settings):
-        super().__init__(*settings)
+    def __init__(self, patch_size: int, **settings):
+        super().__init__(**settings)
         self.patch_size = patch_size
 
     def __call__(self, image: Tensor) -> Tensor:
@@ -86,7 +89,7 @@ def read_ground_truth(file: Path) -> tuple[list[Path], list[Path], list[dict[str
         fits = len(queries) == len(judged) and any(one["easy"] or one["hard"] for one in judged) and all(
             len(one["bbx"]) == 4 and all(0 <= i < len(database) for i in one["easy"] + one["hard"] + one["junk"])
             for one in judged)
-    except (TypeError, KeyError, ValueError, OverflowError):
+    except (TypeError, KeyError, ValueError, OverflowError, MemoryError):
         fits = False
     if not fits:
         raise InputError(f"{str(file)!r} is no ground truth of the revisited benchmarks (imlist, qimlist, and gnd with "
@@ -119,7 +122,10 @@ def same_class_map(features: Tensor, labels: Tensor) -> float:
     numbers = torch.arange(len(labels))
     precisions = [average_precisions(features[rows], features, labels[rows, None] == labels, rows[:, None] == numbers)
                   for rows in numbers.split(1000)]  # so that n x n never stands in memory
-    return 100 * torch.cat(precisions).nanmean().item()
+    mean = torch.cat(precisions).nanmean().item()
+    if math.isnan(mean):
+        raise InputError("no class has two pictures, so no picture has another to find: add some")
+    return 100 * mean
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -20,7 +20,6 @@ Shapes: B images, S pixels, D width, d of the joined features, C classes, H head
 """
 import copy
 import math
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -170,9 +169,8 @@ def make_source(network: FrozenFeatures, pictures: Pictures, view: EvaluationVie
 
 def recipe_of(network: FrozenFeatures, view: EvaluationView, batches: EpochBatches, classes: int, flags) -> dict:
     """What must agree for heads to be evaluated, and besides for their training to go on."""
-    weights = b"".join(value.cpu().numpy().tobytes() for value in network.backbone.state_dict().values())
-    recipe = {"weights": zlib.crc32(weights), "n_last_blocks": network.n_last_blocks, "eval_size": view.size,
-              "avgpool_patchtokens": network.avgpool, "classes": classes, "lr": flags.lr}
+    recipe = {"weights": evaluation.fingerprint(network.backbone), "n_last_blocks": network.n_last_blocks,
+              "avgpool_patchtokens": network.avgpool, "eval_size": view.size, "classes": classes, "lr": flags.lr}
     return recipe if flags.evaluate else recipe | {
         "number of pictures": batches.pictures, "batch": batches.pictures_per_step, "epochs": flags.epochs,
         "cached": flags.cached, "seed": flags.seed}

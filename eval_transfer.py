@@ -254,13 +254,15 @@ def evaluate(flags: Namespace, where: Hardware) -> None:
     train, val, asked = evaluation.load_labelled(flags, where)
     classes = 1 + int(torch.cat([train.labels, val.labels]).max())
     how, measured, paper = "fine-tuned" if start else "from scratch", {}, {}
+    recipe = {name: value for name, value in vars(flags).items() if name not in NOT_THE_RECIPE}
+    recipe["weights"] = evaluation.fingerprint(start[0]) if start else 0
     for share in flags.fraction:
         few = balanced_share(train.labels, share, flags.seed)
         shown = train.subset(few.repeat(round(1 / share)))  # so that an epoch of any share is equally many steps
         network, about = build_network(flags, start, classes, where)
-        recipe = {name: value for name, value in vars(flags).items() if name not in NOT_THE_RECIPE}
         path = Path(flags.output_dir, "" if share == 1 else f"{share:g}", "checkpoint.pth")
-        fine_tune(network, shown, recipe | about | {"fraction": share}, path, flags, where)
+        sizes = {"fraction": share, "pictures": len(shown), "processes": where.world_size}
+        fine_tune(network, shown, recipe | about | sizes, path, flags, where)
         logits = extract_features(network, val, evaluation.evaluation_view(flags, about), where,
                                   **evaluation.loading(flags, where))
         row = f"{how}, {len(few)} labels" if share < 1 else how

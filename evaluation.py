@@ -6,6 +6,7 @@ paper's number, saying on which data; and appends the same as one JSON line to -
 import argparse
 import json
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def command_line(description: str | None, batch_size: int = 100, videos: bool = 
         add("--dataset", default="", help="one of torchvision's instead: cifar10, flowers102 ...")
         add("--download", action="store_true", help="fetch --dataset over the network")
         add("--skip_bad_images", action="store_true", help="leave out what cannot be read")
-        add("--batch_size", type=int, default=batch_size, help=f"pictures [{batch_size}]")
+        add("--batch_size", type=int, default=batch_size, help=f"pictures, where all have one size [{batch_size}]")
         add("--num_workers", type=int, default=-1,
             help="that decode pictures; -1: one a core, on a CPU one in four cores")
     add("--eval_size", type=int, default=0,
@@ -74,8 +75,11 @@ def load_pictures(flags: argparse.Namespace, where: Hardware) -> tuple[Pictures,
 
 
 def readable(flags: argparse.Namespace, pictures: Pictures) -> Pictures:
-    """All of them, or with --skip_bad_images those that can be read."""
-    return without_unreadable(pictures)[0] if flags.skip_bad_images else pictures
+    """All of them, or with --skip_bad_images those that can be read; raises InputError if none can."""
+    pictures = without_unreadable(pictures)[0] if flags.skip_bad_images else pictures
+    if not len(pictures):
+        raise InputError("--skip_bad_images leaves no picture of a part: give at least one that can be read")
+    return pictures
 
 
 def load_labelled(flags: argparse.Namespace, where: Hardware) -> tuple[Pictures, Pictures, str]:
@@ -99,13 +103,19 @@ def view_size(flags: argparse.Namespace, args: dict) -> int:
 def evaluation_view(flags: argparse.Namespace, args: dict,
                     kind: Callable[..., EvaluationView] = EvaluationView) -> EvaluationView:
     """The centre crop that the checkpoint was evaluated with while it trained, or the paper's; or another kind."""
-    return kind(view_size(flags, args), *(args[key] for key in ("eval_crop", "mean", "std") if key in args))
+    given = {name: args[key] for name, key in (("crop", "eval_crop"), ("mean", "mean"), ("std", "std")) if key in args}
+    return kind(size=view_size(flags, args), **given)
 
 
 def loading(flags: argparse.Namespace, where: Hardware) -> dict:
     """The flags' part in extract_features: batch size, workers, a bar."""
     return {"batch_size": flags.batch_size, "progress": "features",
             "num_workers": hardware.share_cores(flags.num_workers, where.device)}
+
+
+def fingerprint(backbone: nn.Module) -> int:
+    """A checksum of the weights: the same path may hold others tomorrow."""
+    return zlib.crc32(b"".join(value.cpu().numpy().tobytes() for value in backbone.state_dict().values()))
 
 
 def source(flags: argparse.Namespace) -> str:
@@ -162,6 +172,6 @@ def tell(flags: argparse.Namespace, where: Hardware, table: str, args: dict, dat
     try:
         Path(flags.results).parent.mkdir(parents=True, exist_ok=True)
         with open(flags.results, "a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(line, allow_nan=False) + "\n")
     except OSError as error:
         raise InputError(f"cannot append to --results {flags.results!r} ({brief(error)}): choose another") from None

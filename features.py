@@ -69,13 +69,14 @@ def extract_features(network: nn.Module, pictures: Pictures, view: EvaluationVie
     loader = DataLoader(ViewsDataset(pictures.subset(share), view), batch_size,
                         num_workers=0 if pictures.in_memory else num_workers,
                         worker_init_fn=leave_signals_to_training)
-    was_training = network.training
+    modes = [(module, module.training) for module in network.modules()]  # a frozen part may stand in a training whole
     network.eval()
     batches = []
     for views, _ in tqdm(loader, progress, disable=not (progress and hardware.is_main), leave=False):
         with hardware.autocast():
             batches.append(network(views.to(hardware.device)).float())
-    network.train(was_training)
+    for module, training in modes:
+        module.training = training
     return hardware.gather_rows(torch.cat(batches) if batches else torch.empty(0, 0))
 
 

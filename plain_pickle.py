@@ -20,7 +20,7 @@ class PlainDtype:
     """Stands for np.dtype: booleans, numbers and text of a fixed width, whose bytes are no addresses of objects."""
 
     def __init__(self, code: str, *_):
-        if not re.fullmatch(r"[biufSU]\d+", code):
+        if not re.fullmatch(r"[biufSU][1-9]\d*", code):
             raise Refused(f"holds an array of {code}")
         self.numpy = np.dtype(code)
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from commandline import InputError
+
 
 def average_precision(relevant: Tensor, junk: Tensor) -> Tensor:
     """Two (n,) bool in the order of the ranking -> scalar in 0 ... 1, NaN where nothing is relevant.
@@ -76,5 +78,7 @@ def learn_whitening(features: Tensor, floor: float = 1e-5) -> Whitening:
     """
     mean = features.double().mean(dim=0)
     _, deviations, directions = torch.linalg.svd(features.double() - mean, full_matrices=False)
+    if not deviations[0] > 0:
+        raise InputError("the pictures to learn the whitening on all look alike: give others")
     kept = deviations.square() > floor * deviations[0].square()  # deviations are the singular values: they fall
     return Whitening(mean, directions[kept].T / deviations[kept] * len(features) ** 0.5)

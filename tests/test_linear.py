@@ -15,6 +15,7 @@ from test_bad_input import error_of
 import eval_linear
 from backbone import build_backbone
 from creatures import CLASSES, make_creatures
+from data import Pictures
 from eval_linear import (
     FrozenFeatures,
     TrainingView,
@@ -26,7 +27,7 @@ from eval_linear import (
     set_lr,
     train_epoch,
 )
-from features import EvaluationView
+from features import EvaluationView, extract_features
 from hardware import Hardware
 from vit import VisionTransformer
 
@@ -321,3 +322,12 @@ def test_without_pictures_the_embedded_ones_are_learnt_from_kept_features(weight
     line = json.loads((tmp_path / "r.jsonl").read_text())
     assert "4000 pictures to learn from, 1000 asked" in line["data"] and "centre views" in line["data"]
     assert line["measured"]["lr 0.5, top-1 %"] > 15, "even an untrained network tells more than chance"
+
+
+def test_a_frozen_convnet_stays_as_it_is_while_heads_are_trained_on_it():
+    """Its batch normalisations keep their statistics: extracting features must not put it into training mode."""
+    backbone = build_backbone("resnet18").eval()
+    network = eval_linear.FrozenFeatures(backbone, 1, False)
+    pictures = Pictures(torch.zeros(3, 3, 32, 32, dtype=torch.uint8))
+    extract_features(network, pictures, EvaluationView(32, 1.0), Hardware(0, 1, torch.device("cpu"), torch.float32))
+    assert not any(module.training for module in backbone.modules())

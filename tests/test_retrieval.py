@@ -134,7 +134,7 @@ def test_one_scale_is_the_network_itself():
 
 def test_the_whole_picture_is_shown_in_whole_patches():
     """The long side is near S, the shape is kept to half a patch, nothing is cropped."""
-    view = WholeView(8, 56, 1, (0, 0, 0), (1, 1, 1))
+    view = WholeView(8, size=56, crop=1, mean=(0, 0, 0), std=(1, 1, 1))
     assert view(torch.zeros(3, 400, 300).byte()).shape == (3, 56, 40)
     assert view(torch.zeros(3, 7, 300).byte()).shape == (3, 8, 56)
     ramp = torch.arange(128).byte().expand(3, 64, 128)
@@ -242,7 +242,7 @@ def test_the_revisited_benchmark_from_files_to_a_table(oxford, weights, tmp_path
     files, query_files, judged = eval_image_retrieval.read_ground_truth(oxford / "gnd_roxford5k.pkl")
     backbone = build_backbone("vit_nano", 16, 32).eval()
     backbone.load_state_dict(torch.load(weights, weights_only=True))
-    view = WholeView(16, 32, 1)
+    view = WholeView(16, size=32, crop=1)
     queries, database = (extract_features(backbone, Pictures(source), view, HERE, batch_size=1)
                          for source in (Crops(query_files, [one["bbx"] for one in judged]), files))
     expected = revisited_map(queries, database, judged)
