@@ -62,8 +62,8 @@ def decode(source: str | Path | bytes) -> Tensor:
         raise InputError(f"no picture at {str(source)!r}: check the path") from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         name = "these bytes" if isinstance(source, bytes) else repr(str(source))
-        raise InputError(f"cannot read the picture {name} ({brief(error)}): mend it or take it away; trainings and "
-                         "evaluations can leave such pictures out with --skip_bad_images") from None
+        raise InputError(f"cannot read the picture {name} ({brief(error)}): mend it or take it away; of a folder, "
+                         "--skip_bad_images leaves such pictures out") from None
 
 
 class Pictures(Dataset):
