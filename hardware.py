@@ -149,7 +149,8 @@ def share_cores(wanted: int, device: torch.device) -> int:
     """Divide this process's cores between loader and network -> the number of loader workers.
 
     As many as wanted; with -1 one a core, at most 10. A network on the CPU needs the cores itself: then -1 is one in
-    four of them, and the network's threads get the others, unless OMP_NUM_THREADS says otherwise.
+    four of them (of three and less none: training decodes between its steps), and the network's threads get the
+    others, unless OMP_NUM_THREADS says otherwise.
     """
     if wanted >= 0:
         return wanted
@@ -158,10 +159,10 @@ def share_cores(wanted: int, device: torch.device) -> int:
     cores = max(1, cores // processes)
     if device.type != "cpu":
         return min(10, cores)
-    workers = min(10, max(1, cores // 4))
+    workers = min(10, cores // 4)
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads is None or (threads == "1" and processes > 1):  # torchrun sets 1 for several processes, unasked
-        torch.set_num_threads(max(1, cores - workers))
+        torch.set_num_threads(cores - workers)
     return workers
 
 

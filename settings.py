@@ -28,7 +28,7 @@ class Settings:
     download: bool = False  # fetch --dataset over the network if it is not there
     skip_bad_images: bool = False  # read every picture once at the start and leave out those that cannot be read
     # processes that decode and augment; 0: the training's own; -1: one a core, at most 10, and without a GPU one in
-    # four cores, the others being the network's
+    # four cores, the others being the network's: none on a laptop's two
     num_workers: int = -1
     # -- network
     arch: str = "vit_small"  # vit_nano, vit_tiny, vit_small, vit_base, or a convnet of torchvision such as resnet50
