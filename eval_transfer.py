@@ -186,7 +186,7 @@ def fine_tune(network: Classifier, pictures: Pictures, args: dict, path: Path, f
               where: Hardware) -> None:
     """All epochs that are still to do, each with its checkpoint."""
     optimizer = make_optimizer("adamw", network)
-    done = resume(path, network, optimizer, args) if where.any(path.exists()) else 0
+    done = resume(path, network, optimizer, args) if where.all_see(path) else 0
     loader, batches = make_loader(pictures, args, flags, where)
     mix = mixing(flags.mixup, flags.cutmix, network.classifier.out_features)
     hardware.compile_hot_path([network.backbone], "auto", where)
