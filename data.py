@@ -22,6 +22,7 @@ from creatures import CLASSES, make_creatures
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
               ".jp2", ".tga", ".avif")
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)  # what a broken file raises
 DATASETS = {  # --dataset name -> torchvision class, and its arguments for the training and the test part
     "cifar10": ("CIFAR10", {"train": True}, {"train": False}),
     "cifar100": ("CIFAR100", {"train": True}, {"train": False}),
@@ -60,7 +61,7 @@ def decode(source: str | Path | bytes) -> Tensor:
             return pil_to_tensor(to_rgb(image))
     except FileNotFoundError:
         raise InputError(f"no picture at {str(source)!r}: check the path") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         name = "these bytes" if isinstance(source, bytes) else repr(str(source))
         raise InputError(f"cannot read the picture {name} ({brief(error)}): mend it or take it away; of a folder, "
                          "--skip_bad_images leaves such pictures out") from None

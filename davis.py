@@ -19,7 +19,7 @@ from torch import Tensor
 
 from checkpoint import write_whole
 from commandline import InputError, brief
-from data import decode
+from data import UNREADABLE, decode
 
 VOID = 255
 PALETTE = [sum((number >> 3 * bit + channel & 1) << 7 - bit for bit in range(8))  # DAVIS's, which is PASCAL VOC's:
@@ -67,7 +67,7 @@ def read_annotation(path: Path) -> tuple[Tensor, list[int]]:
             return torch.from_numpy(np.array(image)), image.getpalette() or PALETTE
     except InputError:
         raise
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise InputError(f"cannot read the annotation {str(path)!r} ({brief(error)}): mend it") from None
 
 

@@ -37,7 +37,7 @@ import hardware
 from attention import cls_attention, object_scores
 from backbone import build_backbone
 from commandline import InputError, brief
-from data import decode, open_pictures, to_rgb, torchvision_part
+from data import UNREADABLE, decode, open_pictures, to_rgb, torchvision_part
 from features import fit_to_patches, mean_and_std
 from hardware import Hardware
 
@@ -80,7 +80,7 @@ def read_voc(item: tuple[Path, Path]) -> tuple[Tensor, Tensor, Tensor]:
     try:
         with Image.open(mask) as file:
             numbers = torch.from_numpy(np.array(file))
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise InputError(f"cannot read the mask {str(mask)!r} ({brief(error)}): take another copy of it") from None
     if numbers.shape != image.shape[-2:]:
         raise InputError(f"the mask {str(mask)!r} is {tuple(numbers.shape)}, its picture {tuple(image.shape[-2:])}: "

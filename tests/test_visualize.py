@@ -1,4 +1,6 @@
-"""The attention figure, from a checkpoint and pictures of any shape to files."""
+"""The attention figure and the film, from a checkpoint and pictures of any shape to files."""
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,8 @@ from attention import cls_attention, keep_mass
 from backbone import build_backbone
 from data import decode
 from features import mean_and_std
+from film import film_frames
+from visualize_attention import principal_colours
 
 
 @pytest.fixture
@@ -30,9 +34,9 @@ def test_one_picture_gives_the_figure_and_the_releases_files(weights, tmp_path, 
     visualize_attention.main(["--pretrained_weights", str(weights), "--image_path", picture, "--image_size", "40",
                               "--threshold", "0.6", "--output_dir", str(tmp_path / "out"), "--device", "cpu"])
     assert str(tmp_path / "out" / "attention.png") in capsys.readouterr().out
-    heads = range(4)
+    parts = ["mean", *(f"head{j}" for j in range(4))]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "attention.png", "img.png", *(f"attn-head{j}.png" for j in heads), *(f"mask_th0.6_head{j}.png" for j in heads)}
+        "attention.png", "img.png", *(f"{kind}{part}.png" for part in parts for kind in ("attn-", "mask_th0.6_"))}
     assert Image.open(tmp_path / "out" / "img.png").size == (136, 40), "the shape must be kept, in multiples of 8"
 
 
@@ -55,3 +59,97 @@ def test_the_mask_file_shows_the_patches_that_hold_the_mass(weights, tmp_path):
     kept = keep_mass(cls_attention(backbone, ((torch.ones(1, 3, 48, 64) - mean) / std))[0, 1], 0.6)
     shown = decode(tmp_path / "out" / "mask_th0.6_head1.png")[0, 4::8, 4::8] > 128
     assert torch.equal(shown, kept)
+
+
+def test_principal_colours_are_the_leading_singular_vectors_of_all_pictures_together():
+    """z against the singular value decomposition in float64; each colour is 1/2 + z / 4 standard deviations."""
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.tensor([9.0, 5.0, 3.0, 1.0, 1.0, 1.0, 1.0])
+    tokens = [torch.randn(*grid, 7, generator=generator) * spread for grid in ((11, 13), (5, 17))]
+    flat = torch.cat([one.flatten(0, 1) for one in tokens]).double()
+    z = torch.linalg.svd(flat - flat.mean(dim=0), full_matrices=False)
+    z = z.U[:, :3] * z.S[:3]
+    expected = (0.5 + z / (4 * z.std(dim=0)))
+    colours = torch.cat([one.flatten(0, 1) for one in principal_colours(tokens)]).double()
+    for channel, name in enumerate(("red", "green", "blue")):
+        ways = [(colours[:, channel] - value.clamp(0, 1)).abs().max()
+                for value in (expected[:, channel], 1 - expected[:, channel])]
+        assert min(ways) < 1e-5, f"{name} must be component {channel + 1}, up to its sign"
+    assert [one.shape for one in principal_colours(tokens)] == [(11, 13, 3), (5, 17, 3)]
+
+
+def test_the_colours_of_equal_tokens_are_grey_and_do_not_depend_on_a_shift():
+    assert torch.equal(principal_colours([torch.ones(3, 5, 7)])[0], torch.full((3, 5, 3), 0.5))
+    tokens = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(principal_colours([tokens]), principal_colours([tokens + 3.0]))
+
+
+def test_pca_colours_patches_that_are_alike_alike_in_all_pictures(weights, tmp_path):
+    """Two pictures that are one picture have one colour map; the map has the patches' grid."""
+    one, other = photo(tmp_path / "one.png", (48, 64)), photo(tmp_path / "other.png", (48, 64))
+    visualize_attention.main(["--pretrained_weights", str(weights), "--image_path", one, other, "--image_size", "48",
+                              "--pca", "--output_dir", str(tmp_path / "out"), "--device", "cpu"])
+    first, second = (decode(tmp_path / "out" / folder / "pca.png") for folder in ("0-one", "1-other"))
+    assert torch.equal(first, second)
+    assert torch.equal(first, first[:, ::8, ::8].repeat_interleave(8, dim=1).repeat_interleave(8, dim=2))
+
+
+def frames_of(side: int, count: int) -> list[Image.Image]:
+    """A white square that steps to the right, a patch a frame."""
+    frames = np.zeros((count, side, 2 * side, 3), dtype=np.uint8)
+    for number in range(count):
+        frames[number, 8:24, 8 * number:8 * number + 16] = 255
+    return [Image.fromarray(frame) for frame in frames]
+
+
+def test_a_film_is_looked_at_frame_by_frame_in_the_order_of_the_numbers(weights, tmp_path, monkeypatch):
+    """Frame 10 comes after frame 9, and each frame's maps are those of the same picture alone."""
+    folder, frames = tmp_path / "frames", frames_of(48, 3)
+    folder.mkdir()
+    for number, frame in zip((2, 9, 10), frames):
+        frame.save(folder / f"f{number}.png")
+    monkeypatch.setenv("PATH", "")  # no ffmpeg: a GIF
+    common = ["--pretrained_weights", str(weights), "--image_size", "48", "--device", "cpu"]
+    visualize_attention.main([*common, "--video", str(folder), "--output_dir", str(tmp_path / "film")])
+    visualize_attention.main([*common, "--image_path", str(folder / "f10.png"), "--output_dir", str(tmp_path / "one")])
+    for part in ("img", "attn-mean", "attn-head3"):
+        assert sorted(path.name for path in (tmp_path / "film" / part).iterdir()) == [f"0000{i}.png" for i in range(3)]
+        assert torch.equal(decode(tmp_path / "film" / part / "00002.png"), decode(tmp_path / "one" / f"{part}.png"))
+    with Image.open(tmp_path / "film" / "attention.gif") as film:
+        assert film.n_frames == 3, "the animation must hold every frame"
+
+
+def test_an_animated_picture_gives_its_frames(tmp_path):
+    first, *others = frames_of(32, 5)
+    first.save(tmp_path / "film.webp", save_all=True, append_images=others, lossless=True)
+    for read, drawn in zip(film_frames(tmp_path / "film.webp"), [first, *others], strict=True):
+        assert np.array_equal(read.movedim(0, -1), drawn), "each frame must be the one that was drawn"
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")
+def test_a_video_file_gives_its_frames_and_an_mp4(weights, tmp_path):
+    for number, frame in enumerate(frames_of(48, 3)):
+        frame.save(tmp_path / f"{number}.png")
+    film = tmp_path / "-film.mkv"
+    subprocess.run(["ffmpeg", "-v", "error", "-i", tmp_path / "%d.png", "-c:v", "ffv1", film], check=True)
+    for read, drawn in zip(film_frames(film), frames_of(48, 3), strict=True):
+        assert (read.movedim(0, -1) - torch.from_numpy(np.array(drawn)).float()).abs().max() < 16
+    visualize_attention.main(["--pretrained_weights", str(weights), "--video", str(film), "--image_size", "48",
+                              "--output_dir", str(tmp_path / "out"), "--device", "cpu"])
+    assert len(list(film_frames(tmp_path / "out" / "attention.mp4"))) == 3
+
+
+@pytest.mark.parametrize("name, text, mend", [
+    ("lost.mp4", None, "check the path"), ("empty", "folder", "folder of frames"), ("torn.gif", "GIF89a", "mend it"),
+    ("torn.mp4", "no film", "folder of frames")])
+def test_what_is_no_film_gets_one_line(weights, tmp_path, capsys, name, text, mend):
+    path = tmp_path / name
+    if text == "folder":
+        path.mkdir()
+    elif text:
+        path.write_text(text)
+    with pytest.raises(SystemExit) as stopped:
+        visualize_attention.main(["--pretrained_weights", str(weights), "--video", str(path), "--device", "cpu",
+                                  "--output_dir", str(tmp_path / "out")])
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stopped.value.code == 2 and name in told and mend in told, told
