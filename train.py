@@ -44,6 +44,8 @@ from sampling import CropsDataset, EpochBatches, seed_of
 from schedules import cosine, linear
 from teacher import make_teacher, update_teacher
 
+READ_EVERY = {"cuda": 10}  # steps between looks at the metrics; a loss that is not finite, or a signal, waits so long
+
 
 class StepValues(NamedTuple):
     """What the schedules say for one step."""
@@ -164,22 +166,30 @@ def train_epoch(run: RunState, ddp_student: nn.Module, loader: DataLoader, batch
     batches.epoch, batches.first_step = run.epoch, run.pictures // batches.pictures_per_step
     crops = iter(loader)
     began = time.perf_counter() - run.seconds
+    unread = []  # metrics still on the device: reading them waits for all that a GPU has in its queue
     for step in range(batches.first_step, batches.steps):
         micro_batches = [[crop.to(where.device, non_blocking=True) for crop in next(crops)]
                          for _ in range(settings.accumulate)]
         global_step = run.epoch * batches.steps + step
         torch.manual_seed(seed_of(settings.seed, global_step, where.rank))  # of the dropped paths
         values = scheduled(settings, global_step, batches.steps, batches.pictures_per_step)
-        metrics = train_step(run.student, ddp_student, run.teacher, run.dino_loss, run.optimizer, micro_batches, values,
-                             settings.clip_grad, run.epoch < settings.freeze_last_layer, where).cpu()
-        if where.any(not metrics.isfinite().all()):
-            raise InputError(f"the loss is {metrics[0].item()} at epoch {run.epoch + 1}, step {step + 1}: the last "
-                             "checkpoint is untouched; go on from it with a lower --lr, or with --precision fp32")
-        run.totals += metrics
-        run.pictures += batches.pictures_per_step
-        run.seconds = time.perf_counter() - began
+        unread.append(train_step(run.student, ddp_student, run.teacher, run.dino_loss, run.optimizer, micro_batches,
+                                 values, settings.clip_grad, run.epoch < settings.freeze_last_layer, where))
         bar.update(batches.pictures_per_step)
-        bar.set_postfix(epoch=run.epoch + 1, loss=f"{metrics[0]:.3f}", refresh=False)
+        if len(unread) < READ_EVERY.get(where.device.type, 1) and step + 1 < batches.steps:
+            continue
+        metrics = where.mean(torch.stack(unread).cpu())
+        finite = metrics.isfinite().all(dim=1)
+        if not finite.all():
+            bad = finite.tolist().index(False)
+            raise InputError(f"the loss is {metrics[bad, 0].item()} at epoch {run.epoch + 1}, step "
+                             f"{step + 2 - len(unread) + bad}: the last checkpoint is untouched; go on from it with a "
+                             "lower --lr, or with --precision fp32")
+        run.totals += metrics.sum(dim=0)
+        run.pictures += len(unread) * batches.pictures_per_step
+        run.seconds = time.perf_counter() - began
+        unread = []
+        bar.set_postfix(epoch=run.epoch + 1, loss=f"{metrics[-1, 0]:.3f}", refresh=False)
         if where.any(bool(signals)):
             return
 

@@ -194,3 +194,18 @@ def test_sigterm_to_the_whole_group_saves_and_the_same_command_goes_on(photos, t
     assert process.returncode == 128 + signal.SIGTERM and "the same command goes on there" in output
     checkpoint = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
     assert checkpoint["epoch"] >= 2 and len(log_of(tmp_path)) == checkpoint["epoch"] + 1
+
+
+def test_reading_the_metrics_every_few_steps_changes_nothing_but_when_they_are_read(photos, uninterrupted, tmp_path,
+                                                                                  monkeypatch):
+    """A GPU's metrics wait for one another; the log is the same, and a loss that is not finite keeps its step."""
+    monkeypatch.setattr(train, "READ_EVERY", {"cpu": 4})  # of 6 steps an epoch
+    run(photos, tmp_path / "rarely")
+    for rarely, always in zip(log_of(tmp_path / "rarely"), log_of(uninterrupted[0]), strict=True):
+        assert rarely == pytest.approx(always), "each epoch must average the metrics of all its steps"
+    steps, honest = iter(range(100)), train.train_step
+    monkeypatch.setattr(train, "train_step", lambda *parts: honest(*parts) * (float("nan") if next(steps) == 8 else 1))
+    with pytest.raises(SystemExit) as stopped:
+        run(photos, tmp_path / "broken")
+    assert stopped.value.code == 2
+    assert torch.load(tmp_path / "broken" / "checkpoint.pth", weights_only=True)["epoch"] == 1
