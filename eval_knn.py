@@ -37,8 +37,12 @@ def nearest_neighbours(train_features: Tensor, test_features: Tensor, k: int) ->
 
 
 def knn_votes(cosines: Tensor, labels: Tensor, num_classes: int, temperature: float = 0.07) -> Tensor:
-    """votes[i, c] = sum of exp(cosine / T) over the neighbours of label c: (n, k), (n, k) -> (n, C)."""
-    weights = ((cosines - 1) / temperature).exp()  # the - 1 changes no winner, and nothing overflows
+    """votes[i, c] = sum of exp(cosine / T) over the neighbours of label c, up to a factor of the row i.
+
+    (n, k), (n, k) -> (n, C).
+    """
+    largest = cosines.max(dim=1, keepdim=True).values  # taken off, a row's votes neither overflow nor all vanish
+    weights = ((cosines - largest) / temperature).exp()
     return torch.zeros(len(cosines), num_classes).scatter_add_(1, labels, weights)
 
 

@@ -38,6 +38,16 @@ def test_nearer_pictures_outvote_more_pictures():
     assert votes.argmax().item() == 0
 
 
+def test_at_a_low_temperature_the_nearest_picture_decides():
+    """lim T -> 0 of the softmax of cosine / T; exp((cosine - 1) / T) itself is 0 in fp32 for cosines like these."""
+    generator = torch.Generator().manual_seed(0)
+    train, test = torch.randn(31, 53, generator=generator), torch.randn(7, 53, generator=generator)
+    cosines, nearest = nearest_neighbours(train, test, 11)
+    votes = knn_votes(cosines, nearest, 31, temperature=0.001)
+    assert cosines.max() < 0.6, "the cosines were meant to be far below 1"
+    assert torch.equal(votes.argmax(dim=1), nearest[:, 0]), "each picture is a class of its own: the nearest must win"
+
+
 def test_more_neighbours_than_pictures_are_all_pictures_and_any_number_is_asked():
     votes = vote(torch.randn(3, 5), torch.tensor([0, 1, 2]), torch.randn(2003, 5), 13)
     assert votes.shape == (2003, 13) and (votes[:, 3:] == 0).all()
