@@ -8,7 +8,7 @@ import torch
 import eval_knn
 from checkpoint import save_checkpoint
 from data import Pictures
-from eval_knn import LabelledFeatures, knn_accuracies, knn_votes, nearest_neighbours, top_accuracy
+from eval_knn import LabelledFeatures, knn_accuracies, knn_votes, nearest_neighbours, right_answers, top_accuracy
 from features import EvaluationView, Pixels, extract_features
 from hardware import Hardware
 
@@ -58,6 +58,21 @@ def test_top_accuracy_is_a_share_in_percent():
     labels = torch.tensor([0, 1, 0, 1])
     assert top_accuracy(votes, labels) == 50.0 and top_accuracy(votes, labels, among=2) == 75.0
     assert top_accuracy(votes, labels, among=5) == 100.0
+
+
+def test_the_shares_of_the_pictures_asked_add_up_to_the_accuracies_of_all():
+    """Accuracy = 100 sum over the processes of the right answers to their share / n; a share may be empty."""
+    generator = torch.Generator().manual_seed(0)
+    data = LabelledFeatures(torch.randn(101, 5, generator=generator), torch.arange(101) % 7,
+                            torch.randn(2003, 5, generator=generator), torch.arange(2003) % 7)
+    shares = torch.arange(2003).split([1201, 0, 802])
+    right = sum(right_answers(data, share, (3, 20), 0.07) for share in shares)
+    cosines, nearest = nearest_neighbours(data.train_features, data.test_features, 20)
+    for (k, measured), counted in zip(knn_accuracies(data, (3, 20)).items(), right.tolist()):
+        votes = knn_votes(cosines[:, :k], data.train_labels[nearest[:, :k]], 7)
+        expected = [top_accuracy(votes, data.test_labels, among) for among in (1, 5)]
+        assert measured == pytest.approx(expected), "sharing and cutting into parts must change nothing"
+        assert [100 * one / 2003 for one in counted] == pytest.approx(expected)
 
 
 def test_the_evaluation_view_is_a_resized_centre_crop_for_any_shape():
