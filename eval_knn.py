@@ -26,6 +26,7 @@ from hardware import Hardware
 
 PAPER = {("vit_small", 16): 74.5, ("vit_small", 8): 78.3, ("vit_base", 16): 76.1, ("vit_base", 8): 77.4,
          ("resnet50", 1): 67.5}  # Table 2: top-1 on ImageNet, k = 20
+ALONE = Hardware(0, 1, torch.device("cpu"), torch.float32)  # where no other process shares the work
 
 
 def nearest_neighbours(train_features: Tensor, test_features: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -86,7 +87,7 @@ def right_answers(data: LabelledFeatures, rows: Tensor, ks: tuple[int, ...], tem
 
 
 def knn_accuracies(data: LabelledFeatures, ks: tuple[int, ...] = (20,), temperature: float = 0.07,
-                   where: Hardware = Hardware(0, 1, torch.device("cpu"), torch.float32)) -> dict[int, list[float]]:
+                   where: Hardware = ALONE) -> dict[int, list[float]]:
     """k -> [top-1, top-5] in %; each process answers for its share of the pictures asked."""
     asked = len(data.test_labels)
     share = torch.arange(asked).tensor_split(where.world_size)[where.rank]
@@ -110,7 +111,7 @@ def evaluate(flags, where: Hardware) -> None:
     features, args, data = load_features(flags) if flags.load_features else features_of(flags, where)
     if flags.dump_features and where.is_main:
         save_checkpoint(flags.dump_features, {"features": {k: v._asdict() for k, v in features.items()}, "args": args,
-                                              "data": data})
+                                              "data": data, "weights": flags.pretrained_weights or flags.pretrained})
     voters = min(len(one.train_labels) for one in features.values())
     ks = tuple(k for k in flags.nb_knn if k <= voters) or (voters,)
     measured = {}
@@ -137,13 +138,19 @@ def features_of(flags, where: Hardware) -> tuple[dict[str, LabelledFeatures], di
 
 
 def load_features(flags) -> tuple[dict[str, LabelledFeatures], dict, str]:
-    """The same from a file that --dump_features wrote."""
+    """The same from a file that --dump_features wrote; --pretrained_weights becomes what it was then."""
     stored = read_checkpoint(flags.load_features)
     try:
         features = {name: LabelledFeatures(**one) for name, one in stored["features"].items()}
-        return features, stored["args"], stored["data"]
-    except (KeyError, TypeError, AttributeError):
-        raise InputError(f"--load_features {flags.load_features!r} was not written by --dump_features") from None
+        pairs = [pair for one in features.values() for pair in (one[:2], one[2:])]
+        if not pairs or not all(0 < len(rows) == len(labels) for rows, labels in pairs):
+            raise ValueError
+        args = {"arch": str(stored["args"]["arch"]), "patch_size": int(stored["args"]["patch_size"])}
+        flags.pretrained_weights = str(stored["weights"])
+        return features, args, stored["data"]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise InputError(f"--load_features {flags.load_features!r} was not written by --dump_features: make it with "
+                         "that") from None
 
 
 if __name__ == "__main__":

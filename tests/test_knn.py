@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from test_bad_input import error_of
 
 import eval_knn
 from checkpoint import save_checkpoint
@@ -104,13 +105,27 @@ def test_raw_pixels_are_a_feature_of_bounded_width(side):
 
 
 def test_features_that_were_kept_vote_again_without_weights_or_pictures(tmp_path, capsys):
+    """And the results still tell whose features they are."""
     features = LabelledFeatures(torch.randn(31, 5), torch.arange(31) % 3, torch.randn(7, 5), torch.arange(7) % 3)
     save_checkpoint(tmp_path / "features.pth", {"features": {"vit_small": features._asdict()}, "data": "made up",
-                                                "args": {"arch": "vit_small", "patch_size": 16}})
-    results = tmp_path / "results.jsonl"
-    eval_knn.main(["--load_features", str(tmp_path / "features.pth"), "--nb_knn", "20", "--results", str(results)])
-    line = json.loads(results.read_text())
-    expected = knn_accuracies(features)[20][0]
-    assert line["measured"]["vit_small, k = 20, top-1 %"] == pytest.approx(expected, abs=1e-3)
-    assert line["paper"] == {"vit_small, k = 20, top-1 %": 74.5} and line["data"] == "made up"
+                                                "args": {"arch": "vit_small", "patch_size": 16}, "weights": "mine.pth"})
+    kept, again = ["--dump_features", tmp_path / "again.pth"], ["--load_features", tmp_path / "again.pth"]
+    for flags in ["--load_features", tmp_path / "features.pth", *kept], again:
+        eval_knn.main([str(flag) for flag in (*flags, "--nb_knn", 20, "--results", tmp_path / "results.jsonl")])
+        line = json.loads((tmp_path / "results.jsonl").read_text().splitlines()[-1])
+        expected = knn_accuracies(features)[20][0]
+        assert line["measured"]["vit_small, k = 20, top-1 %"] == pytest.approx(expected, abs=1e-3)
+        assert line["paper"] == {"vit_small, k = 20, top-1 %": 74.5} and line["data"] == "made up"
+        assert line["weights"] == "mine.pth", "the file must say whose features it keeps"
     assert "74.5" in capsys.readouterr().out, "the table must show the paper's number beside ours"
+
+
+@pytest.mark.parametrize("wrong", [{"features": {}}, {"args": {"patch_size": 16}}, {"args": {}}, {"features": [1]},
+                                   {"features": {"vit_small": {"train_features": torch.randn(3, 5)}}}])
+def test_a_file_of_something_else_is_no_kept_features(tmp_path, capsys, wrong):
+    one = {"train_features": torch.randn(3, 5), "train_labels": torch.arange(3),
+           "test_features": torch.randn(2, 5), "test_labels": torch.arange(2)}
+    good = {"features": {"vit_small": one}, "args": {"arch": "vit_small", "patch_size": 16}, "data": "", "weights": ""}
+    save_checkpoint(tmp_path / "features.pth", good | wrong)
+    said = error_of(eval_knn.main, capsys, "--load_features", tmp_path / "features.pth")
+    assert "features.pth' was not written by --dump_features" in said
