@@ -125,9 +125,10 @@ def train_epoch(heads: nn.ModuleList, optimizer: torch.optim.SGD, batches: Itera
 
 @torch.no_grad()
 def accuracies(heads: nn.ModuleList, features: Tensor, labels: Tensor) -> list[tuple[float, float]]:
-    """(top-1, top-5) in % of each head: features (n, d), labels (n,)."""
+    """(top-1, top-5) in % of each head, 0 where it diverged: features (n, d), labels (n,)."""
     logits = (head(features.to(head.weight.device)).cpu() for head in heads)
-    return [(top_accuracy(one, labels), top_accuracy(one, labels, 5)) for one in logits]
+    return [(top_accuracy(one, labels), top_accuracy(one, labels, 5)) if one.isfinite().all() else (0.0, 0.0)
+            for one in logits]  # topk takes NaN for the largest number of all
 
 
 def blocks_to_read(flags, backbone: nn.Module, arch: str) -> tuple[int, bool]:

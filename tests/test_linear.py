@@ -105,6 +105,8 @@ def test_a_head_that_diverges_leaves_the_others_alone():
     good, bad = trained([0.3, 1e38], [(100 * features, labels) for features, labels in toy()])
     (alone,) = trained([0.3], [(100 * features, labels) for features, labels in toy()])
     assert not bad.weight.isfinite().all() and torch.equal(good.weight, alone.weight)
+    features, labels = toy()[0]
+    assert accuracies([bad], features, labels) == [(0.0, 0.0)], "topk counts NaN as the largest logit"
 
 
 def test_an_epoch_is_sgd_with_momentum_and_without_decay():
