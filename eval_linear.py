@@ -168,13 +168,14 @@ def make_source(network: FrozenFeatures, pictures: Pictures, view: EvaluationVie
     return augmented
 
 
-def recipe_of(network: FrozenFeatures, view: EvaluationView, batches: EpochBatches, classes: int, flags) -> dict:
+def recipe_of(network: FrozenFeatures, pictures: Pictures, view: EvaluationView, batches: EpochBatches, classes: int,
+              flags) -> dict:
     """What must agree for heads to be evaluated, and besides for their training to go on."""
     recipe = {"weights": evaluation.fingerprint(network.backbone), "n_last_blocks": network.n_last_blocks,
               "avgpool_patchtokens": network.avgpool, "eval_size": view.size, "classes": classes, "lr": flags.lr}
     return recipe if flags.evaluate else recipe | {
-        "number of pictures": batches.pictures, "batch": batches.pictures_per_step, "epochs": flags.epochs,
-        "cached": flags.cached, "seed": flags.seed}
+        "set of pictures": evaluation.fingerprint_of_pictures(pictures), "number of pictures": len(pictures),
+        "batch": batches.pictures_per_step, "epochs": flags.epochs, "cached": flags.cached, "seed": flags.seed}
 
 
 def train(heads: nn.ModuleList, optimizer: torch.optim.SGD, run: Progress, batches: EpochBatches,
@@ -226,7 +227,7 @@ def evaluate(flags, where: Hardware) -> None:
     classes = 1 + int(torch.cat([pictures.labels, val.labels]).max())
     heads = make_heads(network.width, classes, len(flags.lr), flags.seed).to(where.device)
     optimizer = make_optimizer(heads, flags.lr, batches.pictures_per_step)
-    run = Progress(Path(flags.output_dir, "linear.pth"), recipe_of(network, view, batches, classes, flags),
+    run = Progress(Path(flags.output_dir, "linear.pth"), recipe_of(network, pictures, view, batches, classes, flags),
                    heads=heads, optimizer=optimizer)
     if flags.evaluate or (flags.output_dir and where.all_see(run.path)):
         run.load()

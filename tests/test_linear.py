@@ -2,6 +2,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -259,10 +260,13 @@ def test_heads_of_another_recipe_or_network_are_neither_continued_nor_overwritte
         uninterrupted, creatures, weights, tmp_path, capsys):
     torch.save(uninterrupted[0], tmp_path / "linear.pth")
     kept = (tmp_path / "linear.pth").read_bytes()
-    other = weights_file(tmp_path, 1)
+    other, darker = weights_file(tmp_path, 1), Path(shutil.copytree(creatures, tmp_path / "darker"))
+    first = sorted(darker.glob("train/*/*.png"))[0]
+    Image.open(first).point(lambda value: value // 2).save(first)  # the other pictures and all labels stay
     for file, flags, name in ((weights, ["--lr", "0.1", "0.3"], "lr"), (weights, ["--seed", "5"], "seed"),
                               (weights, ["--cached"], "cached"), (weights, ["--n_last_blocks", "2"], "n_last_blocks"),
-                              (other, [], "weights"), (other, ["--evaluate"], "weights")):
+                              (other, [], "weights"), (other, ["--evaluate"], "weights"),
+                              (weights, ["--data_path", str(darker)], "set of pictures")):
         said = error_of(eval_linear.main, capsys, *command(creatures, file, tmp_path, *flags))
         assert f"was made with another {name}" in said and "--output_dir" in said
     assert (tmp_path / "linear.pth").read_bytes() == kept
