@@ -236,8 +236,9 @@ def evaluate(flags, where: Hardware) -> None:
     if run.epoch < flags.epochs and not flags.evaluate:
         source = make_source(network, pictures, view, batches, flags, where)
         train(heads, optimizer, run, batches, source, validate, flags, where)
-    data = (f"{evaluation.source(flags)}: {len(pictures)} pictures to learn from, {len(val)} asked ({asked}), "
-            f"{classes} classes, {view.size} pixels; {run.epoch} epochs{' of centre views' * flags.cached}")
+    data = (f"{evaluation.source(flags)}: {run.recipe['number of pictures']} pictures to learn from, {len(val)} asked "
+            f"({asked}), {classes} classes, {view.size} pixels; {run.epoch} epochs"
+            f"{' of centre views' * run.recipe['cached']}")
     evaluation.tell(flags, where, "linear (Table 2)", args, data, *table(validate(), flags.lr, args))
 
 

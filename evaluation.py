@@ -151,7 +151,8 @@ def source(flags: argparse.Namespace) -> str:
 class Progress:
     """How far an evaluation that trains is: its modules and optimisers by name, kept in a file after each epoch.
 
-    recipe: plain values, all that must agree for a stopped training to go on as if it had not been stopped.
+    recipe: plain values, all that must agree for a stopped training to go on as if it had not been stopped; once it is
+    loaded, the file's, which may hold more.
     """
 
     def __init__(self, path: Path, recipe: dict, **parts):
@@ -173,7 +174,7 @@ class Progress:
                                  "--output_dir, or what it was made with")
         for name, part in self.parts.items():
             part.load_state_dict(stored["parts"][name])
-        self.epoch = stored["epoch"]
+        self.epoch, self.recipe = stored["epoch"], stored["recipe"]
 
 
 def tell(flags: argparse.Namespace, where: Hardware, table: str, args: dict, data: str, measured: dict[str, float],

@@ -252,8 +252,9 @@ def test_a_run_stopped_between_epochs_ends_bit_for_bit_where_an_uninterrupted_on
     assert_same(uninterrupted[0], resumed, atol=0, rtol=0)
     assert line["measured"] == uninterrupted[1]["measured"]
     kept = (tmp_path / "linear.pth").read_bytes()
-    _, only_evaluated = run(creatures, weights, tmp_path, "--evaluate", "--batch_size", "5")
+    _, only_evaluated = run(creatures, weights, tmp_path, "--evaluate", "--batch_size", "5", "--cached")
     assert only_evaluated["measured"] == line["measured"] and (tmp_path / "linear.pth").read_bytes() == kept
+    assert only_evaluated["data"] == line["data"], "told is how the heads were trained, not what today's flags say"
 
 
 def test_heads_of_another_recipe_or_network_are_neither_continued_nor_overwritten(
