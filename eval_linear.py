@@ -11,6 +11,7 @@ ViT-S/16 after DINO: 77.0 % on ImageNet.
 
     python eval_linear.py --pretrained_weights runs/demo/checkpoint.pth                 # embedded pictures, --cached
     python eval_linear.py --pretrained_weights runs/mine/checkpoint.pth --data_path photos/ --cached
+    python eval_linear.py --pretrained dino_vits16 --data_path imagenet/ --cached --fraction 0.01       # few labels
     torchrun --nproc_per_node=8 eval_linear.py --pretrained dino_vits16 --data_path imagenet/ --output_dir runs/linear
     (the last command again goes on where it was stopped; with --evaluate it only evaluates what is there)
 
@@ -211,7 +212,7 @@ def table(scores: list[tuple[float, float]], lrs: list[float], args: dict) -> tu
 def evaluate(flags, where: Hardware) -> None:
     """Train the heads, or with --evaluate take those of --output_dir; then a table of the sweep."""
     evaluation.require(flags, n_last_blocks=flags.n_last_blocks >= 0, epochs=flags.epochs >= 1,
-                       lr=all(0 < lr < math.inf for lr in flags.lr))
+                       lr=min(flags.lr) > 0, fraction=0 < flags.fraction <= 1)
     if flags.evaluate and not flags.output_dir:
         raise InputError("--evaluate takes the heads of an earlier run: say where they are with --output_dir")
     if flags.cached is None:
@@ -220,6 +221,7 @@ def evaluate(flags, where: Hardware) -> None:
     network = FrozenFeatures(backbone, *blocks_to_read(flags, backbone, args["arch"]))
     view = evaluation.evaluation_view(flags, args)
     pictures, val, asked = evaluation.load_labelled(flags, where)
+    pictures = pictures.subset(evaluation.balanced_share(pictures.labels, flags.fraction, flags.seed))
     if len(pictures) < where.world_size:
         raise InputError(f"{len(pictures)} pictures are fewer than the {where.world_size} processes: start fewer")
     batches = EpochBatches(len(pictures), min(flags.batch_size, len(pictures) // where.world_size), 1, where.rank,
@@ -251,6 +253,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--avgpool_patchtokens", type=true_or_false, help="join the mean patch token; default: true for ViT-B alone")
     add("--cached", type=true_or_false, nargs="?", const=True, help="train on the centre views' features, taken once: "
         "seconds instead of hours, without augmentation; default: for the embedded pictures alone")
+    add("--fraction", type=float, default=1.0, help="share of each class's labels to learn from [1]")
     add("--output_dir", default="", help="keep the heads there after each epoch, and go on from them")
     add("--evaluate", action="store_true", help="only evaluate the heads in --output_dir")
     add("--seed", type=int, default=0, help="[0]")

@@ -1,4 +1,4 @@
-"""Transfer (Table 6; appendix, "Low-shot"): all weights are trained with labels, from DINO's or from scratch.
+"""Transfer (Table 6): all weights are trained with labels, from DINO's or from scratch.
 
 A linear classifier stands on the [CLS] feature, and DeiT's recipe (Touvron et al. 2021) trains both: RandAugment,
 mixup or cutmix, erasing, label smoothing, drop path, AdamW with one learning rate for all layers, warm-up, cosine.
@@ -14,7 +14,9 @@ From scratch it is the paper's supervised baseline, whose attention Fig. 4 compa
 --epochs and --lr are DeiT's for ImageNet from scratch; good weights on small data want a smaller lr, and longer. A
 --fraction of the labels is shown 1 / fraction times an epoch. The same command goes on from the last whole epoch;
 every other script reads the checkpoint's backbone. Departures from DeiT: no repeated augmentation, no average of the
-weights; from the paper: of Flowers torchvision's train part alone.
+weights; from the paper: of Flowers torchvision's train part alone, and with a --fraction too all weights are trained.
+The paper's "Low-shot" (appendix) is a logistic regression on frozen features, without fine-tuning and augmentation:
+eval_linear.py --cached --fraction comes near it.
 
 Shapes: B images, S pixels, D width, C classes.
 """
@@ -76,16 +78,6 @@ class LabelledCrops(CropsDataset):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         return super().__getitem__(key), self.pictures.labels[key[1]]
-
-
-def balanced_share(labels: Tensor, fraction: float, seed: int) -> Tensor:
-    """The indices of `fraction` of each class, at least one picture; a smaller share is part of a larger one."""
-    generator, chosen = torch.Generator().manual_seed(seed), []
-    for label in labels.unique():
-        members = (labels == label).nonzero().squeeze(1)
-        order = torch.randperm(len(members), generator=generator)
-        chosen.append(members[order[:max(1, round(fraction * len(members)))]])
-    return torch.cat(chosen).sort().values
 
 
 def augmentation(size: int, crop_scale: float, erasing: float, mean: tuple, std: tuple) -> v2.Compose:
@@ -257,7 +249,7 @@ def evaluate(flags: Namespace, where: Hardware) -> None:
     recipe = {name: value for name, value in vars(flags).items() if name not in NOT_THE_RECIPE}
     recipe["weights"] = evaluation.fingerprint(start[0]) if start else 0
     for share in flags.fraction:
-        few = balanced_share(train.labels, share, flags.seed)
+        few = evaluation.balanced_share(train.labels, share, flags.seed)
         shown = train.subset(few.repeat(round(1 / share)))  # so that an epoch of any share is equally many steps
         network, about = build_network(flags, start, classes, where)
         path = Path(flags.output_dir, "" if share == 1 else f"{share:g}", "checkpoint.pth")

@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import checkpoint
 import hardware
@@ -108,6 +108,16 @@ def load_labelled(flags: argparse.Namespace, where: Hardware) -> tuple[Pictures,
         raise InputError(f"--data_path {flags.data_path!r} has no labels to learn from, or fewer than 5 pictures: put "
                          "pictures into class folders")
     return *split, "every fifth picture" if val is None else "the evaluation part"
+
+
+def balanced_share(labels: Tensor, fraction: float, seed: int) -> Tensor:
+    """The indices of `fraction` of each class, at least one picture; a smaller share is part of a larger one."""
+    generator, chosen = torch.Generator().manual_seed(seed), []
+    for label in labels.unique():
+        members = (labels == label).nonzero().squeeze(1)
+        order = torch.randperm(len(members), generator=generator)
+        chosen.append(members[order[:max(1, round(fraction * len(members)))]])
+    return torch.cat(chosen).sort().values
 
 
 def view_size(flags: argparse.Namespace, args: dict) -> int:

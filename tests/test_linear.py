@@ -273,6 +273,13 @@ def test_heads_of_another_recipe_or_network_are_neither_continued_nor_overwritte
     assert (tmp_path / "linear.pth").read_bytes() == kept
 
 
+def test_a_share_of_the_labels_is_learnt_from(creatures, weights, tmp_path):
+    _, line = run(creatures, weights, tmp_path, "--fraction", "0.5", "--cached", "--epochs", "1")
+    counts = [len(list(folder.iterdir())) for folder in (creatures / "train").iterdir()]
+    learnt_from = sum(max(1, round(0.5 * count)) for count in counts)
+    assert f"{learnt_from} pictures to learn from, 20 asked" in line["data"], "half of each class, at least one"
+
+
 def test_fewer_pictures_than_a_batch_are_one_batch(creatures, weights, tmp_path):
     """EpochBatches drops an incomplete batch, which here would be all there is; and the lr follows the true batch."""
     checkpoint, _ = run(creatures, weights, tmp_path, "--batch_size", "1000", "--cached")
@@ -285,6 +292,7 @@ def test_fewer_pictures_than_a_batch_are_one_batch(creatures, weights, tmp_path)
     (["--lr", "0.1", "0"], "--lr [0.1, 0.0] is out of range"),
     (["--lr", "nan"], "--lr [nan] is out of range"),
     (["--epochs", "0"], "--epochs 0 is out of range"),
+    (["--fraction", "0"], "--fraction 0.0 is out of range"),
     (["--n_last_blocks", "5"], "--n_last_blocks 5 is more than the 4 blocks of vit_nano"),
     (["--avgpool_patchtokens", "maybe"], "'maybe' is neither true nor false"),
     (["--evaluate", "--output_dir", ""], "say where they are with --output_dir"),

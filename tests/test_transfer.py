@@ -14,7 +14,8 @@ from test_bad_input import error_of
 import eval_transfer
 from backbone import build_backbone
 from checkpoint import load_backbone
-from eval_transfer import Classifier, augmentation, balanced_share, mixing, train_step
+from eval_transfer import Classifier, augmentation, mixing, train_step
+from evaluation import balanced_share
 from hardware import Hardware
 from optimizer import make_optimizer
 
