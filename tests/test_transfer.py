@@ -84,9 +84,9 @@ def test_mixing_can_be_switched_off(mixup, cutmix):
     assert torch.equal(mixed, images) == (not mixup and not cutmix)
 
 
-def small_network() -> Classifier:
+def small_network(classes: int = 7) -> Classifier:
     torch.manual_seed(0)
-    return Classifier(build_backbone("vit_nano", 8, 24, init_std=0.1), 7)
+    return Classifier(build_backbone("vit_nano", 8, 24, init_std=0.1), classes)
 
 
 def test_the_loss_is_the_cross_entropy_with_smoothed_targets():
@@ -167,8 +167,11 @@ def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(photos, tmp_path, caps
 
 @pytest.mark.slow
 def test_two_processes_learn_what_one_learns_with_the_double_batch(photos, tmp_path):
-    """Without mixing and dropped paths, which each process draws for itself."""
-    flags = ["--from_scratch", "--mixup", "0", "--cutmix", "0", "--drop_path_rate", "0", "--lr", "0.002"]
+    """Without mixing and dropped paths, which each process draws for itself.
+
+    Not of the keys' biases: softmax is blind to them, and AdamW makes whole steps of the rounding of their gradient 0.
+    """
+    flags = ["--from_scratch", "--mixup", "0", "--cutmix", "0", "--drop_path_rate", "0", "--lr", "0.2"]
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     lines = []
     for launcher, batch in ((["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29631"], "4"),
@@ -182,8 +185,12 @@ def test_two_processes_learn_what_one_learns_with_the_double_batch(photos, tmp_p
         lines += [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
     assert len(lines) == 2 and lines[0]["measured"] == lines[1]["measured"], "one table a run, of the same numbers"
     two, one = weights_of(tmp_path / "4"), weights_of(tmp_path / "8")
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, atol=1e-3, rtol=1e-2)
+    for name, before in small_network(classes=2).state_dict().items():
+        keys = slice(128, 256) if "qkv.bias" in name else slice(0)
+        moved, differ = (one[name] - before).abs(), (one[name] - two[name]).abs()
+        differ[keys] = 0
+        assert moved.max() > 1e-3, f"{name} was hardly trained: nothing could be told from it"
+        assert differ.max() < 1e-5, f"{name} differs by {differ.max()}"
 
 
 @pytest.mark.parametrize(("flags", "said"), [
