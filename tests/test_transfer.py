@@ -14,7 +14,7 @@ from test_bad_input import error_of
 import eval_transfer
 from backbone import build_backbone
 from checkpoint import load_backbone
-from eval_transfer import Classifier, augmentation, mixing, train_step
+from eval_transfer import Classifier, augmentation, mixing, paper_number, train_step
 from evaluation import balanced_share
 from hardware import Hardware
 from optimizer import make_optimizer
@@ -128,6 +128,14 @@ def test_a_separable_set_is_learnt_and_read_by_the_loader_strictly(photos, tmp_p
         state = {name.removeprefix("backbone."): value for name, value in weights_of(tmp_path).items()}
         assert all(torch.equal(value, state[name]) for name, value in backbone.state_dict().items())
         assert (args["arch"], args["patch_size"], args["eval_size"]) == ("vit_nano", 8, 24)
+
+
+def test_from_scratch_the_paper_has_a_number_of_imagenet_alone():
+    """Table 6's row "supervised" is trained on ImageNet; its other columns are fine-tuned from those weights."""
+    small = {"arch": "vit_small", "patch_size": 16}
+    assert [paper_number(small, "from scratch", name) for name in ("", "imagenet", "cifar10")] == [79.9, 79.9, None]
+    assert [paper_number(small, "fine-tuned", name) for name in ("", "cifar10", "food101")] == [81.5, 99.0, None]
+    assert paper_number({"arch": "resnet50", "patch_size": 1}, "fine-tuned", "") is None
 
 
 def test_fine_tuning_starts_from_the_weights_of_any_checkpoint(photos, tmp_path, capsys):
