@@ -239,6 +239,8 @@ def check(flags: Namespace) -> None:
         init_std=flags.init_std >= 0)
     if flags.from_scratch and (flags.pretrained_weights or flags.pretrained):
         raise InputError("--from_scratch takes no weights: leave out it, or --pretrained_weights and --pretrained")
+    if not flags.from_scratch and (flags.patch_size or flags.init_std):
+        raise InputError("--patch_size and --init_std are for --from_scratch: leave them out where weights are given")
 
 
 def paper_number(args: dict, how: str, dataset: str) -> float | None:

@@ -143,7 +143,7 @@ def test_fine_tuning_starts_from_the_weights_of_any_checkpoint(photos, tmp_path,
     backbone = build_backbone("vit_nano", 8, 32, init_std=0.1)
     torch.save(backbone.state_dict(), tmp_path / "weights.pth")
     run(photos, tmp_path, "--pretrained_weights", str(tmp_path / "weights.pth"), "--lr", "1e-12", "--epochs", "1",
-        "--patch_size", "0", "--arch", "")
+        "--patch_size", "0", "--init_std", "0", "--arch", "")
     tuned = weights_of(tmp_path)
     for name, value in backbone.state_dict().items():
         torch.testing.assert_close(tuned[f"backbone.{name}"], value)
@@ -203,7 +203,9 @@ def test_two_processes_learn_what_one_learns_with_the_double_batch(photos, tmp_p
 
 @pytest.mark.parametrize(("flags", "said"), [
     ("--from_scratch --pretrained_weights x.pth", "--from_scratch takes no weights"),
-    ("", "give the weights"),
+    ("--patch_size 0 --init_std 0", "give the weights"),
+    ("--pretrained_weights x.pth --init_std 0", "--patch_size and --init_std are for --from_scratch"),
+    ("--pretrained_weights x.pth --patch_size 0", "--patch_size and --init_std are for --from_scratch"),
     ("--from_scratch --fraction 0.5 1.5", "--fraction [0.5, 1.5] is out of range"),
     ("--from_scratch --warmup_epochs 4", "--warmup_epochs 4.0 is out of range"),
     ("--from_scratch --train_size 20", "--train_size 20 must be a multiple of the patch size 8"),
