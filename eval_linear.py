@@ -27,7 +27,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2.functional import resized_crop
 from tqdm import tqdm
@@ -38,8 +37,8 @@ from data import Pictures
 from eval_knn import top_accuracy
 from evaluation import Progress
 from features import EvaluationView, extract_features
-from hardware import Hardware, leave_signals_to_training
-from sampling import CropsDataset, EpochBatches
+from hardware import Hardware
+from sampling import EpochBatches
 from schedules import cosine
 
 PAPER = {("vit_small", 16): 77.0, ("vit_small", 8): 79.7, ("vit_base", 16): 78.2, ("vit_base", 8): 80.1,
@@ -150,21 +149,17 @@ def make_source(network: FrozenFeatures, pictures: Pictures, view: EvaluationVie
                 where: Hardware) -> Callable[[], Iterable[tuple[Tensor, Tensor]]]:
     """What gives an epoch's batches of features (B, d) and labels (B,): of augmented views, or with --cached of the
     centre views, whose features are taken once."""
-    loading = evaluation.loading(flags, where)
-    rows = lambda: ([index for _, index in keys] for keys in batches)
     if flags.cached:
-        kept = extract_features(network, pictures, view, where, **loading)
-        return lambda: ((kept[row], pictures.labels[row]) for row in rows())
-    workers = loading["num_workers"]
-    loader = DataLoader(CropsDataset(pictures, TrainingView(view), flags.seed), batch_sampler=batches,
-                        num_workers=workers, pin_memory=where.device.type == "cuda", persistent_workers=workers > 0,
-                        worker_init_fn=leave_signals_to_training)
+        kept = extract_features(network, pictures, view, where, **evaluation.loading(flags, where))
+        return lambda: ((kept[rows], pictures.labels[rows])
+                        for rows in ([index for _, index in keys] for keys in batches))
+    loader = evaluation.training_loader(pictures, TrainingView(view), batches, flags, where)
 
     def augmented() -> Iterator[tuple[Tensor, Tensor]]:
-        for views, row in zip(loader, rows()):
+        for views, labels in loader:
             with where.autocast():
                 features = network(views.to(where.device, non_blocking=True))
-            yield features.float(), pictures.labels[row]
+            yield features.float(), labels
 
     return augmented
 
@@ -222,10 +217,7 @@ def evaluate(flags, where: Hardware) -> None:
     view = evaluation.evaluation_view(flags, args)
     pictures, val, asked = evaluation.load_labelled(flags, where)
     pictures = pictures.subset(evaluation.balanced_share(pictures.labels, flags.fraction, flags.seed))
-    if len(pictures) < where.world_size:
-        raise InputError(f"{len(pictures)} pictures are fewer than the {where.world_size} processes: start fewer")
-    batches = EpochBatches(len(pictures), min(flags.batch_size, len(pictures) // where.world_size), 1, where.rank,
-                           where.world_size, flags.seed)
+    batches = evaluation.epoch_batches(pictures, flags, where)
     classes = 1 + int(torch.cat([pictures.labels, val.labels]).max())
     heads = make_heads(network.width, classes, len(flags.lr), flags.seed).to(where.device)
     optimizer = make_optimizer(heads, flags.lr, batches.pictures_per_step)

@@ -28,21 +28,21 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from torchvision.transforms import InterpolationMode, v2
 from tqdm import tqdm
 
 import evaluation
 import hardware
 from backbone import VITS, build_backbone
-from checkpoint import load_strictly, read_checkpoint, save_checkpoint
+from checkpoint import load_strictly
 from commandline import InputError
 from data import Pictures
 from eval_knn import top_accuracy
+from evaluation import Progress
 from features import extract_features
 from hardware import Hardware
 from optimizer import make_optimizer
-from sampling import CropsDataset, EpochBatches, seed_of
+from sampling import seed_of
 from schedules import cosine
 from settings import PRESETS, Settings
 
@@ -58,7 +58,6 @@ DEIT = {"epochs": 300, "warmup_epochs": 5.0, "lr": 5e-4, "drop_path_rate": 0.1, 
 EMBEDDED = {"epochs": 8, "warmup_epochs": 1.0, "lr": 0.008, "drop_path_rate": 0.0, "crop_scale": 0.5,
             "train_size": 48}  # two minutes on two cores
 REGULARISED = {"weight_decay": 0.05, "smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0, "erasing": 0.25}
-NOT_THE_RECIPE = ("output_dir", "results", "device", "precision", "num_workers", "download")  # may differ in a resume
 
 
 class Classifier(nn.Module):
@@ -73,13 +72,6 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier(self.backbone(images))
-
-
-class LabelledCrops(CropsDataset):
-    """The augmented view and the label of picture `index` in epoch `epoch`: dataset[epoch, index]."""
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        return super().__getitem__(key), self.pictures.labels[key[1]]
 
 
 def augmentation(size: int, crop_scale: float, erasing: float, mean: tuple, std: tuple) -> v2.Compose:
@@ -122,11 +114,12 @@ def build_network(flags: Namespace, start: tuple[nn.Module, dict] | None, classe
     """The classifier, on a fresh backbone or with the weights of start (backbone, flags it was made with); and what a
     reader of it must know."""
     fresh = Settings(**PRESETS["vits16" if flags.data_path or flags.dataset else "demo"])
-    args = {name: getattr(flags, name) for name in ("arch", "patch_size", "eval_size") if getattr(flags, name)}
+    given = ("arch", "patch_size", "init_std", "eval_size")
+    args = {name: getattr(flags, name) for name in given if getattr(flags, name)}
     if start:
         pretrained, args = start
     about = {name: args.get(name, getattr(fresh, name)) for name in (
-        "arch", "patch_size", "eval_size", "eval_crop", "mean", "std")}
+        "arch", "patch_size", "init_std", "eval_size", "eval_crop", "mean", "std")}
     about["patch_size"] = about["patch_size"] if about["arch"] in VITS else 1
     about["eval_size"] = evaluation.view_size(flags, about)
     about["train_size"] = flags.train_size or about["eval_size"]
@@ -134,74 +127,51 @@ def build_network(flags: Namespace, start: tuple[nn.Module, dict] | None, classe
         raise InputError(f"--train_size {flags.train_size} must be a multiple of the patch size {about['patch_size']}")
     torch.manual_seed(flags.seed)
     backbone = build_backbone(about["arch"], about["patch_size"], args.get("img_size", about["train_size"]),
-                              drop_path_rate=flags.drop_path_rate, init_std=flags.init_std or fresh.init_std)
+                              drop_path_rate=flags.drop_path_rate, init_std=about["init_std"])
     if start:
         load_strictly(backbone, pretrained.state_dict(), flags.pretrained_weights or flags.pretrained)
     return hardware.synchronise_batch_norms(Classifier(backbone, classes), where).to(where.device), about
 
 
-def save(path: Path, network: Classifier, optimizer: torch.optim.Optimizer, epoch: int, args: dict) -> None:
-    """Write the checkpoint: the weights under both of the names that --checkpoint_key knows, in the file only once."""
-    weights = network.state_dict()
-    save_checkpoint(path, {"student": weights, "teacher": weights, "optimizer": optimizer.state_dict(), "epoch": epoch,
-                           "args": args})
+def recipe_of(pictures: Pictures, start: tuple[nn.Module, dict] | None, about: dict, classes: int, flags: Namespace,
+              where: Hardware) -> dict:
+    """What must agree for a training to go on."""
+    return {name: getattr(flags, name) for name in (*DEIT, *REGULARISED, "batch_size", "seed")} | about | {
+        "set of weights": evaluation.fingerprint(start[0]) if start else "none", "number of classes": classes,
+        "number of pictures": len(pictures), "set of pictures": evaluation.fingerprint_of_pictures(pictures),
+        "number of processes": where.world_size}
 
 
-def resume(path: Path, network: Classifier, optimizer: torch.optim.Optimizer, args: dict) -> int:
-    """Load the weights and the optimiser of a run with the same settings -> the epochs that it has done."""
-    stored = read_checkpoint(path)
-    old = stored.get("args")
-    if not {"optimizer", "epoch", "student"} <= set(stored) or not isinstance(old, dict):
-        raise InputError(f"{str(path)!r} is no fine-tuning that can go on: choose another --output_dir")
-    for name, value in args.items():
-        if old.get(name) != value:
-            raise InputError(f"{str(path)!r} was made with --{name} {old.get(name)}, not {value}: choose another "
-                             "--output_dir, or the old value")
-    load_strictly(network, stored["student"], path)
-    optimizer.load_state_dict(stored["optimizer"])
-    return stored["epoch"]
-
-
-def make_loader(pictures: Pictures, args: dict, flags: Namespace, where: Hardware) -> tuple[DataLoader, EpochBatches]:
-    """Augmented views and labels for this process, and the order they follow; few pictures are one batch."""
-    batch_size = min(flags.batch_size, len(pictures) // where.world_size)
-    if batch_size < 2:
-        raise InputError(f"{len(pictures)} pictures are too few for {where.world_size} processes: take a larger "
-                         "--fraction, or add pictures")
-    batches = EpochBatches(len(pictures), batch_size, 1, where.rank, where.world_size, flags.seed)
-    view = augmentation(args["train_size"], flags.crop_scale, flags.erasing, args["mean"], args["std"])
-    workers = hardware.share_cores(flags.num_workers, where.device)
-    return DataLoader(LabelledCrops(pictures, view, flags.seed), batch_sampler=batches, num_workers=workers,
-                      pin_memory=where.device.type == "cuda", persistent_workers=workers > 0,
-                      worker_init_fn=hardware.leave_signals_to_training), batches
-
-
-def fine_tune(network: Classifier, pictures: Pictures, args: dict, path: Path, flags: Namespace,
+def fine_tune(network: Classifier, pictures: Pictures, about: dict, run: Progress, flags: Namespace,
               where: Hardware) -> None:
     """All epochs that are still to do, each with its checkpoint."""
-    optimizer = make_optimizer("adamw", network)
-    done = resume(path, network, optimizer, args) if where.all_see(path) else 0
-    loader, batches = make_loader(pictures, args, flags, where)
+    if where.all_see(run.path):
+        run.load()
+    view = augmentation(about["train_size"], flags.crop_scale, flags.erasing, about["mean"], about["std"])
+    batches = evaluation.epoch_batches(pictures, flags, where)
+    loader = evaluation.training_loader(pictures, view, batches, flags, where)
     mix = mixing(flags.mixup, flags.cutmix, network.classifier.out_features)
     hardware.compile_hot_path([network.backbone], "auto", where)
     ddp_network = hardware.average_gradients(network.train(), where)
     peak, total = flags.lr * batches.pictures_per_step / 512, flags.epochs * batches.steps
-    bar = tqdm(total=total, initial=done * batches.steps, unit="step", disable=not where.is_main, leave=False)
-    for batches.epoch in range(done, flags.epochs):
+    bar = tqdm(total=total, initial=run.epoch * batches.steps, unit="step", disable=not where.is_main, leave=False)
+    for batches.epoch in range(run.epoch, flags.epochs):
         losses = []
         for step, (images, labels) in enumerate(loader, start=batches.epoch * batches.steps):
             torch.manual_seed(seed_of(flags.seed, step, where.rank))  # of the mixing and the dropped paths
             images, targets = mix(images.to(where.device), labels.to(where.device))
             lr = cosine(step, total, peak, peak / 100, flags.warmup_epochs * batches.steps)  # DeiT: 1e-3 to 1e-5
-            losses.append(train_step(ddp_network, optimizer, images, targets, lr, flags.weight_decay, flags.smoothing,
-                                     where))
+            losses.append(train_step(ddp_network, run.parts["optimizer"], images, targets, lr, flags.weight_decay,
+                                     flags.smoothing, where))
             bar.update()
         loss = where.mean(torch.stack(losses).mean()).item()
         if not math.isfinite(loss):
             raise InputError(f"the loss is {loss} in epoch {batches.epoch + 1}: take a lower --lr, or --precision fp32")
         bar.set_postfix(epoch=batches.epoch + 1, loss=f"{loss:.3f}")
+        run.epoch += 1
         if where.is_main:
-            save(path, network, optimizer, batches.epoch + 1, args)
+            weights = network.state_dict()
+            run.save(student=weights, teacher=weights, args=about)  # so that every script finds them; stored only once
         where.wait()
     bar.close()
 
@@ -229,14 +199,13 @@ def check(flags: Namespace) -> None:
     for name, value in (EMBEDDED if embedded else DEIT).items():
         setattr(flags, name, value if getattr(flags, name) is None else getattr(flags, name))
     flags.output_dir = flags.output_dir or ("runs/supervised" if flags.from_scratch else "runs/transfer")
+    at_least_0 = ("train_size", "patch_size", "init_std", "weight_decay", "mixup", "cutmix")
     evaluation.require(
         flags, epochs=flags.epochs >= 1, warmup_epochs=0 <= flags.warmup_epochs <= flags.epochs, lr=flags.lr > 0,
         drop_path_rate=0 <= flags.drop_path_rate < 1, crop_scale=0 < flags.crop_scale <= 1,
-        train_size=flags.train_size >= 0,
-        fraction=all(0 < share <= 1 for share in flags.fraction), weight_decay=flags.weight_decay >= 0,
-        smoothing=0 <= flags.smoothing < 1, mixup=flags.mixup >= 0, cutmix=flags.cutmix >= 0,
-        erasing=0 <= flags.erasing <= 1, batch_size=flags.batch_size >= 2, patch_size=flags.patch_size >= 0,
-        init_std=flags.init_std >= 0)
+        fraction=all(0 < share <= 1 for share in flags.fraction), smoothing=0 <= flags.smoothing < 1,
+        erasing=0 <= flags.erasing <= 1, batch_size=flags.batch_size >= 2,
+        **{name: getattr(flags, name) >= 0 for name in at_least_0})
     if flags.from_scratch and (flags.pretrained_weights or flags.pretrained):
         raise InputError("--from_scratch takes no weights: leave out it, or --pretrained_weights and --pretrained")
     if not flags.from_scratch and (flags.patch_size or flags.init_std):
@@ -255,15 +224,14 @@ def evaluate(flags: Namespace, where: Hardware) -> None:
     train, val, asked = evaluation.load_labelled(flags, where)
     classes = 1 + int(torch.cat([train.labels, val.labels]).max())
     how, measured = "fine-tuned" if start else "from scratch", {}
-    recipe = {name: value for name, value in vars(flags).items() if name not in NOT_THE_RECIPE}
-    recipe["weights"] = evaluation.fingerprint(start[0]) if start else 0
     for share in flags.fraction:
         few = evaluation.balanced_share(train.labels, share, flags.seed)
         shown = train.subset(few.repeat(round(1 / share)))  # so that an epoch of any share is equally many steps
         network, about = build_network(flags, start, classes, where)
         path = Path(flags.output_dir, "" if share == 1 else f"{share:g}", "checkpoint.pth")
-        sizes = {"fraction": share, "pictures": len(shown), "processes": where.world_size}
-        fine_tune(network, shown, recipe | about | sizes, path, flags, where)
+        run = Progress(path, recipe_of(shown, start, about, classes, flags, where), network=network,
+                       optimizer=make_optimizer("adamw", network))
+        fine_tune(network, shown, about, run, flags, where)
         logits = extract_features(network, val, evaluation.evaluation_view(flags, about), where,
                                   **evaluation.loading(flags, where))
         row = f"{how}, {len(few)} labels" if share < 1 else how

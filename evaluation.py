@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import checkpoint
 import hardware
@@ -22,6 +23,7 @@ from commandline import CommandLine, InputError, brief, errors_in_one_line
 from data import Pictures, knn_split, open_pictures, without_unreadable
 from features import EvaluationView
 from hardware import Hardware
+from sampling import CropsDataset, EpochBatches
 
 
 def command_line(description: str | None, batch_size: int = 100, videos: bool = False) -> CommandLine:
@@ -120,6 +122,31 @@ def balanced_share(labels: Tensor, fraction: float, seed: int) -> Tensor:
     return torch.cat(chosen).sort().values
 
 
+class LabelledCrops(CropsDataset):
+    """The random view and the label of picture `index` in epoch `epoch`: dataset[epoch, index]."""
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        return super().__getitem__(key), self.pictures.labels[key[1]]
+
+
+def epoch_batches(pictures: Pictures, flags: argparse.Namespace, where: Hardware) -> EpochBatches:
+    """The order in which this process learns from the pictures; where they are few, all are one step."""
+    if len(pictures) < 2 * where.world_size:
+        raise InputError(f"{len(pictures)} pictures are too few to learn from for {where.world_size} processes: take a "
+                         "larger --fraction, or add pictures")
+    batch_size = min(flags.batch_size, len(pictures) // where.world_size)
+    return EpochBatches(len(pictures), batch_size, 1, where.rank, where.world_size, flags.seed)
+
+
+def training_loader(pictures: Pictures, view: Callable[[Tensor], Tensor], batches: EpochBatches,
+                    flags: argparse.Namespace, where: Hardware) -> DataLoader:
+    """Random views and labels in this order."""
+    workers = hardware.share_cores(flags.num_workers, where.device)
+    return DataLoader(LabelledCrops(pictures, view, flags.seed), batch_sampler=batches, num_workers=workers,
+                      pin_memory=where.device.type == "cuda", persistent_workers=workers > 0,
+                      worker_init_fn=hardware.leave_signals_to_training)
+
+
 def view_size(flags: argparse.Namespace, args: dict) -> int:
     """Pixels of the view: --eval_size, else the checkpoint's, else 224; raises InputError if patches do not fit."""
     size = flags.eval_size or args.get("eval_size", 224)
@@ -168,15 +195,15 @@ class Progress:
     def __init__(self, path: Path, recipe: dict, **parts):
         self.path, self.recipe, self.parts, self.epoch = path, recipe, parts, 0
 
-    def save(self) -> None:
-        """Write everything, after an epoch."""
+    def save(self, **more) -> None:
+        """Write everything, after an epoch, and what other readers of the file want."""
         checkpoint.save_checkpoint(self.path, {"recipe": self.recipe, "epoch": self.epoch, "parts": {
-            name: part.state_dict() for name, part in self.parts.items()}})
+            name: part.state_dict() for name, part in self.parts.items()}, **more})
 
     def load(self) -> None:
         """Go on where the file is; raises InputError if another recipe made it, or another script."""
         stored = checkpoint.read_checkpoint(self.path)
-        if stored.keys() != {"recipe", "epoch", "parts"} or stored["parts"].keys() != self.parts.keys():
+        if not {"recipe", "epoch", "parts"} <= stored.keys() or stored["parts"].keys() != self.parts.keys():
             raise InputError(f"{str(self.path)!r} was not written by this evaluation: choose another --output_dir")
         for name, new in self.recipe.items():
             if (old := stored["recipe"].get(name)) != new:

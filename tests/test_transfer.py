@@ -1,6 +1,7 @@
 """Fine-tuning with DeiT's recipe (Table 6): labels shared, mixed and smoothed; training, resuming, reading again."""
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import eval_transfer
 from backbone import build_backbone
 from checkpoint import load_backbone
 from eval_transfer import Classifier, augmentation, mixing, paper_number, train_step
-from evaluation import balanced_share
+from evaluation import Progress, balanced_share
 from hardware import Hardware
 from optimizer import make_optimizer
 
@@ -141,7 +142,8 @@ def test_from_scratch_the_paper_has_a_number_of_imagenet_alone():
 def test_fine_tuning_starts_from_the_weights_of_any_checkpoint(photos, tmp_path, capsys):
     """At learning rate 1e-12 the backbone stays what it was, whatever grid its positions were learnt on."""
     backbone = build_backbone("vit_nano", 8, 32, init_std=0.1)
-    torch.save(backbone.state_dict(), tmp_path / "weights.pth")
+    torch.save({"teacher": {f"backbone.{name}": value for name, value in backbone.state_dict().items()},
+                "args": {}}, tmp_path / "weights.pth")
     run(photos, tmp_path, "--pretrained_weights", str(tmp_path / "weights.pth"), "--lr", "1e-12", "--epochs", "1",
         "--patch_size", "0", "--init_std", "0", "--arch", "")
     tuned = weights_of(tmp_path)
@@ -158,13 +160,13 @@ def test_a_convnet_is_trained_too(photos, tmp_path, capsys):
 def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(photos, tmp_path, capsys, monkeypatch):
     """Mixing, augmentation and dropped paths are functions of (seed, epoch, picture) and (seed, step)."""
     run(photos, tmp_path / "whole", "--from_scratch")
-    save = eval_transfer.save
+    save = Progress.save
 
-    def stop_after_one(path, network, optimizer, epoch, args):
-        save(path, network, optimizer, epoch, args)
+    def stop_after_one(self, **more):
+        save(self, **more)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(eval_transfer, "save", stop_after_one)
+    monkeypatch.setattr(Progress, "save", stop_after_one)
     with pytest.raises(KeyboardInterrupt):
         run(photos, tmp_path / "stopped", "--from_scratch")
     monkeypatch.undo()
@@ -221,10 +223,20 @@ def test_bad_input_is_one_line(photos, tmp_path, capsys, flags, said):
     assert said in error_of(eval_transfer.main, capsys, *TINY, "--output_dir", tmp_path, *where, *given)
 
 
-def test_a_run_of_other_settings_is_not_continued(photos, tmp_path, capsys):
+def test_a_run_of_other_settings_or_pictures_is_not_continued(photos, tmp_path, capsys):
     run(photos, tmp_path, "--from_scratch", "--epochs", "1")
-    capsys.readouterr()
     before = (tmp_path / "checkpoint.pth").read_bytes()
-    said = error_of(eval_transfer.main, capsys, *TINY, "--data_path", photos, "--output_dir", tmp_path,
-                    "--from_scratch", "--epochs", "1", "--lr", "0.03")
-    assert "was made with --lr 0.04, not 0.03" in said and (tmp_path / "checkpoint.pth").read_bytes() == before
+    others = Path(shutil.copytree(photos, tmp_path / "others"))
+    shutil.move(others / "dark" / "01.png", others / "bright")  # so many pictures as before, and so many classes
+    capsys.readouterr()
+    for data, lr, said in ((photos, "0.03", "lr (0.04, not 0.03)"), (others, "0.04", "set of pictures")):
+        assert f"was made with another {said}" in error_of(
+            eval_transfer.main, capsys, *TINY, "--data_path", data, "--output_dir", tmp_path, "--from_scratch",
+            "--epochs", "1", "--lr", lr)
+    assert (tmp_path / "checkpoint.pth").read_bytes() == before
+
+
+def test_a_checkpoint_of_another_script_is_not_overwritten(photos, tmp_path, capsys):
+    torch.save({"student": {}, "teacher": {}, "epoch": 1, "args": {}}, tmp_path / "checkpoint.pth")
+    assert "was not written by this evaluation" in error_of(
+        eval_transfer.main, capsys, *TINY, "--data_path", photos, "--output_dir", tmp_path, "--from_scratch")
