@@ -119,7 +119,7 @@ def build_network(flags: Namespace, start: tuple[nn.Module, dict] | None, classe
     if start:
         pretrained, args = start
     about = {name: args.get(name, getattr(fresh, name)) for name in (
-        "arch", "patch_size", "init_std", "eval_size", "eval_crop", "mean", "std")}
+        "arch", "patch_size", "num_heads", "init_std", "eval_size", "eval_crop", "mean", "std")}
     about["patch_size"] = about["patch_size"] if about["arch"] in VITS else 1
     about["eval_size"] = evaluation.view_size(flags, about)
     about["train_size"] = flags.train_size or about["eval_size"]
@@ -127,7 +127,7 @@ def build_network(flags: Namespace, start: tuple[nn.Module, dict] | None, classe
         raise InputError(f"--train_size {flags.train_size} must be a multiple of the patch size {about['patch_size']}")
     torch.manual_seed(flags.seed)
     backbone = build_backbone(about["arch"], about["patch_size"], args.get("img_size", about["train_size"]),
-                              drop_path_rate=flags.drop_path_rate, init_std=about["init_std"])
+                              about["num_heads"], drop_path_rate=flags.drop_path_rate, init_std=about["init_std"])
     if start:
         load_strictly(backbone, pretrained.state_dict(), flags.pretrained_weights or flags.pretrained)
     return hardware.synchronise_batch_norms(Classifier(backbone, classes), where).to(where.device), about

@@ -141,11 +141,12 @@ def test_from_scratch_the_paper_has_a_number_of_imagenet_alone():
 
 def test_fine_tuning_starts_from_the_weights_of_any_checkpoint(photos, tmp_path, capsys):
     """At learning rate 1e-12 the backbone stays what it was, whatever grid its positions were learnt on."""
-    backbone = build_backbone("vit_nano", 8, 32, init_std=0.1)
+    backbone = build_backbone("vit_nano", 8, 32, num_heads=2, init_std=0.1)
     torch.save({"teacher": {f"backbone.{name}": value for name, value in backbone.state_dict().items()},
-                "args": {}}, tmp_path / "weights.pth")
+                "args": {"num_heads": 2}}, tmp_path / "weights.pth")
     run(photos, tmp_path, "--pretrained_weights", str(tmp_path / "weights.pth"), "--lr", "1e-12", "--epochs", "1",
         "--patch_size", "0", "--init_std", "0", "--arch", "")
+    assert load_backbone(tmp_path / "checkpoint.pth")[0].blocks[0].attn.num_heads == 2, "no weight's shape tells these"
     tuned = weights_of(tmp_path)
     for name, value in backbone.state_dict().items():
         torch.testing.assert_close(tuned[f"backbone.{name}"], value)
