@@ -17,13 +17,18 @@ def is_arch(name: str) -> bool:
     return name in VITS or name in convnets
 
 
-def build_backbone(arch: str, patch_size: int = 16, img_size: int = 224, **vit_options) -> nn.Module:
-    """images -> features (B, D), with D as .embed_dim; raises InputError for an unknown arch.
+def build_backbone(arch: str, patch_size: int = 16, img_size: int = 224, num_heads: int = 0,
+                   **vit_options) -> nn.Module:
+    """images -> features (B, D), with D as .embed_dim; raises InputError for an unknown arch, or heads that do not fit.
 
-    img_size and vit_options (in_chans, drop_path_rate, init_std) concern ViTs: a convnet is torchvision's as it is.
+    img_size, num_heads (0: the arch's own) and vit_options (in_chans, drop_path_rate, init_std) concern ViTs: a convnet
+    is torchvision's as it is.
     """
     if arch in VITS:
-        return VITS[arch](patch_size, img_size, **vit_options)
+        try:
+            return VITS[arch](patch_size, img_size, **vit_options, **{"num_heads": num_heads} if num_heads else {})
+        except ValueError as error:
+            raise InputError(f"--arch {arch} cannot be built: {error}") from None
     if not is_arch(arch):
         raise InputError(f"--arch {arch} is unknown: choose one of {', '.join(VITS)}, or a convnet of torchvision")
     backbone = torchvision.models.get_model(arch, weights=None)

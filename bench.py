@@ -37,9 +37,10 @@ from hardware import Hardware
 from loss import DINOLoss
 from multicrop import MultiCrop
 from plain import PlainCrops, PlainLoss, PlainPictures, plain_knn, plain_update_teacher
+from run_state import build_student
 from settings import Settings
 from teacher import make_teacher, update_teacher
-from train import build_student, make_loader
+from train import make_loader
 
 
 class Bench(NamedTuple):

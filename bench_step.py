@@ -19,9 +19,10 @@ from loss import DINOLoss
 from multicrop import MultiCropNetwork, forward_crops
 from optimizer import clip_gradients, make_optimizer
 from plain import PlainLoss, plain_clip_gradients, plain_copy, plain_optimizer, plain_step, plain_update_teacher
+from run_state import build_student
 from settings import Settings, check
 from teacher import make_teacher, update_teacher
-from train import StepValues, build_student, train_step
+from train import StepValues, train_step
 
 VALUES, CLIP = StepValues(lr=1e-4, weight_decay=0.04, teacher_momentum=0.996, teacher_temp=0.04), 3.0
 

@@ -154,7 +154,7 @@ def load_backbone(path: str | Path, key: str = "teacher", arch: str = "",
         found["arch"] = "resnet50"  # what the authors released
     if not found["arch"]:
         raise InputError(f"the arch of {str(path)!r} cannot be read from it: say which with --arch")
-    backbone = build_backbone(**found)
+    backbone = build_backbone(**found, num_heads=args.get("num_heads", 0))  # which no shape tells
     load_strictly(backbone, state, path)
     return backbone.eval().requires_grad_(False), {**args, "patch_size": 1, **found}
 

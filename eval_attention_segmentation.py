@@ -149,7 +149,8 @@ def networks(flags: Namespace, where: Hardware) -> dict[str, tuple[nn.Module, di
     if not hasattr(dino, "get_last_selfattention"):
         raise InputError(f"{args['arch']} has no attention to segment with: take a ViT's weights")
     torch.manual_seed(flags.seed)
-    random = build_backbone(args["arch"], args["patch_size"], args["img_size"], init_std=args.get("init_std", 0.02))
+    random = build_backbone(args["arch"], args["patch_size"], args["img_size"], init_std=args.get("init_std", 0.02),
+                            num_heads=args.get("num_heads", 0))
     columns = {"random": (random.eval().to(where.device), args)}
     if flags.supervised_weights:
         supervised, its = checkpoint.load_backbone(flags.supervised_weights, "teacher", args["arch"],

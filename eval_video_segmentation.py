@@ -171,7 +171,7 @@ def untrained(args: dict) -> nn.Module:
     """The same network before its training: what a matching of little more than colours achieves."""
     torch.manual_seed(0)
     return build_backbone(args["arch"], args["patch_size"], args["img_size"], in_chans=args["in_chans"],
-                          init_std=args.get("init_std", 0.02)).eval()
+                          init_std=args.get("init_std", 0.02), num_heads=args.get("num_heads", 0)).eval()
 
 
 def table(objects: Tensor) -> dict[str, float]:

@@ -34,21 +34,35 @@ class Hardware(NamedTuple):
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    def mean(self, tensor: Tensor) -> Tensor:
-        """The mean over all processes; the tensor itself where there is one."""
+    def total(self, tensor: Tensor, operation=dist.ReduceOp.SUM) -> Tensor:
+        """The sum over all processes, the same in each."""
         if self.world_size == 1:
             return tensor
         tensor = tensor.clone()
-        dist.all_reduce(tensor)
-        return tensor / self.world_size
+        dist.all_reduce(tensor, operation)
+        return tensor
+
+    def largest(self, tensor: Tensor) -> Tensor:
+        """The maximum over all processes, entry by entry."""
+        return self.total(tensor, dist.ReduceOp.MAX)
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """The mean over all processes."""
+        return self.total(tensor) / self.world_size
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """All processes' rows, of which each has equally many, on the device: (n, ...) -> (world n, ...)."""
+        if self.world_size == 1:
+            return rows
+        parts = [torch.empty_like(rows) for _ in range(self.world_size)]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up in any process (asked over the CPUs: the GPU's queue is not waited for)."""
         if self.world_size == 1:
             return flag
-        up = torch.tensor(int(flag))
-        dist.all_reduce(up, dist.ReduceOp.MAX)
-        return bool(up)
+        return bool(self.largest(torch.tensor(int(flag))))
 
     def all_see(self, path: Path) -> bool:
         """Whether the file is there, the same for all processes; raises InputError if only some see it."""
@@ -73,7 +87,7 @@ class Hardware(NamedTuple):
             dist.barrier()
 
     def gather_rows(self, rows: Tensor) -> Tensor:
-        """All processes' rows, in the order of the processes: this one's (n_r, ...) -> (n, ...), on the CPU."""
+        """All processes' rows, of any number, in the order of the processes: (n_r, ...) -> (n, ...), on the CPU."""
         if self.world_size == 1:
             return rows.cpu()
         parts: list = [None] * self.world_size

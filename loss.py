@@ -8,8 +8,13 @@ the teacher + KL, and both parts are kept, since they show which collapse it is 
 Departures: the paper sums over the pairs of views, the release averages, and so does this file; the paper's text
 writes g + c, its Algorithm 1 and the release subtract the center, and so does this file.
 
+In place of centering, the ablations' teachers share the prototypes out among the batch (SwAV's Sinkhorn-Knopp, and
+its first iteration, which the paper calls a softmax over the batch).
+
 Shapes: B images, V views of each (the first two are global), K prototypes; logits are view-major, (V * B, K).
 """
+from collections.abc import Callable
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -52,22 +57,56 @@ def cross_entropy(student_logits: Tensor, p1: Tensor, p2: Tensor, tau: float) ->
             - (p2 * s[0]).sum() - (p1 * s[1]).sum() - ((p1 + p2) * s[2:]).sum())
 
 
-class DINOLoss(nn.Module):
-    """Cross-entropy of teacher and student over all pairs of different views, in nats."""
+def sinkhorn_knopp(logits: Tensor, iterations: int, total: Callable[[Tensor], Tensor] = lambda x: x,
+                   largest: Callable[[Tensor], Tensor] = lambda x: x) -> Tensor:
+    """log q, where q starts as exp(logits) and in turn gets equal prototypes (columns) and rows that sum to 1.
 
-    def __init__(self, out_dim: int, student_temp: float = 0.1, center_momentum: float = 0.9):
+    (n, K) -> (n, K), of probabilities: no softmax follows. SwAV, Sec. 3 (Cuturi 2013). total and largest are the sum
+    and the maximum over all processes, whose rows are one batch. In logarithms, since exp(1 / 0.01) is out of range.
+    """
+    log_q = logits.float()
+    for _ in range(iterations):
+        top = largest(log_q.amax(dim=0))
+        log_q = log_q - top - total((log_q - top).exp().sum(dim=0)).log()
+        log_q = log_q.log_softmax(dim=1)
+    return log_q
+
+
+def batch_size(student_logits: Tensor, teacher_logits: Tensor) -> int:
+    """B of (V * B, K) and (2 * B, K); raises ValueError if the rows are no views of one batch."""
+    B = len(teacher_logits) // 2
+    if not B or len(teacher_logits) != 2 * B or len(student_logits) % B or len(student_logits) < 2 * B:
+        raise ValueError(f"{len(teacher_logits)} teacher rows are no two views of a batch of which "
+                         f"{len(student_logits)} student rows are all views")
+    return B
+
+
+def mean_over_pairs(terms: Tensor) -> Tensor:
+    """The mean of all pairs of different views: (V, 2, B), of student's view v and teacher's view x -> scalar."""
+    V, _, B = terms.shape
+    return (terms.sum() - terms[0, 0].sum() - terms[1, 1].sum()) / ((2 * V - 2) * B)
+
+
+class DINOLoss(nn.Module):
+    """Cross-entropy of teacher and student over all pairs of different views, in nats.
+
+    centering: center, or instead of it sinkhorn or batch_softmax, over all the teacher's rows in all processes.
+    """
+
+    def __init__(self, out_dim: int, student_temp: float = 0.1, center_momentum: float = 0.9,
+                 centering: str = "center", total: Callable[[Tensor], Tensor] = lambda x: x,
+                 largest: Callable[[Tensor], Tensor] = lambda x: x):
         super().__init__()
         self.student_temp, self.center_momentum = student_temp, center_momentum
+        self.iterations = {"center": 0, "batch_softmax": 1, "sinkhorn": 3}[centering]
+        self.total, self.largest = total, largest
         self.register_buffer("center", torch.zeros(1, out_dim))
         self.teacher_entropy = self.kl = torch.tensor(0.0)  # of the last forward, in nats; their sum is its loss
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, teacher_temp: float) -> Tensor:
         """mean over x in {g1, g2} and views x' != x of H(P_t(x), P_s(x')): (V * B, K), (2 * B, K) -> scalar."""
-        B = len(teacher_logits) // 2
-        if not B or len(teacher_logits) != 2 * B or len(student_logits) % B or len(student_logits) < 2 * B:
-            raise ValueError(f"{len(teacher_logits)} teacher rows are no two views of a batch of which "
-                             f"{len(student_logits)} student rows are all views")
-        log_p_teacher = ((teacher_logits.detach().float() - self.center) / teacher_temp).log_softmax(dim=-1)
+        B = batch_size(student_logits, teacher_logits)
+        log_p_teacher = self.log_targets(teacher_logits.detach().float(), teacher_temp)
         p_teacher = log_p_teacher.exp()
         self.teacher_entropy = -torch.linalg.vecdot(p_teacher, log_p_teacher).mean()
 
@@ -76,6 +115,12 @@ class DINOLoss(nn.Module):
         loss = sum_over_pairs(student_logits, *p_teacher.split(B), self.student_temp) / (pairs * B)
         self.kl = loss.detach() - self.teacher_entropy
         return loss
+
+    def log_targets(self, teacher_logits: Tensor, teacher_temp: float) -> Tensor:
+        """log P_t = log softmax((g - c) / tau), or the ablations' assignments: (2 * B, K) -> (2 * B, K)."""
+        if self.iterations:
+            return sinkhorn_knopp(teacher_logits / teacher_temp, self.iterations, self.total, self.largest)
+        return ((teacher_logits - self.center) / teacher_temp).log_softmax(dim=-1)
 
     @torch.no_grad()
     def update_center(self, teacher_logits: Tensor) -> None:

@@ -29,18 +29,21 @@ def kept_name(epoch: int, every: int) -> list[str]:
 
 def line(record: dict, epochs: int, out_dim: int) -> str:
     """An epoch's record as a line for a person, with a loud one below it if the teacher has collapsed."""
-    text = (f"epoch {record['epoch'] + 1}/{epochs}: loss {record['train_loss']:.3f} = "
-            f"entropy {record['train_entropy']:.3f} + KL {record['train_kl']:.3f}, "
-            f"{record['images_per_s']:.0f} images/s")
+    text = f"epoch {record['epoch'] + 1}/{epochs}: loss {record['train_loss']:.3f}"
+    if "train_kl" in record:
+        text += f" = entropy {record['train_entropy']:.3f} + KL {record['train_kl']:.3f}"
+    text += f", {record['images_per_s']:.0f} images/s"
     if "knn_teacher" in record:
         text += f"; k-NN teacher {record['knn_teacher']:.1f} %, student {record['knn_student']:.1f} %"
-    warning = collapse(record["train_entropy"], record["train_kl"], out_dim)
+    warning = collapse(record, out_dim)
     return f"{text}\n{warning}" if warning else text
 
 
-def collapse(entropy: float, kl: float, out_dim: int) -> str:
+def collapse(record: dict, out_dim: int) -> str:
     """A loud line if the teacher says the same of every picture, else "" (Sec. 5.3, Fig. 7): KL -> 0 both ways."""
-    log_k = math.log(out_dim)
+    if "train_kl" not in record:
+        return ""
+    entropy, kl, log_k = record["train_entropy"], record["train_kl"], math.log(out_dim)
     if entropy > 0.99 * log_k:
         return (f"COLLAPSE, uniform: entropy {entropy:.3f} within 1 % of ln K = {log_k:.3f}, nothing is learnt: try a "
                 "lower --teacher_temp and --warmup_teacher_temp, a lower --lr, a longer --freeze_last_layer")
@@ -56,7 +59,8 @@ def draw_curves(path: Path, history: list[dict], out_dim: int) -> None:
     at = [record["epoch"] + 1 for record in epochs]
     figure, (losses, knn, schedules) = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
     for key, label in (("train_loss", "loss"), ("train_entropy", "teacher's entropy"), ("train_kl", "KL")):
-        losses.plot(at, [record[key] for record in epochs], marker=".", label=label)
+        if all(key in record for record in epochs):
+            losses.plot(at, [record[key] for record in epochs], marker=".", label=label)
     losses.axhline(math.log(out_dim), color="grey", linestyle=":", label=f"ln K = {math.log(out_dim):.3f}")
     losses.set(title="loss = entropy + KL", ylabel="nats", ylim=(0, None))
     for key in ("knn_teacher", "knn_student"):
@@ -109,8 +113,8 @@ def finish(output: Path, run: RunState, untrained: nn.Module, pictures: Pictures
     """Draw both figures and return the last paragraph."""
     draw_curves(output / "curves.png", run.history, settings.out_dim)
     baselines, last = run.history[0], run.history[-1]
-    log_k = math.log(settings.out_dim)
-    text = [f"After {run.epoch} epoch(s) the loss is {last['train_loss']:.3f} nats; ln K = {log_k:.3f}."]
+    text = [f"After {run.epoch} epoch(s) the loss is {last['train_loss']:.3f}"
+            + (f" nats; ln K = {math.log(settings.out_dim):.3f}." if "train_kl" in last else ".")]
     if "knn_teacher" in last and "knn_untrained" in baselines:
         text.append(f"k-NN top-1: {last['knn_teacher']:.1f} % with the teacher's features, "
                     f"{baselines['knn_untrained']:.1f} % with the same network untrained, "
@@ -120,9 +124,10 @@ def finish(output: Path, run: RunState, untrained: nn.Module, pictures: Pictures
     trained = run.teacher.backbone.eval()
     if hasattr(trained, "get_last_selfattention"):
         text += attention_report(output, trained, untrained.eval(), pictures, settings, where)
-    text.append(collapse(last["train_entropy"], last["train_kl"], settings.out_dim) or
-                f"No collapse in the last epoch: its entropy, {last['train_entropy']:.3f}, lies between 0 and ln K, "
-                f"and its KL is {last['train_kl']:.3f}.")
+    if "train_kl" in last:
+        text.append(collapse(last, settings.out_dim) or
+                    f"No collapse in the last epoch: its entropy, {last['train_entropy']:.3f}, lies between 0 and "
+                    f"ln K, and its KL is {last['train_kl']:.3f}.")
     text.append(f"Everything is in {output}.")
     return "\n" + "\n".join(text)
 

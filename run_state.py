@@ -1,4 +1,4 @@
-"""The state of a run: all that must be saved for a stopped training to end bit for bit where it would have ended.
+"""The state of a run: built from the settings, and saved so that a stopped training ends bit for bit where it would.
 
 No generator is among it: every step and every picture seeds its own randomness (see data.py and train.py).
 """
@@ -9,13 +9,22 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from checkpoint import load_strictly, read_checkpoint, save_checkpoint
+import hardware
+from backbone import build_backbone
+from byol import SquaredDistance
+from checkpoint import checkpoint_args, describe, load_strictly, read_checkpoint, save_checkpoint, split_weights
 from commandline import InputError
+from hardware import Hardware
+from head import DINOHead, mlp
 from loss import DINOLoss
+from moco import InfoNCE, shuffle_batches
 from multicrop import MultiCropNetwork
+from optimizer import make_optimizer
 from settings import Settings
+from teacher import make_teacher
 
-MUST_AGREE = ("arch", "patch_size", "out_dim", "head_hidden_dim", "head_bottleneck_dim", "use_bn_in_head",
+MUST_AGREE = ("arch", "patch_size", "num_heads", "out_dim", "head_hidden_dim", "head_bottleneck_dim", "use_bn_in_head",
+              "head_nlayers", "head_activation", "head_l2_bottleneck", "predictor", "loss", "queue_length",
               "norm_last_layer", "global_crops_size", "optimizer")  # else the saved tensors do not fit
 MAY_DIFFER = ("preset", "output_dir", "num_workers", "device")  # not worth a word
 
@@ -39,6 +48,56 @@ class RunState:
     history: list[dict] = field(default_factory=list)
 
 
+def build_student(settings: Settings) -> MultiCropNetwork:
+    """The student with fresh weights from the seed, or with those of --init_from."""
+    torch.manual_seed(settings.seed)
+    path, img_size = settings.init_from, settings.global_crops_size
+    if path:
+        backbone_weights, head_weights = split_weights(read_checkpoint(path), "teacher", path)
+        img_size = describe(backbone_weights, path).get("img_size", img_size)  # the grid of its positions
+    backbone = build_backbone(settings.arch, settings.patch_size, img_size, settings.num_heads,
+                              drop_path_rate=settings.drop_path_rate, init_std=settings.init_std)
+    head = DINOHead(backbone.embed_dim, settings.out_dim, settings.head_nlayers, settings.head_hidden_dim,
+                    settings.head_bottleneck_dim, settings.use_bn_in_head, settings.norm_last_layer, settings.init_std,
+                    settings.head_activation, settings.head_l2_bottleneck)
+    if path:
+        load_strictly(backbone, backbone_weights, path)
+        if head_weights:
+            load_strictly(head, head_weights, path)
+    if settings.predictor:
+        head.predictor = nn.Sequential(*mlp([head.projection_dim, settings.head_hidden_dim, head.projection_dim],
+                                            settings.use_bn_in_head, settings.head_activation, settings.init_std))
+    return MultiCropNetwork(backbone, head)
+
+
+def make_loss(settings: Settings, where: Hardware) -> DINOLoss:
+    """Eq. 3, or what Table 7 puts in its place; sums, maxima and keys of all processes come from outside."""
+    if settings.loss == "mse":
+        return SquaredDistance(settings.out_dim, center_momentum=settings.center_momentum)
+    if settings.loss == "infonce":
+        return InfoNCE(settings.out_dim, settings.student_temp, settings.queue_length, where.gather)
+    return DINOLoss(settings.out_dim, settings.student_temp, settings.center_momentum, settings.centering, where.total,
+                    where.largest)
+
+
+def start_run(settings: Settings, where: Hardware) -> RunState:
+    """Networks, loss and optimiser, on the device: fresh, or where the checkpoint in the output folder left them."""
+    student = build_student(settings)
+    if settings.loss != "infonce":  # which shuffles the batches instead
+        student = hardware.synchronise_batch_norms(student, where)
+    student = student.to(where.device)
+    run = RunState(student, make_teacher(student), make_loss(settings, where).to(where.device),
+                   make_optimizer(settings.optimizer, student))
+    if settings.loss == "infonce":
+        shuffle_batches(run.teacher, where)
+    path = Path(settings.output_dir, "checkpoint.pth")
+    if where.all_see(path):
+        told = load_run(path, run, settings)
+        if where.is_main:
+            print(told)
+    return run
+
+
 def save_run(path: Path, run: RunState, settings: Settings) -> None:
     """Write the whole state, with the settings as a plain dict under "args"."""
     values = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
@@ -52,7 +111,8 @@ def load_run(path: Path, run: RunState, settings: Settings) -> str:
     if not {field.name for field in dataclasses.fields(run)} | {"args"} <= set(checkpoint):
         raise InputError(f"{str(path)!r} is no run that can be continued: choose another --output_dir, or start from "
                          "its weights with --init_from")
-    old, new = checkpoint["args"], dataclasses.asdict(settings)
+    new = dataclasses.asdict(settings)
+    old = dataclasses.asdict(Settings()) | checkpoint_args(checkpoint)  # an older file lacks the newer settings
     changed = {name: value for name, value in new.items() if old.get(name) != value and name not in MAY_DIFFER}
     for name in MUST_AGREE:
         if name in changed:

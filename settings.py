@@ -34,14 +34,25 @@ class Settings:
     arch: str = "vit_small"  # vit_nano, vit_tiny, vit_small, vit_base, or a convnet of torchvision such as resnet50
     patch_size: int = 16  # pixels; smaller patches are better and slower (Fig. 5)
     drop_path_rate: float = 0.1  # stochastic depth of the student
+    num_heads: int = 0  # of the ViT's attention; 0: the arch's own
     init_std: float = 0.02  # width of the initial weights; narrow networks and short runs want more, about 0.06
     out_dim: int = 65536  # K, the number of prototypes; small data wants fewer, 1024 to 4096
     head_hidden_dim: int = 2048  # width of the head's hidden layers
     head_bottleneck_dim: int = 256  # width of its l2-normalised bottleneck
     use_bn_in_head: bool = False  # batch normalisation in the head; the paper does without
+    head_nlayers: int = 3  # layers of the head before the prototypes (the paper counts these too: 4)
+    head_activation: str = "gelu"  # gelu or relu
+    head_l2_bottleneck: bool = True  # false: hidden layers and a linear one, neither bottleneck nor l2 norm
     # freeze the prototypes' gain at 1; false trains a little better where it is stable (ViT-S)
     norm_last_layer: bool = True
     # -- loss and teacher
+    loss: str = "cross_entropy"  # cross_entropy, mse (BYOL's) or infonce (MoCo's, at --student_temp)
+    # what keeps the teacher from collapse: center, or shares of the batch by sinkhorn or batch_softmax
+    centering: str = "center"
+    predictor: bool = False  # two more layers on the student's projection, as BYOL has
+    queue_length: int = 65536  # keys that infonce compares with; small data wants fewer than it has pictures
+    # momentum (the average), previous_epoch, previous_iteration or student (a copy): the teachers of Fig. 6
+    teacher: str = "momentum"
     student_temp: float = 0.1  # the student's softmax temperature
     # the teacher's at the start; too low is unstable: lower it if the loss does not fall
     warmup_teacher_temp: float = 0.04
@@ -169,11 +180,14 @@ def check(settings: Settings) -> None:
         value = getattr(settings, field.name)
         numbers = value if isinstance(value, tuple) else (value,)
         require(all(math.isfinite(n) for n in numbers if isinstance(n, float)), field.name, "must be finite")
-    for flag in ("patch_size", "head_hidden_dim", "head_bottleneck_dim", "epochs", "batch_size_per_gpu", "accumulate",
-                 "global_crops_size", "local_crops_size", "knn_images", "eval_size"):
+    require(settings.head_nlayers >= settings.head_l2_bottleneck, "head_nlayers", "must be at least 1 (0 without the "
+            "l2 bottleneck)")
+    for flag in ("patch_size", "queue_length", "head_hidden_dim", "head_bottleneck_dim", "epochs", "batch_size_per_gpu",
+                 "accumulate", "global_crops_size", "local_crops_size", "knn_images", "eval_size"):
         require(getattr(settings, flag) >= 1, flag, "must be at least 1")
-    for flag in ("warmup_teacher_temp_epochs", "warmup_epochs", "weight_decay", "weight_decay_end", "clip_grad", "lr",
-                 "freeze_last_layer", "local_crops_number", "saveckp_freq", "knn_every", "seed", "min_lr"):
+    for flag in ("num_heads", "warmup_teacher_temp_epochs", "warmup_epochs", "weight_decay", "weight_decay_end",
+                 "clip_grad", "lr", "freeze_last_layer", "local_crops_number", "saveckp_freq", "knn_every", "seed",
+                 "min_lr"):
         require(getattr(settings, flag) >= 0, flag, "must not be negative")
     for flag in ("student_temp", "warmup_teacher_temp", "teacher_temp", "init_std"):
         require(getattr(settings, flag) > 0, flag, "must be above 0")
@@ -193,7 +207,10 @@ def check(settings: Settings) -> None:
             "must not be negative, and its hue at most 0.5")
     require(settings.num_workers >= -1, "num_workers", "must be a number of processes, or -1")
     for flag, choices in dict(optimizer=("adamw", "sgd", "lars"), device=("auto", "cuda", "mps", "cpu"),
-                              precision=("auto", "fp32", "bf16"), compile=("auto", "true", "false")).items():
+                              precision=("auto", "fp32", "bf16"), compile=("auto", "true", "false"),
+                              head_activation=("gelu", "relu"), loss=("cross_entropy", "mse", "infonce"),
+                              centering=("center", "sinkhorn", "batch_softmax"),
+                              teacher=("momentum", "previous_epoch", "previous_iteration", "student")).items():
         require(getattr(settings, flag) in choices, flag, f"is unknown: choose one of {', '.join(choices)}")
     for flag in ("warmup_epochs", "warmup_teacher_temp_epochs"):
         require(getattr(settings, flag) <= settings.epochs, flag,

@@ -2,6 +2,8 @@
 
 The teacher is built from the student's weights and then follows them as an exponential moving average (EMA); no
 gradient ever reaches it. Parameters only: buffers, such as a batch normalisation's running statistics, are its own.
+Three worse teachers of Fig. 6 are there to be tried: the student of the previous epoch, of the previous iteration, and
+the student itself.
 """
 import copy
 
@@ -9,13 +11,17 @@ import torch
 from torch import nn
 from torchvision.ops import StochasticDepth
 
+TEACHERS = ("momentum", "previous_epoch", "previous_iteration", "student")
+
 
 def make_teacher(student: nn.Module) -> nn.Module:
-    """A copy of the student that shares no memory with it, takes no gradient, and drops no path."""
+    """A copy of the student that shares no memory with it, takes no gradient, drops no path and predicts nothing."""
     teacher = copy.deepcopy(student).requires_grad_(False)
     for module in list(teacher.modules()):
         if hasattr(module, "drop_path"):
             module.drop_path = None  # drop path is the student's alone
+        if hasattr(module, "predictor"):
+            module.predictor = None  # and so is a predictor
         if isinstance(module, (nn.Dropout, StochasticDepth)):
             module.p = 0.0  # and so is what torchvision's convnets drop
     return teacher
@@ -24,5 +30,15 @@ def make_teacher(student: nn.Module) -> nn.Module:
 @torch.no_grad()
 def update_teacher(student: nn.Module, teacher: nn.Module, momentum: float) -> None:
     """theta_t <- lambda theta_t + (1 - lambda) theta_s, with lambda = teacher momentum, for each parameter."""
-    for student_param, teacher_param in zip(student.parameters(), teacher.parameters(), strict=True):
-        teacher_param.lerp_(student_param, 1 - momentum)
+    student_params = dict(student.named_parameters())
+    for name, teacher_param in teacher.named_parameters():
+        teacher_param.lerp_(student_params[name], 1 - momentum)
+
+
+def momentum_of(kind: str, scheduled: float, epoch_ends: bool) -> float:
+    """Fig. 6's teachers as values of lambda after a step: 1 leaves the teacher as it is, 0 makes it the student.
+
+    The one of the previous iteration is made before the student's step (see train_step), and left as it is after it.
+    """
+    return {"momentum": scheduled, "previous_epoch": 0.0 if epoch_ends else 1.0, "previous_iteration": 1.0,
+            "student": 0.0}[kind]

@@ -29,20 +29,17 @@ from tqdm import tqdm
 
 import hardware
 import report
-from backbone import build_backbone
-from checkpoint import describe, load_strictly, read_checkpoint, split_weights
 from data import Pictures, knn_split, open_pictures, without_unreadable
 from eval_knn import extract, knn_accuracies
 from features import EvaluationView, Pixels
 from hardware import Hardware
-from head import DINOHead
 from loss import DINOLoss
 from multicrop import MultiCrop, MultiCropNetwork
-from optimizer import clip_gradients, make_optimizer
-from run_state import RunState, load_run, save_run
+from optimizer import clip_gradients
+from run_state import RunState, build_student, save_run, start_run
 from sampling import CropsDataset, EpochBatches, seed_of
 from schedules import cosine, linear
-from teacher import make_teacher, update_teacher
+from teacher import make_teacher, momentum_of, update_teacher
 
 READ_EVERY = {"cuda": 10}  # steps between looks at the metrics; a loss that is not finite, or a signal, waits so long
 
@@ -54,17 +51,20 @@ class StepValues(NamedTuple):
     weight_decay: float
     teacher_momentum: float
     teacher_temp: float
+    teacher_lags: bool = False  # the teacher is the student of the previous iteration (Fig. 6)
 
 
 def scheduled(settings: Settings, step: int, steps_per_epoch: int, pictures_per_step: int) -> StepValues:
     """All schedules of Sec. 3.2 at one step; the learning rate is scaled linearly with the batch."""
     total, peak_lr = settings.epochs * steps_per_epoch, settings.lr * pictures_per_step / 256
+    momentum = cosine(step, total, settings.momentum_teacher, 1.0)
     return StepValues(
         cosine(step, total, peak_lr, settings.min_lr, settings.warmup_epochs * steps_per_epoch),
         cosine(step, total, settings.weight_decay, settings.weight_decay_end),
-        cosine(step, total, settings.momentum_teacher, 1.0),
+        momentum_of(settings.teacher, momentum, (step + 1) % steps_per_epoch == 0),
         linear(step, settings.warmup_teacher_temp_epochs * steps_per_epoch, settings.warmup_teacher_temp,
-               settings.teacher_temp))
+               settings.teacher_temp),
+        settings.teacher == "previous_iteration")
 
 
 def train_step(student: MultiCropNetwork, ddp_student: nn.Module, teacher: MultiCropNetwork, dino_loss: DINOLoss,
@@ -86,6 +86,8 @@ def train_step(student: MultiCropNetwork, ddp_student: nn.Module, teacher: Multi
         student.head.last_layer.zero_grad()
     for group in optimizer.param_groups:
         group.update(lr=values.lr, weight_decay=values.weight_decay * group["decays"])
+    if values.teacher_lags:
+        update_teacher(student, teacher, 0.0)
     optimizer.step()  # the student
     optimizer.zero_grad()
     update_teacher(student, teacher, values.teacher_momentum)
@@ -120,40 +122,11 @@ def make_loader(pictures: Pictures, settings: Settings, where: Hardware) -> tupl
                       worker_init_fn=hardware.leave_signals_to_training), batches
 
 
-def build_student(settings: Settings) -> MultiCropNetwork:
-    """The student with fresh weights from the seed, or with those of --init_from."""
-    torch.manual_seed(settings.seed)
-    path, img_size = settings.init_from, settings.global_crops_size
-    if path:
-        backbone_weights, head_weights = split_weights(read_checkpoint(path), "teacher", path)
-        img_size = describe(backbone_weights, path).get("img_size", img_size)  # the grid of its positions
-    backbone = build_backbone(settings.arch, settings.patch_size, img_size,
-                              drop_path_rate=settings.drop_path_rate, init_std=settings.init_std)
-    head = DINOHead(backbone.embed_dim, settings.out_dim, 3, settings.head_hidden_dim, settings.head_bottleneck_dim,
-                    settings.use_bn_in_head, settings.norm_last_layer, settings.init_std)
-    if path:
-        load_strictly(backbone, backbone_weights, path)
-        if head_weights:
-            load_strictly(head, head_weights, path)
-    return MultiCropNetwork(backbone, head)
-
-
-def start_run(settings: Settings, where: Hardware) -> RunState:
-    """Networks, loss and optimiser, on the device: fresh, or where the checkpoint in the output folder left them."""
-    student = hardware.synchronise_batch_norms(build_student(settings), where).to(where.device)
-    dino_loss = DINOLoss(settings.out_dim, settings.student_temp, settings.center_momentum).to(where.device)
-    run = RunState(student, make_teacher(student), dino_loss, make_optimizer(settings.optimizer, student))
-    path = Path(settings.output_dir, "checkpoint.pth")
-    if where.all_see(path):
-        told = load_run(path, run, settings)
-        if where.is_main:
-            print(told)
-    return run
-
-
 def distribute(run: RunState, settings: Settings, where: Hardware) -> nn.Module:
     """The student as the step calls it: blocks compiled where that pays, gradients averaged over the processes."""
-    hot_path = [run.student.backbone, run.teacher.backbone, run.dino_loss]
+    hot_path = [run.student.backbone, run.teacher.backbone]
+    if settings.loss == "cross_entropy" and settings.centering == "center":
+        hot_path.append(run.dino_loss)
     told = hardware.compile_hot_path(hot_path, settings.compile, where)
     if where.is_main:
         print(f"{where.world_size} x {where.device.type}, {str(where.dtype).removeprefix('torch.')}, {told}")
@@ -220,8 +193,10 @@ def epoch_record(run: RunState, settings: Settings, batches: EpochBatches, where
     loss, entropy, kl = (where.mean(run.totals) / batches.steps).tolist()
     last = scheduled(settings, (run.epoch + 1) * batches.steps - 1, batches.steps, batches.pictures_per_step)
     record = {"epoch": run.epoch, "train_loss": loss, "train_lr": last.lr, "train_wd": last.weight_decay,
-              "train_entropy": entropy, "train_kl": kl, "teacher_temp": last.teacher_temp,
-              "teacher_momentum": last.teacher_momentum, "images_per_s": round(run.pictures / run.seconds, 1)}
+              "teacher_temp": last.teacher_temp, "teacher_momentum": last.teacher_momentum,
+              "images_per_s": round(run.pictures / run.seconds, 1)}
+    if settings.loss == "cross_entropy":  # the others have no such parts
+        record |= {"train_entropy": entropy, "train_kl": kl}
     run.epoch, run.pictures, run.seconds, run.totals = run.epoch + 1, 0, 0.0, torch.zeros(3)
     return record
 

@@ -136,6 +136,8 @@ class VisionTransformer(nn.Module):
         super().__init__()
         if img_size % patch_size:
             raise ValueError(f"img_size {img_size} is no multiple of patch_size {patch_size}")
+        if embed_dim % num_heads:
+            raise ValueError(f"num_heads {num_heads} does not divide the width of {embed_dim}")
         self.embed_dim, self.patch_size, self.init_std = embed_dim, patch_size, init_std
         self.grid = img_size // patch_size  # the positions are learnt on grid x grid patches
         self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim)
@@ -200,24 +202,24 @@ class VisionTransformer(nn.Module):
 
 
 def vit_nano(patch_size: int = 8, img_size: int = 64, in_chans: int = 3, drop_path_rate: float = 0.0,
-             init_std: float = 0.02) -> VisionTransformer:
+             init_std: float = 0.02, num_heads: int = 4) -> VisionTransformer:
     """0.8 M parameters, for the embedded pictures: learns on a laptop in minutes. Not in the paper."""
-    return VisionTransformer(patch_size, img_size, in_chans, drop_path_rate, 128, 4, 4, init_std)
+    return VisionTransformer(patch_size, img_size, in_chans, drop_path_rate, 128, 4, num_heads, init_std)
 
 
 def vit_tiny(patch_size: int = 16, img_size: int = 224, in_chans: int = 3, drop_path_rate: float = 0.0,
-             init_std: float = 0.02) -> VisionTransformer:
+             init_std: float = 0.02, num_heads: int = 3) -> VisionTransformer:
     """5.5 M parameters, for small data. Not in the paper."""
-    return VisionTransformer(patch_size, img_size, in_chans, drop_path_rate, 192, 12, 3, init_std)
+    return VisionTransformer(patch_size, img_size, in_chans, drop_path_rate, 192, 12, num_heads, init_std)
 
 
 def vit_small(patch_size: int = 16, img_size: int = 224, in_chans: int = 3, drop_path_rate: float = 0.0,
-              init_std: float = 0.02) -> VisionTransformer:
+              init_std: float = 0.02, num_heads: int = 6) -> VisionTransformer:
     """21 M parameters: Table 1's ViT-S, the paper's workhorse."""
-    return VisionTransformer(patch_size, img_size, in_chans, drop_path_rate, 384, 12, 6, init_std)
+    return VisionTransformer(patch_size, img_size, in_chans, drop_path_rate, 384, 12, num_heads, init_std)
 
 
 def vit_base(patch_size: int = 16, img_size: int = 224, in_chans: int = 3, drop_path_rate: float = 0.0,
-             init_std: float = 0.02) -> VisionTransformer:
+             init_std: float = 0.02, num_heads: int = 12) -> VisionTransformer:
     """85 M parameters: Table 1's ViT-B."""
-    return VisionTransformer(patch_size, img_size, in_chans, drop_path_rate, 768, 12, 12, init_std)
+    return VisionTransformer(patch_size, img_size, in_chans, drop_path_rate, 768, 12, num_heads, init_std)

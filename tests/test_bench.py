@@ -21,9 +21,9 @@ from eval_knn import knn_votes, nearest_neighbours
 from hardware import Hardware
 from loss import DINOLoss
 from optimizer import clip_gradients
+from run_state import build_student
 from settings import Settings
 from teacher import make_teacher, update_teacher
-from train import build_student
 from vit import VisionTransformer
 
 HERE = Hardware(0, 1, torch.device("cpu"), torch.float32)

@@ -1,0 +1,288 @@
+"""What Table 7 puts in place of DINO's parts, each against its own paper's equation; and Fig. 6's teachers."""
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+
+import train
+from byol import SquaredDistance
+from hardware import Hardware
+from head import DINOHead, mlp
+from loss import DINOLoss, sinkhorn_knopp
+from moco import InfoNCE, shuffle_batches
+from multicrop import MultiCropNetwork
+from optimizer import make_optimizer
+from run_state import build_student, load_run, make_loss, save_run, start_run
+from settings import parse_settings
+from teacher import make_teacher, momentum_of, update_teacher
+from train import StepValues, train_step
+from vit import VisionTransformer
+
+B, V, K, T = 3, 5, 7, 0.07
+HERE = Hardware(0, 1, torch.device("cpu"), torch.float32)
+
+
+def random_logits(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(V * B, K, generator=generator).requires_grad_(), torch.randn(2 * B, K, generator=generator) / 10
+
+
+def naive_sinkhorn(scores: torch.Tensor, iterations: int) -> torch.Tensor:
+    """SwAV's algorithm as its paper writes it, in float64: q = exp(scores) / sum, prototypes, samples, ..."""
+    q = scores.double().exp()
+    for _ in range(iterations):
+        for k in range(q.shape[1]):
+            q[:, k] /= q[:, k].sum() * q.shape[1]
+        for i in range(q.shape[0]):
+            q[i] /= q[i].sum() * q.shape[0]
+    return q * q.shape[0]
+
+
+@pytest.mark.parametrize("iterations", [1, 3, 10])
+def test_sinkhorn_knopp_equals_the_algorithm_in_float64(iterations):
+    scores = torch.randn(11, 5, generator=torch.Generator().manual_seed(0)) / 0.3
+    assert (sinkhorn_knopp(scores, iterations).exp() - naive_sinkhorn(scores, iterations)).abs().max() < 1e-6
+
+
+def test_sinkhorns_rows_sum_to_one_and_its_columns_are_equal_in_the_end():
+    """n / K is each prototype's share of n samples; the paper's 3 iterations come near, 200 arrive."""
+    scores = torch.randn(22, 11, generator=torch.Generator().manual_seed(0)) / 0.2
+    for iterations, tolerance in ((3, 1.5), (200, 1e-4)):
+        q = sinkhorn_knopp(scores, iterations).exp()
+        torch.testing.assert_close(q.sum(dim=1), torch.ones(22), msg="each sample must have weight 1")
+        assert (q.sum(dim=0) - 2).abs().max() < tolerance, "each prototype must get an equal share"
+
+
+def test_one_iteration_is_the_papers_softmax_over_the_batch():
+    """Appendix: softmax(x / tau) over the batch, then each sample divided by its sum."""
+    scores = torch.randn(11, 5, generator=torch.Generator().manual_seed(0))
+    q = scores.softmax(dim=0)
+    torch.testing.assert_close(sinkhorn_knopp(scores, 1).exp(), q / q.sum(dim=1, keepdim=True))
+
+
+def test_sinkhorn_stays_finite_at_the_lowest_temperature():
+    logits = F.normalize(torch.randn(11, 257, generator=torch.Generator().manual_seed(0)), dim=-1)
+    assert sinkhorn_knopp(torch.cat([logits, torch.eye(257)[:3]]) / 0.001, 3).isfinite().all()
+
+
+def test_sinkhorn_shares_the_prototypes_out_among_the_batch_of_all_processes():
+    """Two halves that are told the sums and maxima over both get what the whole batch gets."""
+    scores = torch.randn(22, 5, generator=torch.Generator().manual_seed(0)) / 0.1
+    halves, whole = list(scores.split(11)), sinkhorn_knopp(scores, 3)
+    for _ in range(3):  # what each process computes, step by step, with the other's part of each reduction
+        top = torch.stack([half.amax(dim=0) for half in halves]).amax(dim=0)
+        sums = sum((half - top).exp().sum(dim=0) for half in halves)
+        halves = [sinkhorn_knopp(half, 1, total=lambda _, sums=sums: sums, largest=lambda _, top=top: top)
+                  for half in halves]
+    torch.testing.assert_close(torch.cat(halves), whole)
+
+
+@pytest.mark.parametrize(("centering", "iterations"), [("sinkhorn", 3), ("batch_softmax", 1)])
+def test_the_loss_takes_the_assignments_as_targets_without_a_softmax_and_without_a_center(centering, iterations):
+    """Table 7, row 3: sum of -q log p over the pairs of different views."""
+    (student, teacher), loss_fn = random_logits(), DINOLoss(K, centering=centering)
+    loss_fn.center.normal_()
+    q = naive_sinkhorn(teacher / T, iterations).view(2, B, K)
+    log_p = (student.detach().double() / 0.1).log_softmax(dim=-1).view(V, B, K)
+    expected = [-(q[x] * log_p[v]).sum() / B for x in range(2) for v in range(V) if v != x]
+    assert loss_fn(student, teacher, T).item() == pytest.approx(sum(expected).item() / len(expected), rel=1e-5)
+    assert loss_fn.teacher_entropy.item() == pytest.approx(-(q * q.log()).sum().item() / (2 * B), rel=1e-5)
+
+
+def test_byols_loss_is_the_squared_distance_of_normalised_outputs():
+    """BYOL, Eq. 2, over all pairs of different views; row 5's center is taken off the teacher's."""
+    (student, teacher), loss_fn = random_logits(), SquaredDistance(K)
+    loss_fn.center.normal_(generator=torch.Generator().manual_seed(1))
+    expected = [((s / s.norm() - (t - loss_fn.center[0]) / (t - loss_fn.center[0]).norm()) ** 2).sum().item()
+                for x in range(2) for v in range(V) if v != x
+                for s, t in zip(student.detach()[v * B:(v + 1) * B], teacher[x * B:(x + 1) * B])]
+    assert loss_fn(student, teacher, T).item() == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+
+
+def test_infonce_tells_the_own_picture_from_the_queue():
+    """MoCo, Eq. 1: -log of the positive's share, with plain loops in float64."""
+    (student, teacher), loss_fn = random_logits(), InfoNCE(K, temperature=0.2, queue_length=11)
+    unit, queue, losses = lambda x: x.double() / x.double().norm(), loss_fn.queue.double(), []
+    for x in range(2):
+        for v in range(V):
+            for b in range(B) if v != x else ():
+                q, k = unit(student.detach()[v * B + b]), unit(teacher[x * B + b])
+                scores = [math.exp(q @ n / 0.2) for n in (k, *queue)]
+                losses.append(-math.log(scores[0] / sum(scores)))
+    assert loss_fn(student, teacher, T).item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+def test_the_queue_holds_the_last_keys_oldest_first_and_the_loss_used_the_old_ones():
+    loss_fn = InfoNCE(K, queue_length=8)
+    first, steps = loss_fn.queue.clone(), [random_logits(seed)[1] for seed in range(3)]
+    keys = [F.normalize(step, dim=-1) for step in steps]  # 6 a step
+    for n, (step, expected) in enumerate(zip(steps, [torch.cat([first[6:], keys[0]]), torch.cat([keys[0][4:], keys[1]]),
+                                                     torch.cat([keys[1][4:], keys[2]])])):
+        before = loss_fn.queue.clone()
+        loss_fn(random_logits()[0], step, T)
+        assert torch.equal(loss_fn.queue, before), "a step's keys must not be their own negatives"
+        loss_fn.update_center(step)
+        torch.testing.assert_close(loss_fn.queue, expected, msg=f"the order is wrong after step {n + 1}")
+    assert "queue" in loss_fn.state_dict(), "the queue is part of the checkpoint"
+
+
+def test_more_keys_than_the_queue_holds_leave_the_latest():
+    loss_fn, (student, teacher) = InfoNCE(K, queue_length=4), random_logits()
+    loss_fn(student, teacher, T)
+    loss_fn.update_center(teacher)
+    torch.testing.assert_close(loss_fn.queue, F.normalize(teacher, dim=-1)[-4:])
+
+
+@pytest.mark.parametrize("loss_fn", [DINOLoss(K, centering="sinkhorn"), SquaredDistance(K), InfoNCE(K, 0.2, 11)])
+def test_no_gradient_reaches_the_teacher_and_no_view_meets_itself(loss_fn):
+    student, teacher = random_logits()
+    teacher.requires_grad_()
+    loss_fn(student, teacher, T).backward()
+    assert teacher.grad is None, "the teacher's side must be detached"
+    student.grad = None
+    only_one = student.detach()[:2 * B].clone().requires_grad_()
+    loss_fn(only_one, torch.cat([teacher.detach()[:B], 9 * teacher.detach()[B:].roll(1, 0)]), T).backward()
+    changed = only_one.grad.clone()
+    only_one.grad = None
+    loss_fn(only_one, torch.cat([teacher.detach()[:B], teacher.detach()[B:]]), T).backward()
+    if not isinstance(loss_fn, DINOLoss) or not loss_fn.iterations:  # whose targets share one batch
+        torch.testing.assert_close(changed[B:], only_one.grad[B:], msg="view 2 must not be compared with view 2")
+        assert not torch.allclose(changed[:B], only_one.grad[:B])
+
+
+def test_the_batch_is_shuffled_over_the_processes_and_the_order_restored():
+    """With a picture's number as its pixel: each process's teacher sees others' pictures, and its keys come back."""
+    pictures = torch.arange(6.0).view(2, 3, 1)  # two processes of three
+    seen = {}
+
+    def teacher_of(rank: int) -> nn.Module:
+        class Teacher(nn.Module):
+            def forward(self, crops):
+                seen[rank] = crops[0].flatten().tolist()
+                return torch.cat(crops)
+        order = torch.tensor([4, 1, 5, 0, 2, 3])
+        calls = iter([order, pictures.flatten(0, 1), 10 + pictures.flatten(0, 1)] + [
+            view + pictures.flatten(0, 1)[order] for view in (0, 10)])
+        where = SimpleNamespace(rank=rank, world_size=2, device=torch.device("cpu"), gather=lambda rows: next(calls))
+        teacher = Teacher()
+        shuffle_batches(teacher, where)
+        return teacher
+
+    for rank in range(2):
+        keys = teacher_of(rank)([pictures[rank], 10 + pictures[rank]])
+        assert torch.equal(keys, torch.cat([pictures[rank], 10 + pictures[rank]])), "each key must return to its query"
+    assert seen == {0: [4, 1, 5], 1: [0, 2, 3]}
+
+
+def small(**head_options) -> MultiCropNetwork:
+    torch.manual_seed(0)
+    return MultiCropNetwork(VisionTransformer(7, 14, embed_dim=22, depth=2, num_heads=2, init_std=0.2),
+                            DINOHead(22, 13, hidden_dim=17, bottleneck_dim=5, init_std=0.2, **head_options))
+
+
+def steps_of(kind: str, steps: int = 5, steps_per_epoch: int = 2) -> tuple[list[dict], list[dict]]:
+    """Train a little -> the student's weights before each step, and the teacher's that served in it."""
+    student = small()
+    teacher, dino_loss, optimizer = make_teacher(student), DINOLoss(13), make_optimizer("sgd", student)
+    students, teachers = [], []
+    copy = lambda network: {name: value.clone() for name, value in network.state_dict().items()}
+    for step in range(steps):
+        students.append(copy(student)), teachers.append(copy(teacher))
+        values = StepValues(0.5, 0.0, momentum_of(kind, 0.9, (step + 1) % steps_per_epoch == 0), 0.05,
+                            kind == "previous_iteration")
+        train_step(student, student, teacher, dino_loss, optimizer, [[torch.randn(3, 3, 14, 14) for _ in range(2)]],
+                   values, 0.0, False, HERE)
+    return students, teachers
+
+
+@pytest.mark.parametrize(("kind", "source"), [("student", [0, 1, 2, 3, 4]), ("previous_iteration", [0, 0, 1, 2, 3]),
+                                              ("previous_epoch", [0, 0, 2, 2, 4])])
+def test_fig_6s_teachers_are_the_student_of_the_step_that_their_name_says(kind, source):
+    """Which step's student serves as the teacher in steps 0 ... 4, of two an epoch."""
+    students, teachers = steps_of(kind)
+    for step, origin in enumerate(source):
+        assert all(torch.equal(value, students[origin][name]) for name, value in teachers[step].items()), \
+            f"in step {step} the teacher must be the student of step {origin}"
+
+
+def test_a_predictor_is_the_students_alone_and_sits_on_the_projection():
+    student = small()
+    student.head.predictor = nn.Sequential(*mlp([student.head.projection_dim, 17, student.head.projection_dim], False,
+                                                "gelu", 0.2))
+    teacher, features = make_teacher(student), torch.randn(11, 22)
+    assert student.head.predictor is not None and not any("predictor" in name for name in teacher.state_dict())
+    bottleneck = F.normalize(student.head.predictor(student.head.mlp(features)), dim=-1)
+    torch.testing.assert_close(student.head(features), student.head.last_layer(bottleneck))
+    update_teacher(student, teacher, 0.0)
+    torch.testing.assert_close(teacher.head(features), teacher.head.last_layer(F.normalize(student.head.mlp(features),
+                                                                                           dim=-1)))
+
+
+@pytest.mark.parametrize("nlayers", [0, 1, 3])
+def test_without_the_bottleneck_the_head_is_hidden_layers_and_a_linear_one(nlayers):
+    head, features = small(nlayers=nlayers, l2_bottleneck=False, activation="relu").head, torch.randn(11, 22)
+    x = features
+    for layer in [layer for layer in head.mlp if isinstance(layer, nn.Linear)]:
+        x = F.linear(x, layer.weight, layer.bias).clamp(min=0)
+    torch.testing.assert_close(head(features), F.linear(x, head.last_layer.weight, head.last_layer.bias))
+    assert head(features).shape == (11, 13) and head.projection_dim == 13 and len(head.mlp) == 2 * nlayers
+
+
+FLAGS = ("--arch vit_nano --patch_size 16 --global_crops_size 32 --local_crops_size 16 --local_crops_number 1 "
+         "--eval_size 32 --head_hidden_dim 29 --head_bottleneck_dim 7 --out_dim 31 --batch_size_per_gpu 4 "
+         "--warmup_epochs 0 --warmup_teacher_temp_epochs 0 --epochs 2").split()
+METHODS = {
+    "BYOL": "--loss mse --predictor true --center_momentum 1 --local_crops_number 0 --head_nlayers 1 "
+            "--head_activation relu --head_l2_bottleneck false --use_bn_in_head true",
+    "MoCo-v2": "--loss infonce --queue_length 11 --student_temp 0.2 --local_crops_number 0 --head_nlayers 1 "
+               "--head_activation relu --head_l2_bottleneck false",
+    "SwAV": "--teacher student --centering sinkhorn --teacher_temp 0.05 --warmup_teacher_temp 0.05 --head_nlayers 2 "
+            "--head_activation relu --use_bn_in_head true"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_methods_state_survives_a_checkpoint_and_another_methods_is_refused(method, tmp_path):
+    settings = parse_settings([*FLAGS, *METHODS[method].split(), "--output_dir", str(tmp_path)])
+    run = start_run(settings, HERE)
+    crops = [torch.randn(4, 3, 32, 32) for _ in range(2)]
+    train_step(run.student, run.student, run.teacher, run.dino_loss, run.optimizer, [crops],
+               StepValues(0.01, 0.0, 0.9, 0.05), 0.0, False, HERE)
+    run.history.append({"epoch": -1})
+    save_run(tmp_path / "checkpoint.pth", run, settings)
+    again = start_run(settings, HERE)
+    for part in ("student", "teacher", "dino_loss"):
+        for name, value in getattr(run, part).state_dict().items():
+            assert torch.equal(getattr(again, part).state_dict()[name], value), f"{part}'s {name} is lost"
+    other = parse_settings([*FLAGS, "--output_dir", "nowhere"])
+    with pytest.raises(ValueError, match="choose another --output_dir"):
+        load_run(tmp_path / "checkpoint.pth", start_run(other, HERE), other)
+
+
+def test_each_setting_of_the_loss_makes_the_loss_it_names():
+    for flags, kind in (("", DINOLoss), ("--loss mse", SquaredDistance), ("--loss infonce --queue_length 5", InfoNCE)):
+        assert type(make_loss(parse_settings([*FLAGS, *flags.split()]), HERE)) is kind
+    assert make_loss(parse_settings([*FLAGS, "--centering", "sinkhorn"]), HERE).iterations == 3
+
+
+def test_a_predictor_starts_fresh_on_weights_that_have_none(tmp_path):
+    settings = parse_settings([*FLAGS, "--output_dir", str(tmp_path)])
+    run = start_run(settings, HERE)
+    save_run(tmp_path / "checkpoint.pth", run, settings)
+    student = build_student(parse_settings([*FLAGS, "--init_from", str(tmp_path / "checkpoint.pth"), "--predictor"]))
+    torch.testing.assert_close(student.head.mlp.state_dict(), run.student.head.mlp.state_dict())
+    assert student.head.predictor is not None
+
+
+def test_other_losses_are_logged_without_entropy_and_kl(tmp_path, capsys):
+    """They have no such parts, so no collapse can be read off them."""
+    for number in range(8):
+        Image.new("RGB", (40, 40), (30 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    train.main([*FLAGS, *METHODS["BYOL"].split(), "--output_dir", str(tmp_path / "run"), "--data_path", str(tmp_path),
+                "--num_workers", "0", "--device", "cpu", "--precision", "fp32", "--knn_every", "0"])
+    told, log = capsys.readouterr().out, (tmp_path / "run" / "log.txt").read_text()
+    assert "train_loss" in log and not any(word in told + log for word in ("KL", "COLLAPSE", "train_kl"))
+    assert (tmp_path / "run" / "curves.png").stat().st_size
