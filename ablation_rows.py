@@ -54,20 +54,20 @@ PAIR = {"local_crops_number": 0, "global_crops_scale": (0.14, 1.0)}  # no multi-
 PAIR_DEMO = {"local_crops_number": 0, "global_crops_scale": (0.25, 1.0)}
 SIX = {"local_crops_number": 6}
 
-# The methods of Table 7's rows 7 to 9, each with its own paper's head; multi-crop apart. A BYOL or MoCo-v2 head has no
-# prototypes to freeze, and no center. MoCo-v2's queue of 65,536 is the default. (The paper's own MoCo-v2 has a larger
-# head than MoCo-v2's: three layers, batch normalisation, 256 outputs.)
+# The methods of Table 7's rows 7 to 9, each with its own paper's head; multi-crop apart. BYOL's and MoCo-v2's heads end
+# without prototypes, so there is nothing to freeze, and BYOL has no center. MoCo-v2's queue of 65,536 is the default.
+# (The paper trained MoCo-v2 with a larger head: three layers, batch normalisation, 256 outputs; see its appendix B.)
 _MLP = {"head_nlayers": 1, "head_l2_bottleneck": False, "head_activation": "relu", "freeze_last_layer": 0}
 _MSE = _MLP | {"loss": "mse", "center_momentum": 1.0}
-_INFONCE = _MLP | {"loss": "infonce", "center_momentum": 1.0, "student_temp": 0.2, "out_dim": 128}
+_INFONCE = _MLP | {"loss": "infonce", "student_temp": 0.2, "out_dim": 128}
 _SINKHORN = {"teacher": "student", "centering": "sinkhorn", "warmup_teacher_temp": 0.05, "teacher_temp": 0.05,
              "head_nlayers": 2, "head_activation": "relu", "head_bottleneck_dim": 128}
 UNPREDICTED = _MSE | {"head_hidden_dim": 4096, "use_bn_in_head": True, "out_dim": 256}
 BYOL = UNPREDICTED | {"predictor": True}
 MOCO = _INFONCE | {"momentum_teacher": 0.999}
 SWAV = _SINKHORN | {"use_bn_in_head": True, "norm_last_layer": True, "out_dim": 3000}
-# The demo's preset has batch normalisation in its head, frozen gains, K = 256 and a momentum of 0.99 already; it has
-# 4,000 pictures, of which a queue of 65,536 would hold each sixteen times.
+# The demo's preset has batch normalisation in its head, frozen gains, K = 256 and a momentum of 0.99 already. It has
+# 4,000 pictures, two keys each: a queue of 65,536 would hold each picture eight times.
 UNPREDICTED_DEMO = _MSE | {"head_hidden_dim": 512}
 BYOL_DEMO = UNPREDICTED_DEMO | {"predictor": True}
 MOCO_DEMO = _INFONCE | {"use_bn_in_head": False, "queue_length": 1024}

@@ -122,12 +122,11 @@ def memory(settings: Settings) -> float | None:
 def raw_line(run: Run, preset: str) -> dict:
     """What the JSON keeps of a finished run: the row, its changes, and lists of its epochs' values."""
     baselines, *epochs = read_log(run)
-    settings, last = run.settings, epochs[-1]
+    settings = run.settings
     line = {"row": run.row.name, "seed": run.seed, "changes": run.row.changes(preset), "preset": preset,
             "data": settings.dataset or Path(settings.data_path).name or "embedded pictures",
             "folder": run.folder.parent.name, "out_dim": settings.out_dim, "untrained": baselines.get("knn_untrained"),
-            "verdict": report.collapse(last["train_entropy"], last["train_kl"], settings.out_dim).partition(":")[0]
-            if settings.loss == "cross_entropy" else ""}  # the other losses have no teacher's entropy to judge by
+            "verdict": report.collapse(epochs[-1], settings.out_dim).partition(":")[0]}
     if "GiB" in run.row.paper:
         line["mib"] = memory(settings)
     return line | {key: [round(record[key], 4) if key in record else None for record in epochs] for key in KEYS}
