@@ -155,7 +155,7 @@ def draw_masks(path: Path, weights: dict[str, Path], pictures: Pictures, mass: f
         for row, picture, mask in zip(grid, unnormalised(views, view), masks):
             row[0].imshow(picture.numpy())
             row[column].imshow(overlay(picture, mask).numpy())
-        grid[0, column].set_title(title)
+        grid[0, column].set_title(f"{title}, {mass:.0%}")
     for axes in grid.flat:
         axes.axis("off")
     write_whole(path, figure.savefig)

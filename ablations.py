@@ -156,7 +156,7 @@ def supervised(run: Run, flags: argparse.Namespace, signals: list[int]) -> dict 
     """
     settings, results = run.settings, run.folder / "results.jsonl"
     shared = {name: getattr(settings, name) for name in ("dataset", "data_path", "device", "num_workers")
-              if getattr(settings, name)} | {"seed": run.seed, "results": results}
+              if getattr(settings, name) != ""} | {"seed": run.seed, "results": results}
     network = {name: getattr(settings, name) for name in ("arch", "patch_size", "eval_size")}
     commands = [launch("eval_transfer.py", flags) + ["--from_scratch"]
                 + as_flags(shared | network | {"output_dir": run.folder / "supervised"})]
@@ -178,8 +178,10 @@ def show_masks(runs: list[Run], lines: list[dict], output: Path) -> None:
     some = torch.linspace(0, len(pictures) - 1, min(8, len(pictures))).long()
     ablation_report.draw_masks(output / "supervised.png", {"supervised": folder / "supervised" / "checkpoint.pth",
                                                            "DINO": folder / "checkpoint.pth"}, pictures.subset(some))
-    rows = [[name, str(lines[0]["paper"].get(name, "-")),
-             ablation_report.spread([line["measured"][name] for line in lines])] for name in lines[0]["measured"]]
+    paper = {name: str(runs[0].row.paper[name.rpartition(": ")[2]]) for name in lines[0]["measured"]
+             if name.startswith("best head")}
+    rows = [[name, paper.get(name, "-"), ablation_report.spread([line["measured"][name] for line in lines])]
+            for name in lines[0]["measured"]]
     print(ablation_report.markdown([[lines[0]["table"], "the paper's", "here"], *rows]))
 
 
@@ -206,7 +208,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     add("--preset", default="", help="of train.py; default: demo without data, vits16 with data")
     add("--data_path", default="", help="a folder of pictures; without it the embedded ones")
     add("--seeds", type=int, nargs="+", default=[0], help="a run of each row with each [0]")
-    add("--epochs", type=int, default=0, help="of all rows but those of epochs; 0: as the study says [0]")
+    add("--epochs", type=int, default=0, help="of the rows that do not say their own; 0: as the study says [0]")
     add("--output_dir", default="runs/ablations", help="gets the runs, and STUDY.json and STUDY.png [runs/ablations]")
     add("--nproc_per_node", type=int, default=1, help="processes of each run, started by torchrun [1]")
     argv = sys.argv[1:] if argv is None else argv
