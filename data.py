@@ -84,7 +84,7 @@ class Pictures(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         try:
             item = self.source[index]
-        except OSError as error:  # torchvision's datasets open their files here
+        except UNREADABLE as error:  # torchvision's datasets open their files here
             raise InputError(f"cannot read picture {index} of the dataset ({brief(error)})") from None
         if isinstance(item, tuple):  # torchvision: (picture, label)
             item = pil_to_tensor(to_rgb(item[0]))

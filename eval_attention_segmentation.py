@@ -35,7 +35,6 @@ import checkpoint
 import evaluation
 import hardware
 from attention import cls_attention, object_scores
-from backbone import build_backbone
 from commandline import InputError, brief
 from data import UNREADABLE, decode, open_pictures, to_rgb, torchvision_part
 from features import fit_to_patches, mean_and_std
@@ -148,10 +147,7 @@ def networks(flags: Namespace, where: Hardware) -> dict[str, tuple[nn.Module, di
     dino, args = evaluation.load_backbone(flags, where)
     if not hasattr(dino, "get_last_selfattention"):
         raise InputError(f"{args['arch']} has no attention to segment with: take a ViT's weights")
-    torch.manual_seed(flags.seed)
-    random = build_backbone(args["arch"], args["patch_size"], args["img_size"], init_std=args.get("init_std", 0.02),
-                            num_heads=args.get("num_heads", 0))
-    columns = {"random": (random.eval().to(where.device), args)}
+    columns = {"random": (evaluation.untrained(args, where, flags.seed), args)}
     if flags.supervised_weights:
         supervised, its = checkpoint.load_backbone(flags.supervised_weights, "teacher", args["arch"],
                                                    args["patch_size"])
@@ -160,7 +156,7 @@ def networks(flags: Namespace, where: Hardware) -> dict[str, tuple[nn.Module, di
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = evaluation.command_line(__doc__)
+    parser = evaluation.command_line(__doc__, batch_size=0)
     add = parser.add_argument
     add("--supervised_weights", default="", metavar="FILE", help="of eval_transfer.py --from_scratch, for the column")
     add("--threshold", type=float, nargs="+", default=[0.6, 0.8], help="shares of the mass that are kept [0.6 0.8]")

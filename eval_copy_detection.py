@@ -17,6 +17,7 @@ scanned, cut, and compressed.
 Shapes: B pictures, n in the database, N patches, D width.
 """
 import io
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -180,13 +181,18 @@ def make(pictures: Pictures, folder: Path) -> None:
     if (folder / "original").exists() or (folder / "strong").exists():
         raise InputError(f"--make {str(folder)!r} has original/ or strong/ already: choose another folder")
     try:
-        for name in ("original", "strong"):
-            (folder / name).mkdir(parents=True)
-        for number in tqdm(range(len(pictures)), "copies", leave=False):
-            image, _ = pictures[number]
-            to_pil_image(image).save(folder / "original" / f"{number:04}00.jpg", quality=95)
-            for i, copy in enumerate(distorted(image, number), start=1):
-                copy.save(folder / "strong" / f"{number:04}{i:02}.jpg", quality=95)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as unfinished:  # which a picture that cannot be read leaves empty
+            parts = [Path(unfinished, name) for name in ("original", "strong")]
+            for part in parts:
+                part.mkdir()
+            for number in tqdm(range(len(pictures)), "copies", leave=False):
+                image, _ = pictures[number]
+                to_pil_image(image).save(parts[0] / f"{number:04}00.jpg", quality=95)
+                for i, copy in enumerate(distorted(image, number), start=1):
+                    copy.save(parts[1] / f"{number:04}{i:02}.jpg", quality=95)
+            for part in parts:
+                part.rename(folder / part.name)
     except OSError as error:
         raise InputError(f"cannot write to --make {str(folder)!r} ({brief(error)}): choose another folder") from None
     print(f"wrote {len(pictures)} originals and {len(DISTORTIONS) * len(pictures)} copies to {folder}")

@@ -87,9 +87,10 @@ def read_ground_truth(file: Path) -> tuple[list[Path], list[Path], list[dict[str
                   {key: np.asarray(one[key], dtype=int).tolist() for key in ("easy", "hard", "junk")}
                   for one in truth["gnd"]]
         fits = len(queries) == len(judged) and any(one["easy"] or one["hard"] for one in judged) and all(
-            len(one["bbx"]) == 4 and all(0 <= i < len(database) for i in one["easy"] + one["hard"] + one["junk"])
+            len(one["bbx"]) == 4 and all(map(math.isfinite, one["bbx"]))
+            and all(0 <= i < len(database) for i in one["easy"] + one["hard"] + one["junk"])
             for one in judged)
-    except (TypeError, KeyError, ValueError, OverflowError, MemoryError):
+    except (TypeError, LookupError, ValueError, OverflowError, MemoryError):
         fits = False
     if not fits:
         raise InputError(f"{str(file)!r} is no ground truth of the revisited benchmarks (imlist, qimlist, and gnd with "
@@ -145,8 +146,7 @@ def evaluate(flags, where: Hardware) -> None:
     measured, data = measure(network, args, truths, flags, where)
     paper = PAPER.get((args["arch"], args["patch_size"]), {})
     evaluation.tell(flags, where, "image retrieval (Table 3)", args,
-                    f"{data}, {'three scales' if flags.multiscale else 'one scale'}", measured,
-                    {name: value for name, value in paper.items() if name in measured})
+                    f"{data}, {'three scales' if flags.multiscale else 'one scale'}", measured, paper)
 
 
 def revisited(network: nn.Module, args: dict, truths: list[Path], flags, where: Hardware) -> tuple[dict, str]:

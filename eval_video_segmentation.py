@@ -31,7 +31,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import evaluation
-from backbone import build_backbone
 from checkpoint import write_whole
 from commandline import InputError, true_or_false
 from creatures import make_clip
@@ -153,7 +152,7 @@ def evaluate(flags, where: Hardware) -> None:
     short_side = flags.eval_size or (480 if files else CLIP_SIDE)
     follow_in = partial(follow, short_side=short_side, args=args, where=where, n_last_frames=flags.n_last_frames,
                         topk=flags.topk, radius=flags.size_mask_neighborhood, temperature=flags.temperature)
-    fresh, measured = None if files else untrained(args).to(where.device), []
+    fresh, measured = None if files else evaluation.untrained(args, where), []
     for index in torch.arange(len(sequences)).tensor_split(where.world_size)[where.rank].tolist():
         video = read_video(sequences[index], files[sequences[index]]) if files else clip(index)
         ids = follow_in(backbone, video)
@@ -165,13 +164,6 @@ def evaluate(flags, where: Hardware) -> None:
     evaluation.tell(flags, where, "video object segmentation (Table 5)", args,
                     f"{data}, short side {short_side} pixels", table(objects),
                     dict(zip(NAMES, PAPER.get((args["arch"], args["patch_size"]), ()))))
-
-
-def untrained(args: dict) -> nn.Module:
-    """The same network before its training: what a matching of little more than colours achieves."""
-    torch.manual_seed(0)
-    return build_backbone(args["arch"], args["patch_size"], args["img_size"], in_chans=args["in_chans"],
-                          init_std=args.get("init_std", 0.02), num_heads=args.get("num_heads", 0)).eval()
 
 
 def table(objects: Tensor) -> dict[str, float]:

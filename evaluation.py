@@ -5,15 +5,19 @@ paper's number, saying on which data; and appends the same as one JSON line to -
 """
 import argparse
 import json
+import math
 import time
 import zlib
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
+import torch
 from torch import nn
 
 import checkpoint
 import hardware
+from backbone import build_backbone
 from commandline import CommandLine, InputError, brief, errors_in_one_line
 from data import Pictures, knn_split, open_pictures, without_unreadable
 from features import EvaluationView
@@ -21,8 +25,10 @@ from hardware import Hardware
 
 
 def command_line(description: str | None, batch_size: int = 100, videos: bool = False) -> CommandLine:
-    """The flags that every evaluation has, less those of batches of pictures where it reads videos; a script adds its
-    own."""
+    """The flags that every evaluation has, less those of pictures where it reads videos; a script adds its own.
+
+    batch_size: the default; 0 where pictures are read one by one.
+    """
     parser = CommandLine(description)
     add = parser.add_argument
     checkpoint.add_weights_flags(parser)
@@ -32,7 +38,8 @@ def command_line(description: str | None, batch_size: int = 100, videos: bool = 
         add("--dataset", default="", help="one of torchvision's instead: cifar10, flowers102 ...")
         add("--download", action="store_true", help="fetch --dataset over the network")
         add("--skip_bad_images", action="store_true", help="leave out what cannot be read")
-        add("--batch_size", type=int, default=batch_size, help=f"pictures, where all have one size [{batch_size}]")
+        if batch_size:
+            add("--batch_size", type=int, default=batch_size, help=f"pictures, where all have one size [{batch_size}]")
         add("--num_workers", type=int, default=-1,
             help="that decode pictures; -1: one a core, on a CPU one in four cores")
     add("--eval_size", type=int, default=0,
@@ -46,7 +53,10 @@ def command_line(description: str | None, batch_size: int = 100, videos: bool = 
 def run(parser: CommandLine, evaluate: Callable[[argparse.Namespace, Hardware], None], argv: list[str] | None) -> None:
     """Read the flags, join the processes, evaluate; bad input is one line and exit status 2."""
     flags = parser.parse_args(argv)
-    with errors_in_one_line(), hardware.start(flags.device, flags.precision) as where:
+    with errors_in_one_line(), hardware.start(flags.device, flags.precision, patience=timedelta(days=1)) as where:
+        for flag, value in vars(flags).items():
+            for number in value if isinstance(value, list) else [value]:
+                require(flags, **{flag: not isinstance(number, float) or math.isfinite(number)})
         least = {"batch_size": 1, "eval_size": 0, "num_workers": -1}
         require(flags, **{flag: getattr(flags, flag) >= low for flag, low in least.items() if hasattr(flags, flag)})
         evaluate(flags, where)
@@ -65,6 +75,14 @@ def load_backbone(flags: argparse.Namespace, where: Hardware) -> tuple[nn.Module
         path = checkpoint.weights_path(flags)
     backbone, args = checkpoint.load_backbone(path, flags.checkpoint_key, flags.arch)
     return backbone.to(where.device), args
+
+
+def untrained(args: dict, where: Hardware, seed: int = 0) -> nn.Module:
+    """The network of these flags (load_backbone's) before its training, frozen, on the device."""
+    torch.manual_seed(seed)
+    network = build_backbone(args["arch"], args["patch_size"], args["img_size"], args.get("num_heads", 0),
+                             init_std=args.get("init_std", 0.02))
+    return network.eval().requires_grad_(False).to(where.device)
 
 
 def load_pictures(flags: argparse.Namespace, where: Hardware) -> tuple[Pictures, Pictures | None]:
@@ -159,6 +177,7 @@ def tell(flags: argparse.Namespace, where: Hardware, table: str, args: dict, dat
     """
     if not where.is_main:
         return
+    paper = {name: value for name, value in paper.items() if name in measured}
     network = f"{args['arch']}, patches of {args['patch_size']}" if args["patch_size"] > 1 else args["arch"]
     width = max(map(len, measured))
     print(f"{table}\n{network}; {data}\n{'':{width}}     here   paper")
@@ -166,7 +185,7 @@ def tell(flags: argparse.Namespace, where: Hardware, table: str, args: dict, dat
         print(f"{name:{width}}  {value:7.2f}  {paper.get(name, '-'):>6}")
     line = {"table": table, "weights": str(flags.pretrained_weights or flags.pretrained), "arch": args["arch"],
             "patch_size": args["patch_size"], "data": data, "paper": paper,
-            "measured": {name: round(value, 4) for name, value in measured.items()},
+            "measured": {name: round(value, 4) if math.isfinite(value) else None for name, value in measured.items()},
             "flags": {name: value for name, value in vars(flags).items() if name != "results"},
             "time": time.strftime("%Y-%m-%d %H:%M:%S")}
     try:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from matplotlib import animation
 from PIL import Image, ImageSequence
 from torch import Tensor
@@ -44,13 +45,18 @@ def video_frames(path: Path) -> Iterator[Tensor]:
     if not shutil.which("ffmpeg"):
         raise InputError(f"{str(path)!r} can only be read by ffmpeg, which is not installed: install it, or give a "
                          "folder of frames")
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(["ffmpeg", "-nostdin", "-v", "error", "-i", f"file:{path}", f"{folder}/%06d.png"],
-                              capture_output=True, text=True)
-        if done.returncode:
-            raise InputError(f"ffmpeg cannot read {str(path)!r} ({' '.join(done.stderr.split())[:100]}): mend it, or "
-                             "give a folder of frames")
-        yield from film_frames(Path(folder))
+    with tempfile.TemporaryFile() as said, subprocess.Popen(
+            ["ffmpeg", "-nostdin", "-v", "error", "-i", f"file:{path}", "-f", "image2pipe", "-c:v", "ppm", "-"],
+            stdout=subprocess.PIPE, stderr=said) as ffmpeg:
+        while ffmpeg.stdout.readline():  # P6, width and height, 255, and the pixels, of one frame after the other
+            width, height = map(int, ffmpeg.stdout.readline().split())
+            ffmpeg.stdout.readline()
+            pixels = bytearray(ffmpeg.stdout.read(3 * width * height))
+            yield torch.frombuffer(pixels, dtype=torch.uint8).view(height, width, 3).movedim(-1, 0)
+        if ffmpeg.wait():
+            said.seek(0)
+            reason = brief(ValueError(said.read().decode(errors="replace")))
+            raise InputError(f"ffmpeg cannot read {str(path)!r} ({reason}): mend it, or give a folder of frames")
 
 
 def animation_writer(path: Path, fps: int) -> tuple[animation.AbstractMovieWriter, Path]:

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,11 +75,14 @@ class Hardware(NamedTuple):
 
     @contextmanager
     def main_first(self, downloads: bool) -> Iterator[None]:
-        """If the block downloads, the main process goes through it before the others, which then find the files."""
-        if downloads and not self.is_main:
+        """If the block downloads: the main process first, then one of each host, which may share no files, then all."""
+        turn = 0 if self.is_main else 1 if os.environ.get("LOCAL_RANK") == "0" else 2
+        for passed in range(2 if downloads else 0):
+            if passed == turn:
+                break
             self.wait()
         yield
-        if downloads and self.is_main:
+        for _ in range(turn, 2 if downloads else 0):
             self.wait()
 
     def wait(self) -> None:
@@ -118,14 +122,16 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
 
 
 @contextmanager
-def start(device: str = "auto", precision: str = "auto") -> Iterator[Hardware]:
-    """Join the processes that torchrun started, if it did; leave them at the end."""
+def start(device: str = "auto", precision: str = "auto", patience: timedelta | None = None) -> Iterator[Hardware]:
+    """Join the processes that torchrun started, if it did; leave them at the end. patience: with one that is late."""
     chosen = choose_device(device)
     launched = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if launched and chosen.type == "mps":
+        raise InputError("several processes cannot share a Mac's GPU: start one, with python, or take --device cpu")
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if launched:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timeout=patience)
     try:
         yield Hardware(dist.get_rank() if launched else 0, dist.get_world_size() if launched else 1, chosen,
                        choose_dtype(precision, chosen))

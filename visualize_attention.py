@@ -14,6 +14,7 @@ Shapes: H x W pixels, r x c patches, h heads, D width.
 """
 from collections.abc import Sequence
 from pathlib import Path
+from subprocess import CalledProcessError
 
 import matplotlib
 import torch
@@ -59,7 +60,7 @@ def principal_colours(tokens: Sequence[Tensor]) -> list[Tensor]:
     vectors = torch.linalg.eigh(centred.T @ centred)[1][:, -3:].flip(1)  # eigh sorts upwards
     vectors = vectors * vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True)).sign()
     z = centred @ vectors
-    colours = (0.5 + z / (4 * z.std(dim=0)).clamp(min=1e-12)).clamp(0, 1).float()
+    colours = (0.5 + z / (4 * z.std(dim=0, correction=0)).clamp(min=1e-12)).clamp(0, 1).float()
     parts = colours.split([one[..., 0].numel() for one in tokens])
     return [part.view(*one.shape[:2], 3) for part, one in zip(parts, tokens)]
 
@@ -80,12 +81,17 @@ def lay_out(pictures: list[dict[str, Tensor]]) -> tuple[plt.Figure, dict[str, Ax
     return figure, shown
 
 
+def word(title: str, threshold: float | None) -> str:
+    """A panel's title -> the release's word for its file: img, attn-head0, mask_th0.6_head0."""
+    what, share, _ = title.partition(", ")
+    return f"mask_th{threshold}_{what}" if share else {"picture": "img", "pca": "pca"}.get(what, f"attn-{what}")
+
+
 def write_files(folder: Path, drawn: dict[str, Tensor], threshold: float | None, frame: int | None = None) -> None:
-    """Each panel in the release's words: img.png, attn-head0.png, mask_th0.6_head0.png; of a film img/00000.png ..."""
+    """Each panel as a file: img.png, attn-head0.png, mask_th0.6_head0.png; of a film img/00000.png ..."""
     for title, image in drawn.items():
-        what, share, _ = title.partition(", ")
-        word = f"mask_th{threshold}_{what}" if share else {"picture": "img", "pca": "pca"}.get(what, f"attn-{what}")
-        path = folder / (f"{word}.png" if frame is None else f"{word}/{frame:05}.png")
+        name = word(title, threshold)
+        path = folder / (f"{name}.png" if frame is None else f"{name}/{frame:05}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         plt.imsave(path, image.numpy())
 
@@ -136,8 +142,14 @@ def draw_film(backbone: nn.Module, args: dict, flags, device: torch.device) -> s
             shown[title].set_data(image.numpy())
             shown[title].autoscale()
         writer.grab_frame()
+    if figure is None:
+        raise InputError(f"{flags.video!r} has no frames: give another film")
     writer.finish()
     plt.close(figure)
+    for title in drawn:  # an earlier film may have been longer
+        for frame in (output / word(title, flags.threshold)).glob("[0-9][0-9][0-9][0-9][0-9].png"):
+            if int(frame.stem) > number:
+                frame.unlink()
     return f"{path}, and the frames of its parts in the folders beside it"
 
 
@@ -171,7 +183,7 @@ def main(argv: list[str] | None = None) -> None:
         draw = draw_film if flags.video else draw_pictures
         try:
             print("wrote", draw(backbone.to(device), args, flags, device))
-        except OSError as error:
+        except (OSError, CalledProcessError) as error:
             raise InputError(f"cannot write to {flags.output_dir!r} ({brief(error)}): choose another --output_dir"
                              ) from None
 

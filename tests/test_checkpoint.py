@@ -52,6 +52,12 @@ def test_bare_backbones_and_timms_state_dicts_load_with_their_classifier_left_ou
     assert args == {"arch": "vit_nano", "patch_size": 7, "img_size": 35, "in_chans": 3}
 
 
+def test_a_network_of_grey_pictures_is_refused(tmp_path):
+    torch.save(build_backbone("vit_nano", 8, 48, in_chans=1).state_dict(), tmp_path / "grey.pth")
+    with pytest.raises(InputError, match=r"grey\.pth.*1 channels"):
+        load_backbone(tmp_path / "grey.pth")
+
+
 def test_a_resnet_without_its_classifier_loads(tmp_path):
     resnet = build_backbone("resnet50")
     torch.save(resnet.state_dict(), tmp_path / "resnet.pth")

@@ -113,6 +113,14 @@ def test_made_copies_have_copydays_names_and_are_read_back(tmp_path):
     assert blocks["strong"].labels.tolist() == [n for n in range(3) for _ in range(5)]
 
 
+def test_copies_that_cannot_be_finished_leave_nothing_behind(tmp_path, capsys):
+    (save_creatures(tmp_path / "photos", 2) / "torn.png").write_bytes(b"PNG")
+    with pytest.raises(SystemExit) as stopped:
+        eval_copy_detection.main(["--make", str(tmp_path / "made"), "--data_path", str(tmp_path / "photos")])
+    assert stopped.value.code == 2 and "torn.png" in capsys.readouterr().err
+    assert not list((tmp_path / "made").iterdir()), "--skip_bad_images could not be tried on the same folder"
+
+
 def test_all_blocks_of_copydays_are_read(tmp_path):
     """strong, jpegqual/Q and crops/P; names that do not fit and missing folders are named."""
     for name in ("original/200100.jpg", "original/200000.jpg", "strong/200102.jpg", "jpegqual/3/200000.jpg",

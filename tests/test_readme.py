@@ -43,6 +43,15 @@ def test_every_training_flag_in_the_readme_exists():
             assert flag in flags, f"README shows train.py --{flag}, which is no setting"
 
 
+def test_every_flag_of_the_other_scripts_in_the_readme_exists():
+    """A flag is written in the script itself, or in what gives all evaluations their flags."""
+    shared = (REPO / "evaluation.py").read_text() + (REPO / "checkpoint.py").read_text()
+    for script, command in re.findall(r"(\w+\.py) ([^\n`#]*)", README.replace("\\\n", " ")):
+        source = (REPO / script).read_text() + shared
+        for flag in re.findall(r"--(\w+)", command) if script not in ("train.py", "bench.py", "bench_sweep.py") else ():
+            assert f'"--{flag}"' in source, f"README shows {script} --{flag}, which {script} does not take"
+
+
 def test_every_module_stands_in_the_reading_order():
     for module in REPO.glob("*.py"):
         assert f"`{module.name}" in README, f"README does not say what {module.name} is for"

@@ -257,14 +257,15 @@ def test_the_revisited_benchmark_from_files_to_a_table(oxford, weights, tmp_path
     ({"gnd": [{"bbx": [0, 0, 9, 9], "easy": [99], "hard": [], "junk": []}] * 2}, "no ground truth"),
     ({"imlist": ["nowhere", "building_1"]}, "nowhere.jpg"),
     ({"gnd": [{"bbx": [0, 0, 9, 9], "easy": [], "hard": [], "junk": [1]}] * 2}, "no ground truth"),
-    ({"gnd": Hostile(os.mkdir, "proof")}, "never run"),
+    ({"gnd": [{"bbx": [float("nan"), 0, 9, 9], "easy": [1], "hard": [], "junk": []}] * 2}, "no ground truth"),
+    ({"gnd": Hostile(os.mkdir, "proof")}, "never run"), (np.arange(3), "no ground truth"),
 ])
 def test_a_ground_truth_that_does_not_fit_is_named(oxford, weights, capsys, monkeypatch, tmp_path, change, said):
     """Lists of other lengths, numbers of no picture, missing pictures, junk only, code: one line with the mend."""
     monkeypatch.chdir(tmp_path)
     truth = {"imlist": [f"building_{i}" for i in range(7)], "qimlist": ["building_0", "building_1"],
              "gnd": [{"bbx": [0, 0, 9, 9], "easy": [1], "hard": [], "junk": []}] * 2}
-    write_truth(oxford, truth | change)
+    write_truth(oxford, truth | change if isinstance(change, dict) else change)
     line = error_of(eval_image_retrieval.main, capsys, "--pretrained_weights", weights, "--data_path", oxford, *FLAGS)
     assert said in line and (said == "nowhere.jpg" or "gnd_roxford5k.pkl" in line)
     assert not (tmp_path / "proof").exists()

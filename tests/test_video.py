@@ -205,6 +205,7 @@ def test_bad_files_are_named_with_the_mend(weights, davis, capsys, what, said):
 
 
 @pytest.mark.parametrize(("flags", "said"), [
+    ("--temperature inf", "--temperature inf is out of range"),
     ("--topk 0", "--topk 0"), ("--temperature 0", "--temperature 0.0"), ("--n_last_frames -1", "--n_last_frames -1"),
     ("--size_mask_neighborhood -1", "--size_mask_neighborhood -1"), ("--eval_size -8", "--eval_size -8"),
     ("--dataset cifar10", "unrecognized arguments: --dataset"), ("--data_path nowhere", "nowhere/ImageSets"),

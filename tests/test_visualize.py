@@ -69,7 +69,7 @@ def test_principal_colours_are_the_leading_singular_vectors_of_all_pictures_toge
     flat = torch.cat([one.flatten(0, 1) for one in tokens]).double()
     z = torch.linalg.svd(flat - flat.mean(dim=0), full_matrices=False)
     z = z.U[:, :3] * z.S[:3]
-    expected = (0.5 + z / (4 * z.std(dim=0)))
+    expected = (0.5 + z / (4 * z.std(dim=0, correction=0)))
     colours = torch.cat([one.flatten(0, 1) for one in principal_colours(tokens)]).double()
     for channel, name in enumerate(("red", "green", "blue")):
         ways = [(colours[:, channel] - value.clamp(0, 1)).abs().max()
@@ -79,7 +79,8 @@ def test_principal_colours_are_the_leading_singular_vectors_of_all_pictures_toge
 
 
 def test_the_colours_of_equal_tokens_are_grey_and_do_not_depend_on_a_shift():
-    assert torch.equal(principal_colours([torch.ones(3, 5, 7)])[0], torch.full((3, 5, 3), 0.5))
+    for grid in ((3, 5), (1, 1)):
+        assert torch.equal(principal_colours([torch.ones(*grid, 7)])[0], torch.full((*grid, 3), 0.5))
     tokens = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(principal_colours([tokens]), principal_colours([tokens + 3.0]))
 
@@ -137,6 +138,16 @@ def test_a_video_file_gives_its_frames_and_an_mp4(weights, tmp_path):
     visualize_attention.main(["--pretrained_weights", str(weights), "--video", str(film), "--image_size", "48",
                               "--output_dir", str(tmp_path / "out"), "--device", "cpu"])
     assert len(list(film_frames(tmp_path / "out" / "attention.mp4"))) == 3
+
+
+def test_frames_of_a_longer_film_before_do_not_stay(weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    for count in (3, 2):
+        first, *others = frames_of(48, count)
+        first.save(tmp_path / "film.gif", save_all=True, append_images=others)
+        visualize_attention.main(["--pretrained_weights", str(weights), "--video", str(tmp_path / "film.gif"),
+                                  "--image_size", "48", "--output_dir", str(tmp_path / "out"), "--device", "cpu"])
+    assert len(list((tmp_path / "out" / "attn-head0").iterdir())) == 2
 
 
 @pytest.mark.parametrize("name, text, mend", [
