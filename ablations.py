@@ -3,7 +3,7 @@
     python ablations.py components --seeds 0 1 2            # on the embedded pictures, two to three minutes a row
     python ablations.py all --epochs 1                      # a first look at everything
     python ablations.py teachers --data_path imagenet/train --nproc_per_node 8 -- --accumulate 2
-    python ablations.py collapse --data_path photos/ --preset small --epochs 50 -- --warmup_teacher_temp_epochs 10
+    python ablations.py collapse --data_path photos/ --preset small --epochs 20 -- --warmup_teacher_temp_epochs 5
 
 The rows are data (ablation_rows.py). Each is a run of train.py, whose flags are the preset's, changed by the study's
 base, by --data_path and --epochs, by what stands behind --, and last by the row itself. Finished runs are skipped,
