@@ -24,11 +24,14 @@ from eval_linear import (
     linear_features,
     make_heads,
     make_optimizer,
+    make_source,
     set_lr,
     train_epoch,
 )
-from features import EvaluationView, extract_features
+from evaluation import Progress
+from features import EvaluationView, Pixels, extract_features
 from hardware import Hardware
+from sampling import EpochBatches
 from vit import VisionTransformer
 
 REPO = Path(__file__).parent.parent
@@ -153,6 +156,27 @@ def test_classes_that_a_plane_divides_are_learnt_to_the_last_picture():
     untrained, learnt = accuracies(heads, features, labels)
     assert learnt == (100.0, 100.0), "every class has a direction of its own"
     assert untrained[0] < 60, "a learning rate of nothing must learn nothing"
+
+
+def test_heads_trained_on_kept_features_decide_as_least_squares_onto_one_hot_targets():
+    """W = argmin |X W - Y|^2, Y one-hot, X with a column of ones: the same class for each held-out picture."""
+    generator, view = torch.Generator().manual_seed(0), EvaluationView(5, 1.0)
+    labels = torch.arange(211 + 53)[torch.randperm(264, generator=generator)] % 7
+    colours, noise = torch.rand(7, 3, 5, 5, generator=generator), torch.rand(264, 3, 5, 5, generator=generator)
+    pictures = Pictures((150 * colours[labels] + 100 * noise).byte(), labels)
+    learnt, asked = pictures.subset(torch.arange(211)), pictures.subset(torch.arange(211, 264))
+    flags = SimpleNamespace(cached=True, epochs=13, lr=[0.3], batch_size=31, num_workers=0, output_dir="", seed=0)
+    batches, heads = EpochBatches(211, 31, 1, 0, 1, 0), make_heads(75, 7, 1)
+    kept, held_out = (extract_features(Pixels(), part, view, HERE) for part in (learnt, asked))
+    eval_linear.train(heads, make_optimizer(heads, flags.lr, 31), Progress(Path(), {}), batches,
+                      make_source(Pixels(), learnt, view, batches, flags, HERE),
+                      lambda: accuracies(heads, held_out, asked.labels), flags, HERE)
+    with_ones = lambda features: torch.cat([features, torch.ones(len(features), 1)], dim=1)
+    solution = torch.linalg.lstsq(with_ones(kept), torch.eye(7)[learnt.labels]).solution
+    closed_form = (with_ones(held_out) @ solution).argmax(dim=1)
+    assert torch.equal(closed_form, asked.labels), "the classes were meant to be separable"
+    assert accuracies(heads, held_out, asked.labels)[0] == (100.0, 100.0), "SGD must find such a separation too"
+    assert torch.equal(heads[0](held_out).argmax(dim=1), closed_form)
 
 
 def test_the_training_view_crops_flips_and_normalises():
