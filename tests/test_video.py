@@ -32,10 +32,8 @@ def weights(network, tmp_path) -> Path:
     return tmp_path / "weights.pth"
 
 
-@pytest.fixture
-def davis(tmp_path) -> Path:
+def write_davis(root: Path) -> Path:
     """Two sequences of different shapes, in DAVIS's layout; the first has a palette of its own and objects 1 and 3."""
-    root = tmp_path / "DAVIS"
     (root / "ImageSets/2017").mkdir(parents=True)
     (root / "ImageSets/2017/val.txt").write_text("fish\nsnail\n")
     for name, (height, width), seed, palette in (("fish", (50, 70), 1, PALETTE[::-1]), ("snail", (64, 48), 2, PALETTE)):
@@ -49,6 +47,11 @@ def davis(tmp_path) -> Path:
             mask[4:20, 4:20], mask[30:44, 20:40] = 1, 3  # some of each object, however the clip is cut
             write_annotation(root / "Annotations/480p" / name / f"{i:05}.png", mask, palette)
     return root
+
+
+@pytest.fixture
+def davis(tmp_path) -> Path:
+    return write_davis(tmp_path / "DAVIS")
 
 
 def run(weights, tmp_path, *flags) -> dict:
