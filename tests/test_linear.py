@@ -1,9 +1,6 @@
 """Table 2's linear heads: SGD by hand, a sweep in one pass against one head at a time, and whole runs, very small."""
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,7 +31,6 @@ from hardware import Hardware
 from sampling import EpochBatches
 from vit import VisionTransformer
 
-REPO = Path(__file__).parent.parent
 HERE = Hardware(0, 1, torch.device("cpu"), torch.float32)
 
 
@@ -193,15 +189,19 @@ def test_the_training_view_crops_flips_and_normalises():
     torch.testing.assert_close(pixel, torch.tensor([5.0, 2.5, 1.0]).view(3, 1, 1).expand(3, 16, 16))
 
 
-@pytest.fixture(scope="module")
-def creatures(tmp_path_factory) -> Path:
+def write_creatures(folder: Path) -> Path:
     """A tiny part of the embedded pictures, as files: 40 to learn from, 20 that are asked."""
-    folder, drawn = tmp_path_factory.mktemp("creatures"), make_creatures(60, side=32)
+    drawn = make_creatures(60, side=32)
     for i, (image, label) in enumerate(zip(drawn.images, drawn.labels.tolist())):
         path = folder / ("train" if i < 40 else "val") / CLASSES[label] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
     return folder
+
+
+@pytest.fixture(scope="module")
+def creatures(tmp_path_factory) -> Path:
+    return write_creatures(tmp_path_factory.mktemp("creatures"))
 
 
 def weights_file(folder: Path, seed: int) -> Path:
@@ -324,19 +324,6 @@ def test_a_convnet_is_evaluated_too(creatures, tmp_path):
     torch.save(build_backbone("resnet50").state_dict(), tmp_path / "resnet50.pth")
     _, line = run(creatures, tmp_path / "resnet50.pth", tmp_path, "--epochs", "1", "--cached")
     assert (line["arch"], list(line["paper"].values())) == ("resnet50", [75.3])
-
-
-@pytest.mark.slow
-def test_two_processes_equal_one_with_the_double_batch(creatures, weights, tmp_path):
-    alone, line = run(creatures, weights, tmp_path / "one", "--batch_size", "16")
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    both = subprocess.run([sys.executable, *"-m torch.distributed.run --standalone --nproc_per_node=2".split(),
-                           "eval_linear.py", *command(creatures, weights, tmp_path / "two")], cwd=REPO,
-                          capture_output=True, text=True, timeout=120, env=environment)
-    assert both.returncode == 0, both.stderr
-    assert_same(alone, torch.load(tmp_path / "two" / "linear.pth", weights_only=True), atol=1e-6, rtol=1e-5)
-    other = json.loads((tmp_path / "two" / "results.jsonl").read_text())
-    assert other["measured"] == line["measured"]
 
 
 @pytest.mark.slow
