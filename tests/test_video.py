@@ -195,10 +195,11 @@ def test_davis_in_and_indexed_pngs_with_its_palette_out(weights, davis, tmp_path
 
 def test_the_embedded_clips_run_end_to_end_and_follow_better_than_the_first_mask(weights, tmp_path, monkeypatch):
     monkeypatch.setattr(evs, "CLIPS", 1)
-    line = run(weights, tmp_path, "--overlay", "false", "--eval_size", 160)
+    monkeypatch.setattr(evs, "CLIP_SIDE", 160)
+    line = run(weights, tmp_path, "--overlay", "false")
     measured = line["measured"]
     assert measured["J&F-Mean %"] > measured["first mask kept, J&F-Mean %"], measured
-    assert "untrained, J&F-Mean %" in measured
+    assert "untrained, J&F-Mean %" in measured and "short side 160 pixels" in line["data"]
     assert not (tmp_path / "out/overlay").exists() and (tmp_path / "out/clip0/00023.png").exists()
 
 
