@@ -1,8 +1,8 @@
 """BYOL's loss (Grill et al. 2020, Eq. 2), for Table 7, rows 5 and 7: squared distance in place of cross-entropy.
 
 BYOL itself is this loss with a predictor on the student, a momentum teacher, no multi-crop, and a head of one hidden
-layer with batch normalisation that ends in 256 outputs, without prototypes (ablations.py has its settings). Row 5 of
-Table 7 keeps DINO's head, center and crops; the paper does not say between what it takes the distance there: here
+layer with batch normalisation that ends in 256 outputs, without prototypes (ablation_rows.py has its settings). Row 5
+of Table 7 keeps DINO's head, center and crops; the paper does not say between what it takes the distance there: here
 between the l2-normalised logits, the teacher's centered.
 
 Shapes: B images, V views, K outputs; logits are view-major.

@@ -164,11 +164,11 @@ def open_copydays(folder: Path) -> tuple[Pictures, dict[str, Pictures]]:
 def open_copies(flags, where: Hardware) -> Copies:
     """Copydays' layout with the folders that the flags name, or copies made in memory."""
     if not flags.data_path or flags.dataset:
+        if flags.distractors or flags.whiten:
+            raise InputError("--distractors and --whiten go with a --data_path in Copydays' layout: --make writes one")
         train, val = evaluation.load_pictures(flags, where)
         if val is None:
             raise InputError(f"--dataset {flags.dataset} has no test part to copy: write copies with --make")
-        if flags.distractors or flags.whiten:
-            raise InputError("--distractors and --whiten go with a --data_path in Copydays' layout: --make writes one")
         return made_copies(train, val)
     readable = lambda pictures: evaluation.readable(flags, pictures)
     originals, blocks = open_copydays(Path(flags.data_path))

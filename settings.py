@@ -9,6 +9,7 @@ import math
 import re
 from argparse import SUPPRESS
 from dataclasses import dataclass
+from functools import cache
 
 from commandline import CommandLine, InputError, true_or_false
 from imagenet import IMAGENET_MEAN, IMAGENET_STD
@@ -131,6 +132,7 @@ PRESETS = {
 }
 
 
+@cache  # the ablations read hundreds of command lines
 def _help_texts() -> dict[str, str]:
     """Each setting's comment in the source above: behind it, or in the lines before it."""
     texts, before = {}, []

@@ -11,7 +11,8 @@ import eval_attention_segmentation
 from attention import cls_attention, keep_mass, object_scores
 from backbone import build_backbone
 from checkpoint import load_backbone
-from data import decode
+from creatures import CLASSES, make_creatures
+from data import Pictures, decode
 from eval_attention_segmentation import MaskedPictures, open_voc, read_pet, read_voc
 
 
@@ -126,7 +127,8 @@ def test_pictures_count_alike_however_many_objects_they_hold(weights, tmp_path, 
 
 def test_the_three_columns_of_the_embedded_pictures(weights, tmp_path, capsys, monkeypatch):
     """Random weights follow the seed, the supervised column stands where its file is given, and paper's beside ours."""
-    few = eval_attention_segmentation.open_pictures()[1].subset(torch.arange(13))
+    drawn = make_creatures(13)
+    few = Pictures(drawn.images, drawn.labels, CLASSES, drawn.masks)
     monkeypatch.setattr(eval_attention_segmentation, "open_pictures", lambda: (None, few))
     flags = ["--pretrained_weights", weights, "--eval_size", 64]
     two, three = run(tmp_path, *flags), run(tmp_path, *flags, "--supervised_weights", weights)

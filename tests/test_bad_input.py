@@ -1,5 +1,6 @@
 """Bad input: one clear line that names the flag or the file, exit status 2, no traceback, nothing saved is lost."""
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,13 +22,16 @@ import visualize_attention
 REPO = Path(__file__).parent.parent
 
 
-@pytest.fixture
-def photos(tmp_path) -> Path:
-    folder = tmp_path / "photos"
+def write_photos(folder: Path) -> Path:
     folder.mkdir()
     for i in range(3):
         Image.new("RGB", (40, 30), (80 * i, 50, 90)).save(folder / f"{i}.png")
     return folder
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    return write_photos(tmp_path / "photos")
 
 
 def error_of(main, capsys, *flags: str) -> str:
@@ -67,11 +71,12 @@ def error_of(main, capsys, *flags: str) -> str:
     ("--norm_last_layer maybe", "'maybe' is neither true nor false"),
     ("--dataset imagenet22k", "--dataset imagenet22k is unknown"),
     ("--dataset cifar10 --data_path .", "--dataset cifar10 is not under"),
-    ("--init_from nowhere.pth", "no checkpoint at 'nowhere.pth'"),
-    ("--batch_size_per_gpu 5000", "fewer than one step of 5000: lower --batch_size_per_gpu"),
+    ("--init_from nowhere.pth --data_path {photos} --batch_size_per_gpu 3", "no checkpoint at 'nowhere.pth'"),
+    ("--data_path {photos} --batch_size_per_gpu 5", "fewer than one step of 5: lower --batch_size_per_gpu"),
 ])
-def test_a_bad_flag_is_named_with_its_mend(flags, said, capsys, tmp_path):
-    assert said in error_of(train.main, capsys, *flags.split(), "--device", "cpu", "--output_dir", tmp_path / "out")
+def test_a_bad_flag_is_named_with_its_mend(flags, said, photos, capsys, tmp_path):
+    given = flags.format(photos=photos).split()
+    assert said in error_of(train.main, capsys, *given, "--device", "cpu", "--output_dir", tmp_path / "out")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -111,11 +116,19 @@ def test_an_output_folder_that_cannot_be_written(photos, capsys, tmp_path):
     assert "cannot write" in error_of(train.main, capsys, *flags, "--output_dir", tmp_path / "file" / "run")
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A run's folder, for all tests that need one."""
+    folder = tmp_path_factory.mktemp("trained")
+    train.main([*TINY, "--data_path", str(write_photos(folder / "photos")), "--output_dir", str(folder / "run"),
+                "--num_workers", "0"])
+    return folder / "run"
+
+
 @pytest.fixture
-def finished(photos, tmp_path, capsys) -> Path:
-    train.main([*TINY, "--data_path", str(photos), "--output_dir", str(tmp_path / "run"), "--num_workers", "0"])
-    capsys.readouterr()
-    return tmp_path / "run"
+def finished(trained, tmp_path) -> Path:
+    """A copy of it, to do harm to."""
+    return shutil.copytree(trained, tmp_path / "run")
 
 
 @pytest.mark.parametrize(("flag", "value"), [("--arch", "vit_tiny"), ("--patch_size", "8"), ("--out_dim", "17")])
@@ -162,15 +175,28 @@ def test_the_attention_figure_refuses_bad_input(finished, photos, capsys, flags,
     assert said in error_of(visualize_attention.main, capsys, *weights, *flags.format(photos=photos).split())
 
 
-@pytest.mark.slow
-def test_the_exit_status_of_the_command_itself():
-    for script, flags in (("train.py", ["--epochs", "0"]), ("eval_knn.py", []), ("visualize_attention.py", [])):
-        done = subprocess.run([sys.executable, script, *flags], cwd=REPO, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
+WRONG = {"train.py": ["--epochs", "0"], "eval_knn.py": [], "visualize_attention.py": []}  # flags that it refuses
+
+
+@pytest.fixture(scope="module")
+def answers() -> dict[str, list[tuple[str, str, int]]]:
+    """Each script's output, errors and status, of wrong flags and of --help; all at once, since each loads torch."""
+    started = {script: [subprocess.Popen([sys.executable, script, *flags], cwd=REPO, stdout=subprocess.PIPE,
+                                         stderr=subprocess.PIPE, text=True) for flags in (wrong, ["--help"])]
+               for script, wrong in WRONG.items()}
+    return {script: [(*process.communicate(timeout=120), process.returncode) for process in both]
+            for script, both in started.items()}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["train.py", "eval_knn.py", "visualize_attention.py"])
-def test_help_needs_nothing(script):
-    done = subprocess.run([sys.executable, script, "--help"], cwd=REPO, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and "--" in done.stdout
+@pytest.mark.parametrize("script", WRONG)
+def test_the_exit_status_of_the_command_itself(answers, script):
+    _, errors, status = answers[script][0]
+    assert status == 2 and len(errors.strip().splitlines()) == 1, errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", WRONG)
+def test_help_needs_nothing(answers, script):
+    said, _, status = answers[script][1]
+    assert status == 0 and "--" in said

@@ -35,7 +35,7 @@ def a_run(entropy: float, kl: float) -> tuple[RunState, Settings]:
 
 def finish(tmp_path: Path, entropy: float, kl: float) -> str:
     run, settings = a_run(entropy, kl)
-    drawn = make_creatures(20)
+    drawn = make_creatures(3)
     pictures = Pictures(drawn.images, drawn.labels, CLASSES, drawn.masks)
     untrained = build_backbone("vit_nano", 8, 48)
     return report.finish(tmp_path, run, untrained, pictures, settings, HERE)
@@ -61,7 +61,7 @@ def test_a_collapse_is_the_verdict_and_a_loud_line(tmp_path, entropy, said):
 def test_the_same_attention_scores_alike_trained_and_untrained(tmp_path):
     """A network compared with itself: the ratio is 1, and every arrow joins equal numbers."""
     run, settings = a_run(2.0, 0.5)
-    drawn = make_creatures(20)
+    drawn = make_creatures(3)
     pictures = Pictures(drawn.images, drawn.labels, CLASSES, drawn.masks)
     network = run.teacher.backbone
     first, _, *table = report.attention_report(tmp_path, network, network, pictures, settings, HERE)

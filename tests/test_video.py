@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import nn
 
 import eval_video_segmentation as evs
 from backbone import build_backbone
@@ -20,7 +21,7 @@ ARGS = {"arch": "vit_nano", "patch_size": 8}
 
 
 @pytest.fixture
-def network() -> torch.nn.Module:
+def network() -> nn.Module:
     torch.manual_seed(0)
     return build_backbone("vit_nano", 8, 48, init_std=0.2).eval()
 
@@ -31,10 +32,8 @@ def weights(network, tmp_path) -> Path:
     return tmp_path / "weights.pth"
 
 
-@pytest.fixture
-def davis(tmp_path) -> Path:
+def write_davis(root: Path) -> Path:
     """Two sequences of different shapes, in DAVIS's layout; the first has a palette of its own and objects 1 and 3."""
-    root = tmp_path / "DAVIS"
     (root / "ImageSets/2017").mkdir(parents=True)
     (root / "ImageSets/2017/val.txt").write_text("fish\nsnail\n")
     for name, (height, width), seed, palette in (("fish", (50, 70), 1, PALETTE[::-1]), ("snail", (64, 48), 2, PALETTE)):
@@ -48,6 +47,11 @@ def davis(tmp_path) -> Path:
             mask[4:20, 4:20], mask[30:44, 20:40] = 1, 3  # some of each object, however the clip is cut
             write_annotation(root / "Annotations/480p" / name / f"{i:05}.png", mask, palette)
     return root
+
+
+@pytest.fixture
+def davis(tmp_path) -> Path:
+    return write_davis(tmp_path / "DAVIS")
 
 
 def run(weights, tmp_path, *flags) -> dict:
@@ -113,6 +117,49 @@ def test_a_still_video_keeps_its_mask_and_the_ids_are_kept(network):
     assert similarity > 85, f"nothing moved, and yet J is {similarity:.1f} %"
 
 
+class Contents(nn.Module):
+    """Features by hand: a patch of one pixel has the row of a table that its red names.
+
+    0 is the ground, 1 ... 9 are the parts of a square; their cosines: with itself 1, ground and part 1/2, parts 1/4.
+    """
+
+    def get_intermediate_layers(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        table = torch.eye(10) * 0.75 ** 0.5
+        table[:, 0] = 0.5
+        table[0, 0] = 1.0
+        return [table[torch.cat([torch.zeros(1), pixels[0, 0].flatten()]).round().long()].unsqueeze(0)]
+
+
+def followed(corners: list[tuple[int, int]], radius: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Masks of the 3 x 3 square with these upper left corners, as followed and as they are: bool (T, 23, 29) twice."""
+    codes = torch.zeros(len(corners), 23, 29, dtype=torch.uint8)
+    for frame, (row, column) in zip(codes, corners):
+        frame[row:row + 3, column:column + 3] = torch.arange(1, 10).view(3, 3)
+    video = Video("square", codes.unsqueeze(1).expand(-1, 3, -1, -1), 5 * (codes > 0).byte(), [])
+    args = {"patch_size": 1, "mean": (0, 0, 0), "std": (1 / 255, 1 / 255, 1 / 255)}  # so that pixels stay what they are
+    return evs.follow(Contents(), video, 23, args, HERE, radius=radius) == 5, codes > 0
+
+
+@pytest.mark.parametrize("shift", [(0, 1), (1, -2), (-3, 3)])
+def test_a_shifted_square_is_followed_to_the_patch(shift):
+    """At most the radius, 3, a frame, so soon out of the first frame's reach: the last frames carry it on."""
+    start = (20 if shift[0] < 0 else 0, 26 if shift[1] < 0 else 0)
+    found, true = followed([(start[0] + t * shift[0], start[1] + t * shift[1]) for t in range(7)], radius=3)
+    for t in range(7):
+        assert torch.equal(found[t], true[t]), f"frame {t}: {found[t].nonzero().tolist()}"
+
+
+@pytest.mark.parametrize("jump", [(0, 4), (4, 0), (4, 4)])
+def test_a_jump_beyond_the_radius_is_not_followed(jump):
+    """No patch of the square lies near its new place, so that all of it takes the ground's label, then and later."""
+    corners = [(1, t) for t in range(3)] + [(1 + jump[0], 2 + jump[1] + t) for t in range(4)]
+    found, true = followed(corners, radius=3)
+    assert torch.equal(found[:3], true[:3]), "before the jump it is followed"
+    assert not found[3:].any(), f"frames and patches that are still marked: {found[3:].nonzero().tolist()}"
+    assert torch.equal(*followed(corners, radius=0)), "without a limit it is found again"
+    assert torch.equal(*followed(corners, radius=4)), "and with a radius that reaches as far"
+
+
 def test_only_the_first_frame_and_the_last_seven_vote(network, monkeypatch):
     lengths = []
     propagate = evs.propagate
@@ -148,10 +195,11 @@ def test_davis_in_and_indexed_pngs_with_its_palette_out(weights, davis, tmp_path
 
 def test_the_embedded_clips_run_end_to_end_and_follow_better_than_the_first_mask(weights, tmp_path, monkeypatch):
     monkeypatch.setattr(evs, "CLIPS", 1)
-    line = run(weights, tmp_path, "--overlay", "false", "--eval_size", 160)
+    monkeypatch.setattr(evs, "CLIP_SIDE", 160)
+    line = run(weights, tmp_path, "--overlay", "false")
     measured = line["measured"]
     assert measured["J&F-Mean %"] > measured["first mask kept, J&F-Mean %"], measured
-    assert "untrained, J&F-Mean %" in measured
+    assert "untrained, J&F-Mean %" in measured and "short side 160 pixels" in line["data"]
     assert not (tmp_path / "out/overlay").exists() and (tmp_path / "out/clip0/00023.png").exists()
 
 

@@ -1,0 +1,162 @@
+"""What the ablations show: a table of the paper's numbers and these, and a figure for each study (Fig. 4 to 7).
+
+Everything is made from raw lines, one a row and seed, as ablations.py writes them: lists of the epochs' k-NN of teacher
+and student in %, entropy and KL in nats, images/s; None for an epoch without k-NN.
+
+Shapes: B pictures, h heads, r x c patches, S pixels.
+"""
+import math
+from pathlib import Path
+from statistics import mean, median, stdev
+
+import matplotlib.pyplot as plt
+import torch
+
+from ablation_rows import Row, Study, as_flags
+from attention import cls_attention, keep_mass, to_pixels
+from checkpoint import load_backbone, write_whole
+from data import Pictures
+from features import EvaluationView
+from report import unnormalised
+from visualize_attention import overlay
+
+HEAD = ("row", "the paper's", "k-NN, teacher", "student", "untrained", "images/s", "MiB", "collapse", "changed")
+
+
+def spread(values: list[float | None]) -> str:
+    """Mean, standard deviation and number of what was measured: [1, 3] -> "2.0 ± 1.4 (2)"."""
+    values = [value for value in values if value is not None]
+    if len(values) < 2:
+        return f"{values[0]:.1f} (1)" if values else "-"
+    return f"{mean(values):.1f} ± {stdev(values):.1f} ({len(values)})"
+
+
+def of_row(lines: list[dict], row: Row) -> list[dict]:
+    """The raw lines of a row, a seed each."""
+    return [line for line in lines if line["row"] == row.name]
+
+
+def typed(settings: dict) -> str:
+    """Settings as one types them, without the dashes."""
+    return " ".join(as_flags(settings)).replace("--", "") or "nothing"
+
+
+def cells(row: Row, lines: list[dict], preset: str) -> list[str]:
+    """A row of the table, as HEAD names its columns."""
+    mine, changes = of_row(lines, row), row.changes(preset)
+    collapses = [line["verdict"].removeprefix("COLLAPSE, ") for line in mine if line["verdict"]]
+    return [row.name, ", ".join(f"{name} {value}" for name, value in row.paper.items()) or "-",
+            spread([line["knn_teacher"][-1] for line in mine]), spread([line["knn_student"][-1] for line in mine]),
+            spread([line["untrained"] for line in mine]), spread([median(line["images_per_s"]) for line in mine]),
+            spread([line.get("mib") for line in mine]),
+            ", ".join(f"{name} ({collapses.count(name)})" for name in sorted(set(collapses))) or "-",
+            typed(changes) + (f" (the paper: {typed(row.settings)})" if changes != row.settings else "")]
+
+
+def markdown(grid: list[list[str]]) -> str:
+    """Rows of cells, the head first, without the columns in which all others are "-"."""
+    columns = [column for column in zip(*grid) if set(column[1:]) != {"-"}]
+    widths = [max(map(len, column)) for column in columns]
+    rows = [f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths))} |" for row in zip(*columns)]
+    return "\n".join([rows[0], f"|{'|'.join('-' * (width + 2) for width in widths)}|", *rows[1:]])
+
+
+def surprises(study: Study, lines: list[dict]) -> list[str]:
+    """A line for each run that collapsed otherwise than its row expects."""
+    return [f"{row.name}, seed {line['seed']}: expected was {row.verdict or 'no collapse'}, found "
+            f"{line['verdict'] or 'no collapse'}"
+            for row in study.rows for line in of_row(lines, row) if row.verdict not in (None, line["verdict"])]
+
+
+def draw_rows(figure, study: Study, lines: list[dict]) -> None:
+    """Each seed's k-NN, and the paper's number."""
+    axes = figure.subplots()
+    for i, row in enumerate(study.rows):
+        here = [line["knn_teacher"][-1] for line in of_row(lines, row)]
+        axes.plot(here, [i] * len(here), "o", color="C0", alpha=0.7, label="here, a seed each")
+        for name, style in (("linear", "|"), ("k-NN", "x")):
+            if name in row.paper:
+                axes.plot(row.paper[name], i, style, color="grey", label=f"the paper's {name}, on ImageNet")
+    axes.set_yticks(range(len(study.rows)), [row.name for row in study.rows])
+    axes.set(xlabel="k-NN top-1, %", xlim=(0, 100))
+    axes.invert_yaxis()
+
+
+def draw_curve(axes, lines: list[dict], key: str, color: str, style: str, label: str) -> None:
+    """The mean over the seeds against the epoch, and from the lowest to the highest; k-NN begins untrained."""
+    starts = [line["untrained"] if key.startswith("knn") else None for line in lines]
+    epochs = enumerate([starts, *zip(*(line[key] for line in lines))])
+    points = [(epoch, values) for epoch, values in epochs if values and None not in values]
+    at, values = [epoch for epoch, _ in points], [values for _, values in points]
+    axes.plot(at, list(map(mean, values)), style, color=color, label=label)
+    axes.fill_between(at, list(map(min, values)), list(map(max, values)), color=color, alpha=0.15, linewidth=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def draw_teachers(figure, study: Study, lines: list[dict]) -> None:
+    """Fig. 6: k-NN of teacher and student through training."""
+    axes = figure.subplots()
+    for i, row in enumerate(study.rows):
+        for key, style in (("knn_teacher", "-"), ("knn_student", "--")):
+            draw_curve(axes, of_row(lines, row), key, f"C{i}", style, f"{row.name}: {key.removeprefix('knn_')}")
+    axes.set(xlabel="epoch", ylabel="k-NN top-1, %", ylim=(0, None))
+
+
+def draw_collapse(figure, study: Study, lines: list[dict]) -> None:
+    """Fig. 7: the teacher's entropy between 0 and ln K, and the KL."""
+    panels = figure.subplots(1, 2)
+    for axes, key in zip(panels, ("train_entropy", "train_kl")):
+        for i, row in enumerate(study.rows):
+            draw_curve(axes, of_row(lines, row), key, f"C{i}", ".-", row.name)
+        axes.axhline(0, color="grey", linestyle=":")
+        axes.set(xlabel="epoch", ylabel="nats", title={"train_entropy": "teacher's entropy", "train_kl": "KL"}[key])
+    for log_k in {math.log(line["out_dim"]) for line in lines}:
+        panels[0].axhline(log_k, color="grey", linestyle="--", label=f"ln K = {log_k:.3f}")
+
+
+def draw_costs(figure, study: Study, lines: list[dict]) -> None:
+    """Fig. 5: k-NN against what it costs: images/s, and memory where that was measured."""
+    costs = [("images/s", lambda line: median(line["images_per_s"])), ("MiB", lambda line: line.get("mib"))]
+    costs = [(name, cost) for name, cost in costs if any(cost(line) for line in lines)]
+    for axes, (name, cost) in zip(figure.subplots(1, len(costs), squeeze=False)[0], costs):
+        for row in study.rows:
+            mine = [line for line in of_row(lines, row) if cost(line)]
+            axes.plot([cost(line) for line in mine], [line["knn_teacher"][-1] for line in mine], "o", label=row.name)
+        axes.set(xlabel=f"{name} in training", ylabel="k-NN top-1, %", xlim=(0, 1.1 * axes.get_xlim()[1]))
+
+
+FIGURES = {"teachers": draw_teachers, "collapse": draw_collapse, "patch_size": draw_costs, "crops": draw_costs,
+           "heads": draw_costs}
+
+
+def draw(path: Path, name: str, study: Study, lines: list[dict]) -> None:
+    """The study's figure, each label once in its legend."""
+    figure = plt.figure(figsize=(9, 5), layout="constrained")
+    FIGURES.get(name, draw_rows)(figure, study, lines)
+    for axes in figure.axes:
+        labelled = dict(zip(*axes.get_legend_handles_labels()[::-1]))
+        axes.legend(labelled.values(), labelled.keys(), fontsize=8)
+        axes.grid(alpha=0.3)
+    figure.suptitle(f"{name}: {study.where}; {lines[0]['data']}", fontsize=10)
+    write_whole(path, figure.savefig)
+    plt.close(figure)
+
+
+@torch.no_grad()
+def draw_masks(path: Path, weights: dict[str, Path], pictures: Pictures, mass: float = 0.6) -> None:
+    """Fig. 4: a row a picture: it, and of each network the patches that hold `mass` of its heads' mean attention."""
+    figure, grid = plt.subplots(len(pictures), 1 + len(weights), squeeze=False, layout="constrained",
+                                figsize=(1.6 * (1 + len(weights)), 1.6 * len(pictures)))
+    for column, (title, file) in enumerate(weights.items(), start=1):
+        network, args = load_backbone(file)
+        view = EvaluationView(args["eval_size"], args["eval_crop"], args["mean"], args["std"])
+        views = torch.stack([view(pictures[i][0]) for i in range(len(pictures))])
+        masks = to_pixels(keep_mass(cls_attention(network, views).mean(dim=1), mass), network.patch_size)
+        for row, picture, mask in zip(grid, unnormalised(views, view), masks):
+            row[0].imshow(picture.numpy())
+            row[column].imshow(overlay(picture, mask).numpy())
+        grid[0, column].set_title(f"{title}, {mass:.0%}")
+    for axes in grid.flat:
+        axes.axis("off")
+    write_whole(path, figure.savefig)
+    plt.close(figure)

@@ -1,0 +1,263 @@
+"""The ablations: rows change what they say and nothing else, runs are made once, numbers stand beside the paper's."""
+import json
+import math
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ablation_report
+import ablations
+from ablation_rows import STUDIES, Row, Study
+from ablations import Run
+from backbone import build_backbone
+from checkpoint import save_checkpoint
+from creatures import make_creatures
+from data import Pictures
+from settings import Settings
+
+K = 61
+
+
+def flags_of(*argv: str):
+    return ablations.parse_flags(["all", *argv])
+
+
+def log_of(epochs: int, entropy: float = 2.0, kl: float = 0.5, **last: float) -> list[dict]:
+    """A log.txt of so many epochs: the baselines, then k-NN 31, 32 ... of the teacher and one less of the student."""
+    records = [{"epoch": epoch, "train_entropy": entropy, "train_kl": kl, "images_per_s": 100.0 + epoch,
+                "knn_teacher": 31.0 + epoch, "knn_student": 30.0 + epoch} for epoch in range(epochs)]
+    records[-1] |= last
+    return [{"epoch": -1, "knn_untrained": 19.0, "knn_pixels": 50.0}, *records]
+
+
+def a_run(folder: Path, log: list[dict] | None, command: str = "raise SystemExit(7)", name: str = "a row",
+          seed: int = 0, epochs: int = 3) -> Run:
+    """A run whose command is a line of Python, in a folder with this log.txt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if log:
+        (folder / "log.txt").write_text("".join(json.dumps(record) + "\n" for record in log))
+    return Run(Row(name), seed, Settings(epochs=epochs, out_dim=K), folder, [sys.executable, "-c", command])
+
+
+@pytest.mark.parametrize("preset", ["demo", "vits16"])
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_row_differs_from_its_base_in_exactly_what_the_table_says(name, preset):
+    """Through train.py's own command line; a row that starts from another preset is compared with that one's base."""
+    flags, study = flags_of("--preset", preset), STUDIES[name]
+
+    def settings_with(changes: dict) -> Settings:
+        return ablations.make_run(study, Row("", changes), 0, flags).settings
+
+    base = settings_with({})
+    for row in study.rows:
+        changes = row.changes(preset)
+        settings = ablations.make_run(study, row, 0, flags).settings
+        other_preset = {"preset": changes["preset"]} if "preset" in changes else {}
+        assert settings == replace(settings_with(other_preset) if other_preset else base, **changes), row.name
+        idle = [setting for setting, value in changes.items() if getattr(base, setting) == value]
+        assert not idle, f"{row.name} says it changes {idle}, but the base has these values already"
+
+
+@pytest.mark.parametrize(("name", "column", "numbers"), [
+    ("components", "k-NN", [72.8, 0.1, 72.2, 67.9, 52.6, 71.8, 66.6, 62.0, 64.7]),
+    ("components", "linear", [76.1, 0.1, 76.0, 72.5, 62.4, 75.6, 71.4, 71.6, 71.8]),
+    ("swav", "linear", [76.1, 75.8, 76.0, 0.1, 72.2, 71.8]),
+    ("teachers", "k-NN", [72.8, 66.6, 0.1, 0.1, None]),
+    ("patch_size", "images/s", [1007, 180, 44]),
+    ("crops", "linear", [72.5, 74.5, 75.9, 76.1]),
+    ("crops", "hours", [45.9, 51.0, 60.9, 72.6]),
+    ("crops", "GiB", [9.3, 10.5, 12.9, 15.4]),
+    ("scale", "k-NN", [65.6, 68.0, 69.7, 69.8, 69.5]),
+    ("multicrop", "k-NN", [66.6, 59.8, 60.5, 64.7, 62.0, 65.4, 67.9, 72.7]),
+    ("batch_size", "k-NN", [57.9, 59.1, 59.6, 59.9]),
+    ("head", "k-NN", [69.7, 68.6, 69.7, 68.9, 62.2, 68.0, 69.3, 61.6, 62.9, 0.1, 0.1, 67.8, 69.3, 69.2, 69.7, 69.1]),
+    ("center", "k-NN", [69.1, 69.7, 69.4, 0.1]),
+    ("temperature", "k-NN", [43.9, 66.7, 69.6, 68.7, 0.1, 69.7]),
+    ("epochs", "k-NN", [70.9, 72.8, 74.5]),
+    ("methods", "k-NN", [66.6, 64.4, 66.3, 74.5, 64.8, 61.9, 65.7, 67.5]),
+    ("methods", "linear", [71.4, 72.7, 73.5, 77.0, 74.4, 71.1, 75.3, 75.3]),
+])
+def test_the_paper_s_numbers_stand_in_the_rows(name, column, numbers):
+    """Tables 2, 7, 8, 9 and 15, Fig. 5 and 6, appendix C, D and E, in their order."""
+    assert [row.paper.get(column) for row in STUDIES[name].rows] == numbers
+
+
+def test_no_two_rows_of_a_study_share_a_name():
+    for name, study in STUDIES.items():
+        assert len({row.name for row in study.rows}) == len(study.rows), name
+
+
+def test_the_collapse_study_expects_fig_7():
+    assert [row.verdict for row in STUDIES["collapse"].rows] == ["", "COLLAPSE, uniform", "COLLAPSE, one-hot", None]
+
+
+def test_equal_settings_share_a_folder_and_others_do_not():
+    """DINO's own row stands in several studies, and is trained once."""
+    def folder(name: str, row: int, *argv: str, seed: int = 0) -> Path:
+        flags, study = flags_of("--preset", "demo", *argv), STUDIES[name]
+        return ablations.make_run(study, study.rows[row], seed, flags).folder
+
+    dino = folder("components", 0)
+    assert dino == folder("collapse", 0) == folder("heads", 0) == folder("methods", 3)
+    assert dino == folder("components", 0, "--", "--num_workers", "0"), "workers do not change a run"
+    others = [folder("components", 1), folder("components", 0, seed=1), folder("components", 0, "--epochs", "5"),
+              folder("components", 0, "--nproc_per_node", "2"), folder("components", 0, "--", "--lr", "0.001")]
+    assert len({dino, *others}) == 6
+
+
+def test_the_row_has_the_last_word_and_the_command_line_the_one_before():
+    flags = flags_of("--preset", "demo", "--epochs", "7", "--", "--local_crops_number", "3", "--warmup_epochs", "2")
+    base, alone = (ablations.make_run(STUDIES["components"], STUDIES["components"].rows[i], 5, flags) for i in (0, 3))
+    assert (base.settings.epochs, base.settings.local_crops_number, base.settings.warmup_epochs) == (7, 3, 2)
+    assert (alone.settings.epochs, alone.settings.local_crops_number, alone.settings.seed) == (7, 0, 5)
+    assert base.command[-2:] == ["--output_dir", str(base.folder)]
+
+
+def test_finished_runs_are_skipped_and_a_failing_one_is_told_and_left_out(tmp_path, capfd):
+    """The commands: one that would fail if it were run, one that fails, one that finishes, an equal of the second."""
+    text = "".join(json.dumps(record) + "\\n" for record in log_of(3))
+    writes = f"from pathlib import Path; Path({str(tmp_path / 'new' / 'log.txt')!r}).write_text('{text}')"
+    runs = [a_run(tmp_path / "old", log_of(3), name="finished"), a_run(tmp_path / "bad", None, name="failing"),
+            a_run(tmp_path / "new", log_of(2), writes, "unfinished"),
+            a_run(tmp_path / "bad", None, "print('again')", "its equal")]
+    done, failed = ablations.train_all(runs, [])
+    assert [run.row.name for run in done] == ["finished", "unfinished"]
+    assert failed == ["failing, seed 0 failed with exit status 7 and is left out: its own words are above"]
+    assert "again" not in capfd.readouterr().out, "a run that failed is not tried again under another row's name"
+
+
+def test_a_run_whose_last_k_nn_is_missing_is_not_finished(tmp_path):
+    """train.py writes the epoch before it evaluates; without labels there is nothing to wait for."""
+    log = log_of(3)
+    del log[-1]["knn_teacher"]
+    assert not ablations.finished(a_run(tmp_path, log))
+    assert ablations.finished(a_run(tmp_path, [{"epoch": -1}, *log[1:]]))
+    assert not ablations.finished(a_run(tmp_path, log_of(3), epochs=4))
+    assert not ablations.finished(a_run(tmp_path / "new", None))
+
+
+def test_sigterm_is_passed_on_and_the_line_says_that_the_same_command_goes_on(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        ablations.execute([sys.executable, "-c", "import time; time.sleep(60)"], [signal.SIGTERM])
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert "the same command goes on there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("entropy", "kl", "found"), [
+    (2.0, 0.5, ""), (0.999 * math.log(K), 0.001, "COLLAPSE, uniform"), (0.001, 0.001, "COLLAPSE, one-hot")])
+def test_each_run_s_verdict_is_checked_against_the_row_s(tmp_path, entropy, kl, found):
+    """Fig. 7: only the collapse that a row expects passes in silence; one that expects nothing always does."""
+    rows = tuple(Row(str(verdict), verdict=verdict) for verdict in ("", "COLLAPSE, uniform", "COLLAPSE, one-hot", None))
+    run = a_run(tmp_path, log_of(3, entropy, kl))
+    lines = [ablations.raw_line(run._replace(row=row), "demo") for row in rows]
+    assert {line["verdict"] for line in lines} == {found}
+    told = ablation_report.surprises(Study("Fig. 7", {}, rows), lines)
+    assert len(told) == 2 and all(f"found {found or 'no collapse'}" in line for line in told)
+
+
+def test_other_losses_have_no_verdict(tmp_path):
+    """MSE and InfoNCE have no teacher's entropy to judge by, and their log says none."""
+    log = [{key: value for key, value in record.items() if key not in ("train_entropy", "train_kl")}
+           for record in log_of(3)]
+    line = ablations.raw_line(a_run(tmp_path, log), "demo")
+    assert line["verdict"] == "" and line["train_kl"] == [None] * 3
+
+
+STUDY = Study("Table 0", {}, (Row("one", {}, {"k-NN": 71.5, "linear": 76.1}),
+                              Row("other", {"out_dim": 65536}, {"hours": 45.9}, {"out_dim": 17}), Row("missing")))
+
+
+@pytest.fixture
+def lines(tmp_path) -> list[dict]:
+    """Two rows with two seeds, 33 and 36 % at the end; the third row has failed."""
+    return [ablations.raw_line(a_run(tmp_path / str(seed), log_of(3, knn_teacher=33.0 + 3 * seed), seed=seed)
+                               ._replace(row=row), "demo") for row in STUDY.rows[:2] for seed in (0, 1)]
+
+
+def test_the_table_gives_mean_deviation_and_number_beside_the_paper_s(lines):
+    """s = sqrt(((33 - 34.5)^2 + (36 - 34.5)^2) / (2 - 1)) = 2.12; columns that nobody filled are left out."""
+    text = ablation_report.markdown([list(ablation_report.HEAD),
+                                     *(ablation_report.cells(row, lines, "demo") for row in STUDY.rows)])
+    head, _, one, other, missing = [[cell.strip() for cell in row.strip("|").split("|")] for row in text.splitlines()]
+    assert head == ["row", "the paper's", "k-NN, teacher", "student", "untrained", "images/s", "changed"]
+    assert one == ["one", "k-NN 71.5, linear 76.1", "34.5 ± 2.1 (2)", "32.0 ± 0.0 (2)", "19.0 ± 0.0 (2)",
+                   "101.0 ± 0.0 (2)", "nothing"]
+    assert other[1] == "hours 45.9" and other[-1] == "out_dim 17 (the paper: out_dim 65536)"
+    assert missing == ["missing", "-", "-", "-", "-", "-", "nothing"]
+
+
+def test_a_raw_line_keeps_every_epoch(lines):
+    line = json.loads(json.dumps(lines[-1]))
+    assert (line["row"], line["seed"], line["changes"], line["out_dim"]) == ("other", 1, {"out_dim": 17}, K)
+    assert line["knn_teacher"] == [31.0, 32.0, 36.0] and line["knn_student"] == [30.0, 31.0, 32.0]
+    assert line["train_entropy"] == [2.0] * 3 and line["images_per_s"] == [100.0, 101.0, 102.0]
+
+
+@pytest.mark.parametrize("name", ["components", "teachers", "collapse", "crops"])
+def test_a_study_s_figure_appears(tmp_path, lines, name):
+    """One of each kind; with epochs that were not evaluated, and a row that has no run."""
+    lines[0]["knn_teacher"][0], lines[0]["mib"] = None, 123.0
+    ablation_report.draw(tmp_path / "figure.png", name, STUDY, lines)
+    with Image.open(tmp_path / "figure.png") as figure:
+        assert np.asarray(figure.convert("L")).std() > 5, "the figure is empty"
+
+
+def test_the_masks_of_both_networks_stand_side_by_side(tmp_path):
+    """Fig. 4: a column for the pictures and one for each network."""
+    torch.manual_seed(0)
+    for name in ("supervised", "DINO"):
+        network = build_backbone("vit_nano", 8, 48, init_std=0.2)
+        state = {f"backbone.{key}": value for key, value in network.state_dict().items()}
+        save_checkpoint(tmp_path / name, {"teacher": state, "args": {
+            "arch": "vit_nano", "eval_size": 64, "eval_crop": 1.0, "mean": (0.4,) * 3, "std": (0.2,) * 3}})
+    weights = {name: tmp_path / name for name in ("supervised", "DINO")}
+    ablation_report.draw_masks(tmp_path / "masks.png", weights, Pictures(make_creatures(3).images))
+    with Image.open(tmp_path / "masks.png") as figure:
+        left, middle, right = np.array_split(np.asarray(figure.convert("L"), dtype=float), 3, axis=1)
+        assert middle.std() > 5 and not np.array_equal(middle, right) and left.std() > 5
+
+
+@pytest.mark.parametrize(("argv", "said"), [
+    ("epoch", "invalid choice: 'epoch'"),
+    ("center --nproc_per_node 0", "--nproc_per_node 0 must be at least 1"),
+    ("center -- --seed 3", "--seed stands behind --"),
+    ("center --preset vitg14", "--preset vitg14 is unknown"),
+    ("center -- --lr -1", "--lr -1.0 must not be negative"),
+    ("center -- --nonsense 1", "unrecognized arguments: --nonsense"),
+])
+def test_a_wrong_flag_is_told_before_anything_runs(argv, said, capsys, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        ablations.main(["--output_dir", str(tmp_path), *argv.split()])
+    error = capsys.readouterr().err.strip()
+    assert stopped.value.code == 2 and said in error and len(error.splitlines()) == 1, error
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_study_of_two_rows_runs_fails_in_one_and_shows_the_other(tmp_path, monkeypatch, capfd):
+    """train.py itself, very small."""
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        path = tmp_path / "photos" / f"class{i % 2}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(path)
+    rows = (Row("small"), Row("too large", {"batch_size_per_gpu": 5000}))
+    monkeypatch.setitem(STUDIES, "tiny", Study("nowhere", {}, rows))
+    argv = ["tiny", "--preset", "demo", "--data_path", str(tmp_path / "photos"), "--epochs", "2", "--output_dir",
+            str(tmp_path / "out"), "--", *"--patch_size 16 --global_crops_size 32 --local_crops_size 16 --eval_size 32 "
+            "--out_dim 31 --head_hidden_dim 29 --head_bottleneck_dim 7 --batch_size_per_gpu 4 --device cpu "
+            "--precision fp32 --num_workers 0".split()]
+    with pytest.raises(SystemExit) as stopped:
+        ablations.main(argv)
+    said = capfd.readouterr()
+    assert stopped.value.code == 1 and "too large, seed 0 failed with exit status 2" in said.err
+    assert "| small" in said.out and "lower --batch_size_per_gpu" in said.err
+    line, = json.loads((tmp_path / "out" / "tiny.json").read_text())
+    assert line["row"] == "small" and len(line["knn_teacher"]) == 2 and line["data"] == "photos"
+    assert (tmp_path / "out" / "tiny.png").exists()
