@@ -30,7 +30,7 @@ LEARNING = {
     "training with batch normalisation": TRAINING + " --use_bn_in_head true",
     "linear": "eval_linear --data_path {data}/creatures --output_dir {output} --epochs 3 --lr 0.03 0.3 "
               "--batch_size {batch}" + PICTURES,
-    "fine-tuning": f"eval_transfer {' '.join(test_transfer.TINY)} --from_scratch --lr 0.02 --mixup 0 --cutmix 0 "
+    "fine-tuning": f"eval_transfer {' '.join(test_transfer.TINY)} --from_scratch --lr 0.2 --mixup 0 --cutmix 0 "
                    "--drop_path_rate 0 --batch_size {batch} --data_path {data}/dark --output_dir {output} --results "
                    "{output}/results.jsonl",
 }
@@ -139,15 +139,19 @@ def test_two_processes_train_the_linear_heads_of_one_with_the_double_batch(outpu
 
 @pytest.mark.slow
 def test_two_processes_fine_tune_as_one_with_the_double_batch(outputs):
-    """Without mixing and dropped paths, which each process draws for itself."""
+    """Without mixing and dropped paths, which each process draws for itself.
+
+    Not the keys' biases: softmax is blind to them, and AdamW makes whole steps of the rounding of their gradient 0.
+    """
     one, two = (outputs / processes / "fine-tuning" for processes in "12")
     assert result(one)["measured"] == result(two)["measured"], "one table a run, of the same numbers"
     alone, pair = test_transfer.weights_of(one), test_transfer.weights_of(two)
-    for name, value in alone.items():
-        torch.testing.assert_close(pair[name], value, atol=1e-3, rtol=1e-2)
-    flat, other = (torch.cat([value.flatten() for value in weights.values()]) for weights in (alone, pair))
-    gap = ((other - flat).norm() / flat.norm()).item()
-    assert gap < 2e-4, f"a gap of {gap:.1e} of the weights; gradients that are not averaged leave 4e-3, rounding 2e-6"
+    for name, before in test_transfer.small_network(classes=2).state_dict().items():
+        keys = slice(128, 256) if "qkv.bias" in name else slice(0)
+        moved, differ = (alone[name] - before).abs(), (alone[name] - pair[name]).abs()
+        differ[keys] = 0
+        assert moved.max() > 1e-3, f"{name} was hardly trained: nothing could be told from it"
+        assert differ.max() < 1e-5, f"{name} differs by {differ.max()}"
 
 
 @pytest.mark.slow
