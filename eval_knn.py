@@ -26,6 +26,7 @@ from hardware import Hardware
 
 PAPER = {("vit_small", 16): 74.5, ("vit_small", 8): 78.3, ("vit_base", 16): 76.1, ("vit_base", 8): 77.4,
          ("resnet50", 1): 67.5}  # Table 2: top-1 on ImageNet, k = 20
+ALONE = Hardware(0, 1, torch.device("cpu"), torch.float32)  # where no other process shares the work
 
 
 def nearest_neighbours(train_features: Tensor, test_features: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -37,15 +38,23 @@ def nearest_neighbours(train_features: Tensor, test_features: Tensor, k: int) ->
 
 
 def knn_votes(cosines: Tensor, labels: Tensor, num_classes: int, temperature: float = 0.07) -> Tensor:
-    """votes[i, c] = sum of exp(cosine / T) over the neighbours of label c: (n, k), (n, k) -> (n, C)."""
-    weights = ((cosines - 1) / temperature).exp()  # the - 1 changes no winner, and nothing overflows
+    """votes[i, c] = sum of exp(cosine / T) over the neighbours of label c, up to a factor of the row i.
+
+    (n, k), (n, k) -> (n, C).
+    """
+    largest = cosines.max(dim=1, keepdim=True).values  # taken off, a row's votes neither overflow nor all vanish
+    weights = ((cosines - largest) / temperature).exp()
     return torch.zeros(len(cosines), num_classes).scatter_add_(1, labels, weights)
+
+
+def first_labels(votes: Tensor, among: int = 1) -> Tensor:
+    """The labels with the most votes, all of them if there are fewer: (n, C) -> (n, among)."""
+    return votes.topk(min(among, votes.shape[1]), dim=1).indices
 
 
 def top_accuracy(votes: Tensor, labels: Tensor, among: int = 1) -> float:
     """How often the right label is among the first: votes (n, C), labels (n,) -> %."""
-    first = votes.topk(min(among, votes.shape[1]), dim=1).indices
-    return 100 * (first == labels[:, None]).any(dim=1).float().mean().item()
+    return 100 * (first_labels(votes, among) == labels[:, None]).any(dim=1).float().mean().item()
 
 
 class LabelledFeatures(NamedTuple):
@@ -64,13 +73,26 @@ def extract(network: nn.Module, split: tuple[Pictures, Pictures], view: Evaluati
         extract_features(network, part, view, where, **loading), part.labels)))
 
 
-def knn_accuracies(data: LabelledFeatures, ks: tuple[int, ...] = (20,),
-                   temperature: float = 0.07) -> dict[int, tuple[float, float]]:
-    """k -> (top-1, top-5) in %."""
-    cosines, nearest = nearest_neighbours(data.train_features, data.test_features, max(ks))
+def right_answers(data: LabelledFeatures, rows: Tensor, ks: tuple[int, ...], temperature: float) -> Tensor:
+    """How many of these of the pictures asked get the right label, first and among five -> a row (2,) for each k."""
+    cosines, nearest = nearest_neighbours(data.train_features, data.test_features[rows], max(ks))
     classes = 1 + int(torch.cat([data.train_labels, data.test_labels]).max())
-    votes = {k: knn_votes(cosines[:, :k], data.train_labels[nearest[:, :k]], classes, temperature) for k in ks}
-    return {k: (top_accuracy(votes[k], data.test_labels), top_accuracy(votes[k], data.test_labels, 5)) for k in ks}
+    right = torch.zeros(len(ks), 2, dtype=torch.double)
+    for some in torch.arange(len(rows)).split(1000):  # so that n x C never stands in memory
+        labels, wanted = data.train_labels[nearest[some]], data.test_labels[rows[some], None]
+        for i, k in enumerate(ks):
+            votes = knn_votes(cosines[some, :k], labels[:, :k], classes, temperature)
+            right[i] += torch.stack([(first_labels(votes, among) == wanted).sum() for among in (1, 5)])
+    return right
+
+
+def knn_accuracies(data: LabelledFeatures, ks: tuple[int, ...] = (20,), temperature: float = 0.07,
+                   where: Hardware = ALONE) -> dict[int, list[float]]:
+    """k -> [top-1, top-5] in %; each process answers for its share of the pictures asked."""
+    asked = len(data.test_labels)
+    share = torch.arange(asked).tensor_split(where.world_size)[where.rank]
+    right = where.total(right_answers(data, share, ks, temperature))
+    return dict(zip(ks, (100 * right / asked).tolist()))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -89,12 +111,12 @@ def evaluate(flags, where: Hardware) -> None:
     features, args, data = load_features(flags) if flags.load_features else features_of(flags, where)
     if flags.dump_features and where.is_main:
         save_checkpoint(flags.dump_features, {"features": {k: v._asdict() for k, v in features.items()}, "args": args,
-                                              "data": data})
+                                              "data": data, "weights": flags.pretrained_weights or flags.pretrained})
     voters = min(len(one.train_labels) for one in features.values())
     ks = tuple(k for k in flags.nb_knn if k <= voters) or (voters,)
     measured = {}
     for name, one in features.items():
-        for k, (top1, top5) in knn_accuracies(one, ks, flags.temperature).items():
+        for k, (top1, top5) in knn_accuracies(one, ks, flags.temperature, where).items():
             measured |= {f"{name}, k = {k}, top-1 %": top1, f"{name}, k = {k}, top-5 %": top5}
     paper = PAPER.get((args["arch"], args["patch_size"]))
     evaluation.tell(flags, where, "k-NN (Table 2)", args, data, measured,
@@ -116,13 +138,19 @@ def features_of(flags, where: Hardware) -> tuple[dict[str, LabelledFeatures], di
 
 
 def load_features(flags) -> tuple[dict[str, LabelledFeatures], dict, str]:
-    """The same from a file that --dump_features wrote."""
+    """The same from a file that --dump_features wrote; --pretrained_weights becomes what it was then."""
     stored = read_checkpoint(flags.load_features)
     try:
         features = {name: LabelledFeatures(**one) for name, one in stored["features"].items()}
-        return features, stored["args"], stored["data"]
-    except (KeyError, TypeError, AttributeError):
-        raise InputError(f"--load_features {flags.load_features!r} was not written by --dump_features") from None
+        pairs = [pair for one in features.values() for pair in (one[:2], one[2:])]
+        if not pairs or not all(0 < len(rows) == len(labels) for rows, labels in pairs):
+            raise ValueError
+        args = {"arch": str(stored["args"]["arch"]), "patch_size": int(stored["args"]["patch_size"])}
+        flags.pretrained_weights = str(stored["weights"])
+        return features, args, stored["data"]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise InputError(f"--load_features {flags.load_features!r} was not written by --dump_features: make it with "
+                         "that") from None
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ ViT-S/16 after DINO: 77.0 % on ImageNet.
 
     python eval_linear.py --pretrained_weights runs/demo/checkpoint.pth                 # embedded pictures, --cached
     python eval_linear.py --pretrained_weights runs/mine/checkpoint.pth --data_path photos/ --cached
+    python eval_linear.py --pretrained dino_vits16 --data_path imagenet/ --cached --fraction 0.01       # few labels
     torchrun --nproc_per_node=8 eval_linear.py --pretrained dino_vits16 --data_path imagenet/ --output_dir runs/linear
     (the last command again goes on where it was stopped; with --evaluate it only evaluates what is there)
 
@@ -125,9 +126,10 @@ def train_epoch(heads: nn.ModuleList, optimizer: torch.optim.SGD, batches: Itera
 
 @torch.no_grad()
 def accuracies(heads: nn.ModuleList, features: Tensor, labels: Tensor) -> list[tuple[float, float]]:
-    """(top-1, top-5) in % of each head: features (n, d), labels (n,)."""
+    """(top-1, top-5) in % of each head, 0 where it diverged: features (n, d), labels (n,)."""
     logits = (head(features.to(head.weight.device)).cpu() for head in heads)
-    return [(top_accuracy(one, labels), top_accuracy(one, labels, 5)) for one in logits]
+    return [(top_accuracy(one, labels), top_accuracy(one, labels, 5)) if one.isfinite().all() else (0.0, 0.0)
+            for one in logits]  # topk takes NaN for the largest number of all
 
 
 def blocks_to_read(flags, backbone: nn.Module, arch: str) -> tuple[int, bool]:
@@ -167,13 +169,14 @@ def make_source(network: FrozenFeatures, pictures: Pictures, view: EvaluationVie
     return augmented
 
 
-def recipe_of(network: FrozenFeatures, view: EvaluationView, batches: EpochBatches, classes: int, flags) -> dict:
+def recipe_of(network: FrozenFeatures, pictures: Pictures, view: EvaluationView, batches: EpochBatches, classes: int,
+              flags) -> dict:
     """What must agree for heads to be evaluated, and besides for their training to go on."""
     recipe = {"weights": evaluation.fingerprint(network.backbone), "n_last_blocks": network.n_last_blocks,
               "avgpool_patchtokens": network.avgpool, "eval_size": view.size, "classes": classes, "lr": flags.lr}
     return recipe if flags.evaluate else recipe | {
-        "number of pictures": batches.pictures, "batch": batches.pictures_per_step, "epochs": flags.epochs,
-        "cached": flags.cached, "seed": flags.seed}
+        "set of pictures": evaluation.fingerprint_of_pictures(pictures), "number of pictures": len(pictures),
+        "batch": batches.pictures_per_step, "epochs": flags.epochs, "cached": flags.cached, "seed": flags.seed}
 
 
 def train(heads: nn.ModuleList, optimizer: torch.optim.SGD, run: Progress, batches: EpochBatches,
@@ -209,7 +212,7 @@ def table(scores: list[tuple[float, float]], lrs: list[float], args: dict) -> tu
 def evaluate(flags, where: Hardware) -> None:
     """Train the heads, or with --evaluate take those of --output_dir; then a table of the sweep."""
     evaluation.require(flags, n_last_blocks=flags.n_last_blocks >= 0, epochs=flags.epochs >= 1,
-                       lr=all(0 < lr < math.inf for lr in flags.lr))
+                       lr=min(flags.lr) > 0, fraction=0 < flags.fraction <= 1)
     if flags.evaluate and not flags.output_dir:
         raise InputError("--evaluate takes the heads of an earlier run: say where they are with --output_dir")
     if flags.cached is None:
@@ -218,6 +221,7 @@ def evaluate(flags, where: Hardware) -> None:
     network = FrozenFeatures(backbone, *blocks_to_read(flags, backbone, args["arch"]))
     view = evaluation.evaluation_view(flags, args)
     pictures, val, asked = evaluation.load_labelled(flags, where)
+    pictures = pictures.subset(evaluation.balanced_share(pictures.labels, flags.fraction, flags.seed))
     if len(pictures) < where.world_size:
         raise InputError(f"{len(pictures)} pictures are fewer than the {where.world_size} processes: start fewer")
     batches = EpochBatches(len(pictures), min(flags.batch_size, len(pictures) // where.world_size), 1, where.rank,
@@ -225,7 +229,7 @@ def evaluate(flags, where: Hardware) -> None:
     classes = 1 + int(torch.cat([pictures.labels, val.labels]).max())
     heads = make_heads(network.width, classes, len(flags.lr), flags.seed).to(where.device)
     optimizer = make_optimizer(heads, flags.lr, batches.pictures_per_step)
-    run = Progress(Path(flags.output_dir, "linear.pth"), recipe_of(network, view, batches, classes, flags),
+    run = Progress(Path(flags.output_dir, "linear.pth"), recipe_of(network, pictures, view, batches, classes, flags),
                    heads=heads, optimizer=optimizer)
     if flags.evaluate or (flags.output_dir and where.all_see(run.path)):
         run.load()
@@ -234,8 +238,9 @@ def evaluate(flags, where: Hardware) -> None:
     if run.epoch < flags.epochs and not flags.evaluate:
         source = make_source(network, pictures, view, batches, flags, where)
         train(heads, optimizer, run, batches, source, validate, flags, where)
-    data = (f"{evaluation.source(flags)}: {len(pictures)} pictures to learn from, {len(val)} asked ({asked}), "
-            f"{classes} classes, {view.size} pixels; {run.epoch} epochs{' of centre views' * flags.cached}")
+    data = (f"{evaluation.source(flags)}: {run.recipe['number of pictures']} pictures to learn from, {len(val)} asked "
+            f"({asked}), {classes} classes, {view.size} pixels; {run.epoch} epochs"
+            f"{' of centre views' * run.recipe['cached']}")
     evaluation.tell(flags, where, "linear (Table 2)", args, data, *table(validate(), flags.lr, args))
 
 
@@ -248,6 +253,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--avgpool_patchtokens", type=true_or_false, help="join the mean patch token; default: true for ViT-B alone")
     add("--cached", type=true_or_false, nargs="?", const=True, help="train on the centre views' features, taken once: "
         "seconds instead of hours, without augmentation; default: for the embedded pictures alone")
+    add("--fraction", type=float, default=1.0, help="share of each class's labels to learn from [1]")
     add("--output_dir", default="", help="keep the heads there after each epoch, and go on from them")
     add("--evaluate", action="store_true", help="only evaluate the heads in --output_dir")
     add("--seed", type=int, default=0, help="[0]")

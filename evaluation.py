@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import checkpoint
 import hardware
@@ -110,6 +110,16 @@ def load_labelled(flags: argparse.Namespace, where: Hardware) -> tuple[Pictures,
     return *split, "every fifth picture" if val is None else "the evaluation part"
 
 
+def balanced_share(labels: Tensor, fraction: float, seed: int) -> Tensor:
+    """The indices of `fraction` of each class, at least one picture; a smaller share is part of a larger one."""
+    generator, chosen = torch.Generator().manual_seed(seed), []
+    for label in labels.unique():
+        members = (labels == label).nonzero().squeeze(1)
+        order = torch.randperm(len(members), generator=generator)
+        chosen.append(members[order[:max(1, round(fraction * len(members)))]])
+    return torch.cat(chosen).sort().values
+
+
 def view_size(flags: argparse.Namespace, args: dict) -> int:
     """Pixels of the view: --eval_size, else the checkpoint's, else 224; raises InputError if patches do not fit."""
     size = flags.eval_size or args.get("eval_size", 224)
@@ -136,6 +146,13 @@ def fingerprint(backbone: nn.Module) -> int:
     return zlib.crc32(b"".join(value.cpu().numpy().tobytes() for value in backbone.state_dict().values()))
 
 
+def fingerprint_of_pictures(pictures: Pictures) -> int:
+    """A checksum of the labels and of ten pictures, evenly spaced: the same, wherever the files lie."""
+    some = torch.linspace(0, len(pictures) - 1, 10).long().tolist()
+    values = [pictures.labels, *(pictures[index][0] for index in some)]
+    return zlib.crc32(b"".join(value.numpy().tobytes() for value in values))
+
+
 def source(flags: argparse.Namespace) -> str:
     """Which data it was, in a word for a table."""
     return " ".join(filter(None, [flags.dataset, flags.data_path])) or "the embedded creatures"
@@ -144,7 +161,8 @@ def source(flags: argparse.Namespace) -> str:
 class Progress:
     """How far an evaluation that trains is: its modules and optimisers by name, kept in a file after each epoch.
 
-    recipe: plain values, all that must agree for a stopped training to go on as if it had not been stopped.
+    recipe: plain values, all that must agree for a stopped training to go on as if it had not been stopped; once it is
+    loaded, the file's, which may hold more.
     """
 
     def __init__(self, path: Path, recipe: dict, **parts):
@@ -166,7 +184,7 @@ class Progress:
                                  "--output_dir, or what it was made with")
         for name, part in self.parts.items():
             part.load_state_dict(stored["parts"][name])
-        self.epoch = stored["epoch"]
+        self.epoch, self.recipe = stored["epoch"], stored["recipe"]
 
 
 def tell(flags: argparse.Namespace, where: Hardware, table: str, args: dict, data: str, measured: dict[str, float],

@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+from test_bad_input import error_of
 
 import eval_knn
 from checkpoint import save_checkpoint
 from data import Pictures
-from eval_knn import LabelledFeatures, knn_accuracies, knn_votes, nearest_neighbours, top_accuracy
+from eval_knn import LabelledFeatures, knn_accuracies, knn_votes, nearest_neighbours, right_answers, top_accuracy
 from features import EvaluationView, Pixels, extract_features
 from hardware import Hardware
 
@@ -38,6 +39,16 @@ def test_nearer_pictures_outvote_more_pictures():
     assert votes.argmax().item() == 0
 
 
+def test_at_a_low_temperature_the_nearest_picture_decides():
+    """lim T -> 0 of the softmax of cosine / T; exp((cosine - 1) / T) itself is 0 in fp32 for cosines like these."""
+    generator = torch.Generator().manual_seed(0)
+    train, test = torch.randn(31, 53, generator=generator), torch.randn(7, 53, generator=generator)
+    cosines, nearest = nearest_neighbours(train, test, 11)
+    votes = knn_votes(cosines, nearest, 31, temperature=0.001)
+    assert cosines.max() < 0.6, "the cosines were meant to be far below 1"
+    assert torch.equal(votes.argmax(dim=1), nearest[:, 0]), "each picture is a class of its own: the nearest must win"
+
+
 def test_more_neighbours_than_pictures_are_all_pictures_and_any_number_is_asked():
     votes = vote(torch.randn(3, 5), torch.tensor([0, 1, 2]), torch.randn(2003, 5), 13)
     assert votes.shape == (2003, 13) and (votes[:, 3:] == 0).all()
@@ -48,6 +59,21 @@ def test_top_accuracy_is_a_share_in_percent():
     labels = torch.tensor([0, 1, 0, 1])
     assert top_accuracy(votes, labels) == 50.0 and top_accuracy(votes, labels, among=2) == 75.0
     assert top_accuracy(votes, labels, among=5) == 100.0
+
+
+def test_the_shares_of_the_pictures_asked_add_up_to_the_accuracies_of_all():
+    """Accuracy = 100 sum over the processes of the right answers to their share / n; a share may be empty."""
+    generator = torch.Generator().manual_seed(0)
+    data = LabelledFeatures(torch.randn(101, 5, generator=generator), torch.arange(101) % 7,
+                            torch.randn(2003, 5, generator=generator), torch.arange(2003) % 7)
+    shares = torch.arange(2003).split([1201, 0, 802])
+    right = sum(right_answers(data, share, (3, 20), 0.07) for share in shares)
+    cosines, nearest = nearest_neighbours(data.train_features, data.test_features, 20)
+    for (k, measured), counted in zip(knn_accuracies(data, (3, 20)).items(), right.tolist()):
+        votes = knn_votes(cosines[:, :k], data.train_labels[nearest[:, :k]], 7)
+        expected = [top_accuracy(votes, data.test_labels, among) for among in (1, 5)]
+        assert measured == pytest.approx(expected), "sharing and cutting into parts must change nothing"
+        assert [100 * one / 2003 for one in counted] == pytest.approx(expected)
 
 
 def test_the_evaluation_view_is_a_resized_centre_crop_for_any_shape():
@@ -79,13 +105,27 @@ def test_raw_pixels_are_a_feature_of_bounded_width(side):
 
 
 def test_features_that_were_kept_vote_again_without_weights_or_pictures(tmp_path, capsys):
+    """And the results still tell whose features they are."""
     features = LabelledFeatures(torch.randn(31, 5), torch.arange(31) % 3, torch.randn(7, 5), torch.arange(7) % 3)
     save_checkpoint(tmp_path / "features.pth", {"features": {"vit_small": features._asdict()}, "data": "made up",
-                                                "args": {"arch": "vit_small", "patch_size": 16}})
-    results = tmp_path / "results.jsonl"
-    eval_knn.main(["--load_features", str(tmp_path / "features.pth"), "--nb_knn", "20", "--results", str(results)])
-    line = json.loads(results.read_text())
-    expected = knn_accuracies(features)[20][0]
-    assert line["measured"]["vit_small, k = 20, top-1 %"] == pytest.approx(expected, abs=1e-3)
-    assert line["paper"] == {"vit_small, k = 20, top-1 %": 74.5} and line["data"] == "made up"
+                                                "args": {"arch": "vit_small", "patch_size": 16}, "weights": "mine.pth"})
+    kept, again = ["--dump_features", tmp_path / "again.pth"], ["--load_features", tmp_path / "again.pth"]
+    for flags in ["--load_features", tmp_path / "features.pth", *kept], again:
+        eval_knn.main([str(flag) for flag in (*flags, "--nb_knn", 20, "--results", tmp_path / "results.jsonl")])
+        line = json.loads((tmp_path / "results.jsonl").read_text().splitlines()[-1])
+        expected = knn_accuracies(features)[20][0]
+        assert line["measured"]["vit_small, k = 20, top-1 %"] == pytest.approx(expected, abs=1e-3)
+        assert line["paper"] == {"vit_small, k = 20, top-1 %": 74.5} and line["data"] == "made up"
+        assert line["weights"] == "mine.pth", "the file must say whose features it keeps"
     assert "74.5" in capsys.readouterr().out, "the table must show the paper's number beside ours"
+
+
+@pytest.mark.parametrize("wrong", [{"features": {}}, {"args": {"patch_size": 16}}, {"args": {}}, {"features": [1]},
+                                   {"features": {"vit_small": {"train_features": torch.randn(3, 5)}}}])
+def test_a_file_of_something_else_is_no_kept_features(tmp_path, capsys, wrong):
+    one = {"train_features": torch.randn(3, 5), "train_labels": torch.arange(3),
+           "test_features": torch.randn(2, 5), "test_labels": torch.arange(2)}
+    good = {"features": {"vit_small": one}, "args": {"arch": "vit_small", "patch_size": 16}, "data": "", "weights": ""}
+    save_checkpoint(tmp_path / "features.pth", good | wrong)
+    said = error_of(eval_knn.main, capsys, "--load_features", tmp_path / "features.pth")
+    assert "features.pth' was not written by --dump_features" in said

@@ -1,6 +1,7 @@
 """Table 2's linear heads: SGD by hand, a sweep in one pass against one head at a time, and whole runs, very small."""
 import json
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -104,6 +105,8 @@ def test_a_head_that_diverges_leaves_the_others_alone():
     good, bad = trained([0.3, 1e38], [(100 * features, labels) for features, labels in toy()])
     (alone,) = trained([0.3], [(100 * features, labels) for features, labels in toy()])
     assert not bad.weight.isfinite().all() and torch.equal(good.weight, alone.weight)
+    features, labels = toy()[0]
+    assert accuracies([bad], features, labels) == [(0.0, 0.0)], "topk counts NaN as the largest logit"
 
 
 def test_an_epoch_is_sgd_with_momentum_and_without_decay():
@@ -273,21 +276,32 @@ def test_a_run_stopped_between_epochs_ends_bit_for_bit_where_an_uninterrupted_on
     assert_same(uninterrupted[0], resumed, atol=0, rtol=0)
     assert line["measured"] == uninterrupted[1]["measured"]
     kept = (tmp_path / "linear.pth").read_bytes()
-    _, only_evaluated = run(creatures, weights, tmp_path, "--evaluate", "--batch_size", "5")
+    _, only_evaluated = run(creatures, weights, tmp_path, "--evaluate", "--batch_size", "5", "--cached")
     assert only_evaluated["measured"] == line["measured"] and (tmp_path / "linear.pth").read_bytes() == kept
+    assert only_evaluated["data"] == line["data"], "told is how the heads were trained, not what today's flags say"
 
 
 def test_heads_of_another_recipe_or_network_are_neither_continued_nor_overwritten(
         uninterrupted, creatures, weights, tmp_path, capsys):
     torch.save(uninterrupted[0], tmp_path / "linear.pth")
     kept = (tmp_path / "linear.pth").read_bytes()
-    other = weights_file(tmp_path, 1)
+    other, darker = weights_file(tmp_path, 1), Path(shutil.copytree(creatures, tmp_path / "darker"))
+    first = sorted(darker.glob("train/*/*.png"))[0]
+    Image.open(first).point(lambda value: value // 2).save(first)  # the other pictures and all labels stay
     for file, flags, name in ((weights, ["--lr", "0.1", "0.3"], "lr"), (weights, ["--seed", "5"], "seed"),
                               (weights, ["--cached"], "cached"), (weights, ["--n_last_blocks", "2"], "n_last_blocks"),
-                              (other, [], "weights"), (other, ["--evaluate"], "weights")):
+                              (other, [], "weights"), (other, ["--evaluate"], "weights"),
+                              (weights, ["--data_path", str(darker)], "set of pictures")):
         said = error_of(eval_linear.main, capsys, *command(creatures, file, tmp_path, *flags))
         assert f"was made with another {name}" in said and "--output_dir" in said
     assert (tmp_path / "linear.pth").read_bytes() == kept
+
+
+def test_a_share_of_the_labels_is_learnt_from(creatures, weights, tmp_path):
+    _, line = run(creatures, weights, tmp_path, "--fraction", "0.5", "--cached", "--epochs", "1")
+    counts = [len(list(folder.iterdir())) for folder in (creatures / "train").iterdir()]
+    learnt_from = sum(max(1, round(0.5 * count)) for count in counts)
+    assert f"{learnt_from} pictures to learn from, 20 asked" in line["data"], "half of each class, at least one"
 
 
 def test_fewer_pictures_than_a_batch_are_one_batch(creatures, weights, tmp_path):
@@ -302,6 +316,7 @@ def test_fewer_pictures_than_a_batch_are_one_batch(creatures, weights, tmp_path)
     (["--lr", "0.1", "0"], "--lr [0.1, 0.0] is out of range"),
     (["--lr", "nan"], "--lr [nan] is out of range"),
     (["--epochs", "0"], "--epochs 0 is out of range"),
+    (["--fraction", "0"], "--fraction 0.0 is out of range"),
     (["--n_last_blocks", "5"], "--n_last_blocks 5 is more than the 4 blocks of vit_nano"),
     (["--avgpool_patchtokens", "maybe"], "'maybe' is neither true nor false"),
     (["--evaluate", "--output_dir", ""], "say where they are with --output_dir"),

@@ -11,7 +11,8 @@ from test_bad_input import error_of
 import eval_transfer
 from backbone import build_backbone
 from checkpoint import load_backbone
-from eval_transfer import Classifier, augmentation, balanced_share, mixing, train_step
+from eval_transfer import Classifier, augmentation, mixing, paper_number, train_step
+from evaluation import balanced_share
 from hardware import Hardware
 from optimizer import make_optimizer
 
@@ -83,9 +84,9 @@ def test_mixing_can_be_switched_off(mixup, cutmix):
     assert torch.equal(mixed, images) == (not mixup and not cutmix)
 
 
-def small_network() -> Classifier:
+def small_network(classes: int = 7) -> Classifier:
     torch.manual_seed(0)
-    return Classifier(build_backbone("vit_nano", 8, 24, init_std=0.1), 7)
+    return Classifier(build_backbone("vit_nano", 8, 24, init_std=0.1), classes)
 
 
 def test_the_loss_is_the_cross_entropy_with_smoothed_targets():
@@ -129,12 +130,20 @@ def test_a_separable_set_is_learnt_and_read_by_the_loader_strictly(photos, tmp_p
         assert (args["arch"], args["patch_size"], args["eval_size"]) == ("vit_nano", 8, 24)
 
 
+def test_from_scratch_the_paper_has_a_number_of_imagenet_alone():
+    """Table 6's row "supervised" is trained on ImageNet; its other columns are fine-tuned from those weights."""
+    small = {"arch": "vit_small", "patch_size": 16}
+    assert [paper_number(small, "from scratch", name) for name in ("", "imagenet", "cifar10")] == [79.9, 79.9, None]
+    assert [paper_number(small, "fine-tuned", name) for name in ("", "cifar10", "food101")] == [81.5, 99.0, None]
+    assert paper_number({"arch": "resnet50", "patch_size": 1}, "fine-tuned", "") is None
+
+
 def test_fine_tuning_starts_from_the_weights_of_any_checkpoint(photos, tmp_path, capsys):
     """At learning rate 1e-12 the backbone stays what it was, whatever grid its positions were learnt on."""
     backbone = build_backbone("vit_nano", 8, 32, init_std=0.1)
     torch.save(backbone.state_dict(), tmp_path / "weights.pth")
     run(photos, tmp_path, "--pretrained_weights", str(tmp_path / "weights.pth"), "--lr", "1e-12", "--epochs", "1",
-        "--patch_size", "0", "--arch", "")
+        "--patch_size", "0", "--init_std", "0", "--arch", "")
     tuned = weights_of(tmp_path)
     for name, value in backbone.state_dict().items():
         torch.testing.assert_close(tuned[f"backbone.{name}"], value)
@@ -166,7 +175,9 @@ def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(photos, tmp_path, caps
 
 @pytest.mark.parametrize(("flags", "said"), [
     ("--from_scratch --pretrained_weights x.pth", "--from_scratch takes no weights"),
-    ("", "give the weights"),
+    ("--patch_size 0 --init_std 0", "give the weights"),
+    ("--pretrained_weights x.pth --init_std 0", "--patch_size and --init_std are for --from_scratch"),
+    ("--pretrained_weights x.pth --patch_size 0", "--patch_size and --init_std are for --from_scratch"),
     ("--from_scratch --fraction 0.5 1.5", "--fraction [0.5, 1.5] is out of range"),
     ("--from_scratch --warmup_epochs 4", "--warmup_epochs 4.0 is out of range"),
     ("--from_scratch --train_size 20", "--train_size 20 must be a multiple of the patch size 8"),
