@@ -185,7 +185,7 @@ def evaluate(run: RunState, split: tuple[Pictures, Pictures], settings: Settings
     view = EvaluationView(settings.eval_size, settings.eval_crop, settings.mean, settings.std)
     for name, network in due_for_knn(run, settings).items():
         features = extract(network, split, view, where, num_workers=num_workers)
-        run.history[-1][name] = round(knn_accuracies(features)[20][0], 2)
+        run.history[-1][name] = round(knn_accuracies(features, where=where)[20][0], 2)
 
 
 def epoch_record(run: RunState, settings: Settings, batches: EpochBatches, where: Hardware) -> dict:
