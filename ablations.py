@@ -13,7 +13,6 @@ figure under the study's name. The paper's numbers are of ImageNet: compare orde
 """
 import argparse
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -82,11 +81,11 @@ def finished(run: Run) -> bool:
 
 
 def execute(command: list[str], signals: list[int]) -> int:
-    """A command to its end -> its exit status. Ctrl-C reaches it by itself, SIGTERM is passed on; then this exits."""
+    """A command to its end -> its exit status. A signal is passed on as SIGTERM; then this exits."""
     process, passed_on = subprocess.Popen(command), False
     while process.poll() is None:
         time.sleep(0.1)
-        if signal.SIGTERM in signals and not passed_on:
+        if signals and not passed_on:
             process.terminate()
             passed_on = True
     if signals:
@@ -216,7 +215,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     flags = parser.parse_args(argv[:split])
     flags.more = argv[split + 1:]
     for name in ("preset", "seed", "output_dir"):  # argparse would take the last one of two
-        if f"--{name}" in flags.more:
+        if f"--{name}" in [part.partition("=")[0] for part in flags.more]:
             raise InputError(f"--{name} stands behind --, but each row has its own: move it before, or leave it out")
     if flags.nproc_per_node < 1:
         raise InputError(f"--nproc_per_node {flags.nproc_per_node} must be at least 1")

@@ -27,12 +27,18 @@ class CommandLine(argparse.ArgumentParser):
 
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """Print an InputError as one line and exit with status 2; one from a loader's worker arrives wrapped in text."""
+    """Print an InputError as one line and exit with status 2; one from a loader's worker arrives wrapped in text.
+
+    Ctrl-C is one line too, and status 130.
+    """
     try:
         yield
     except InputError as error:
         print(f"error: {str(error).rsplit('InputError: ', 1)[-1].strip()}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
 
 
 def true_or_false(text: str) -> bool:

@@ -146,7 +146,7 @@ def load_features(flags) -> tuple[dict[str, LabelledFeatures], dict, str]:
         if not pairs or not all(0 < len(rows) == len(labels) for rows, labels in pairs):
             raise ValueError
         args = {"arch": str(stored["args"]["arch"]), "patch_size": int(stored["args"]["patch_size"])}
-        flags.pretrained_weights = str(stored["weights"])
+        flags.pretrained_weights = str(stored.get("weights", ""))
         return features, args, stored["data"]
     except (KeyError, TypeError, ValueError, AttributeError):
         raise InputError(f"--load_features {flags.load_features!r} was not written by --dump_features: make it with "

@@ -46,7 +46,8 @@ def video_frames(path: Path) -> Iterator[Tensor]:
         raise InputError(f"{str(path)!r} can only be read by ffmpeg, which is not installed: install it, or give a "
                          "folder of frames")
     with tempfile.TemporaryFile() as said, subprocess.Popen(
-            ["ffmpeg", "-nostdin", "-v", "error", "-i", f"file:{path}", "-f", "image2pipe", "-c:v", "ppm", "-"],
+            ["ffmpeg", "-nostdin", "-v", "error", "-i", f"file:{path}", "-f", "image2pipe", "-c:v", "ppm", "-pix_fmt",
+             "rgb24", "-"],
             stdout=subprocess.PIPE, stderr=said) as ffmpeg:
         while ffmpeg.stdout.readline():  # P6, width and height, 255, and the pixels, of one frame after the other
             width, height = map(int, ffmpeg.stdout.readline().split())

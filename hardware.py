@@ -235,6 +235,13 @@ class GlooBatchNorm(nn.modules.batchnorm._BatchNorm):
         return (x - mean) / (variance + self.eps).sqrt() * self.weight.view(shape) + self.bias.view(shape)
 
 
+def average_buffers(network: nn.Module, where: Hardware) -> None:
+    """Let all processes have the mean of their running statistics, where batch normalisation is not synchronised."""
+    for buffer in network.buffers():
+        if buffer.is_floating_point():
+            buffer.copy_(where.mean(buffer))
+
+
 def synchronise_batch_norms(network: nn.Module, where: Hardware) -> nn.Module:
     """Make every batch normalisation use the batch of all processes, as the paper's ResNet-50 does."""
     if where.world_size == 1:

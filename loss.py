@@ -90,7 +90,8 @@ def mean_over_pairs(terms: Tensor) -> Tensor:
 class DINOLoss(nn.Module):
     """Cross-entropy of teacher and student over all pairs of different views, in nats.
 
-    centering: center, or instead of it sinkhorn or batch_softmax, over all the teacher's rows in all processes.
+    centering: center, or instead of it sinkhorn or batch_softmax, over all the teacher's rows in all processes (of a
+    micro-batch, where a step is made of several).
     """
 
     def __init__(self, out_dim: int, student_temp: float = 0.1, center_momentum: float = 0.9,

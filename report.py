@@ -61,8 +61,10 @@ def draw_curves(path: Path, history: list[dict], out_dim: int) -> None:
     for key, label in (("train_loss", "loss"), ("train_entropy", "teacher's entropy"), ("train_kl", "KL")):
         if all(key in record for record in epochs):
             losses.plot(at, [record[key] for record in epochs], marker=".", label=label)
-    losses.axhline(math.log(out_dim), color="grey", linestyle=":", label=f"ln K = {math.log(out_dim):.3f}")
-    losses.set(title="loss = entropy + KL", ylabel="nats", ylim=(0, None))
+    losses.set(title="loss", ylim=(0, None))
+    if "train_kl" in epochs[-1]:
+        losses.axhline(math.log(out_dim), color="grey", linestyle=":", label=f"ln K = {math.log(out_dim):.3f}")
+        losses.set(title="loss = entropy + KL", ylabel="nats")
     for key in ("knn_teacher", "knn_student"):
         points = [(record["epoch"] + 1, record[key]) for record in epochs if key in record]
         if "knn_untrained" in baselines:

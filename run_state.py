@@ -24,7 +24,7 @@ from settings import Settings
 from teacher import make_teacher
 
 MUST_AGREE = ("arch", "patch_size", "num_heads", "out_dim", "head_hidden_dim", "head_bottleneck_dim", "use_bn_in_head",
-              "head_nlayers", "head_activation", "head_l2_bottleneck", "predictor", "loss", "queue_length",
+              "head_nlayers", "head_activation", "head_l2_bottleneck", "predictor", "loss",
               "norm_last_layer", "global_crops_size", "optimizer")  # else the saved tensors do not fit
 MAY_DIFFER = ("preset", "output_dir", "num_workers", "device")  # not worth a word
 
@@ -53,7 +53,12 @@ def build_student(settings: Settings) -> MultiCropNetwork:
     torch.manual_seed(settings.seed)
     path, img_size = settings.init_from, settings.global_crops_size
     if path:
-        backbone_weights, head_weights = split_weights(read_checkpoint(path), "teacher", path)
+        stored = read_checkpoint(path)
+        backbone_weights, head_weights = split_weights(stored, "teacher", path)
+        heads = checkpoint_args(stored).get("num_heads", 0)  # which no shape tells
+        if heads != settings.num_heads:
+            raise InputError(f"--num_heads {settings.num_heads}, but {str(path)!r} was trained with {heads}: pass "
+                             f"--num_heads {heads}")
         img_size = describe(backbone_weights, path).get("img_size", img_size)  # the grid of its positions
     backbone = build_backbone(settings.arch, settings.patch_size, img_size, settings.num_heads,
                               drop_path_rate=settings.drop_path_rate, init_std=settings.init_std)
@@ -114,7 +119,7 @@ def load_run(path: Path, run: RunState, settings: Settings) -> str:
     new = dataclasses.asdict(settings)
     old = dataclasses.asdict(Settings()) | checkpoint_args(checkpoint)  # an older file lacks the newer settings
     changed = {name: value for name, value in new.items() if old.get(name) != value and name not in MAY_DIFFER}
-    for name in MUST_AGREE:
+    for name in (*MUST_AGREE, *(["queue_length"] if settings.loss == "infonce" else [])):
         if name in changed:
             raise InputError(f"{str(path)!r} was made with --{name} {old.get(name)}, not {new[name]}: choose another "
                              "--output_dir, or the old value")

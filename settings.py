@@ -200,6 +200,8 @@ def check(settings: Settings) -> None:
     for flag in ("global_crops_scale", "local_crops_scale"):
         low, high = getattr(settings, flag)
         require(0 < low <= high <= 1, flag, "must be two shares of the area, 0 < low <= high <= 1")
+    require(settings.centering == "center" or settings.loss == "cross_entropy", "centering",
+            "is for --loss cross_entropy: leave it out")
     require(settings.seed < 2 ** 63, "seed", "must be below 2^63")
     require(settings.out_dim >= 2, "out_dim", "must be at least 2 prototypes")
     require(0 <= settings.drop_path_rate < 1, "drop_path_rate", "must lie in 0 ... 1, below 1")
@@ -221,6 +223,7 @@ def check(settings: Settings) -> None:
 
     require(is_arch(settings.arch), "arch", f"is unknown: choose one of {', '.join(VITS)}, or a convnet of torchvision "
             "such as resnet50")
+    require(settings.arch in VITS or not settings.num_heads, "num_heads", "is for ViTs: leave it out")
     if settings.arch in VITS:
         for flag in ("global_crops_size", "local_crops_size", "eval_size"):
             size, patch = getattr(settings, flag), settings.patch_size

@@ -11,8 +11,6 @@ import torch
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-TEACHERS = ("momentum", "previous_epoch", "previous_iteration", "student")
-
 
 def make_teacher(student: nn.Module) -> nn.Module:
     """A copy of the student that shares no memory with it, takes no gradient, drops no path and predicts nothing."""

@@ -41,7 +41,7 @@ from sampling import CropsDataset, EpochBatches, seed_of
 from schedules import cosine, linear
 from teacher import make_teacher, momentum_of, update_teacher
 
-READ_EVERY = {"cuda": 10}  # steps between looks at the metrics; a loss that is not finite, or a signal, waits so long
+READ_EVERY = {"cuda": 10}  # steps between looks at the metrics; a loss that is not finite is noticed then
 
 
 class StepValues(NamedTuple):
@@ -149,7 +149,8 @@ def train_epoch(run: RunState, ddp_student: nn.Module, loader: DataLoader, batch
         unread.append(train_step(run.student, ddp_student, run.teacher, run.dino_loss, run.optimizer, micro_batches,
                                  values, settings.clip_grad, run.epoch < settings.freeze_last_layer, where))
         bar.update(batches.pictures_per_step)
-        if len(unread) < READ_EVERY.get(where.device.type, 1) and step + 1 < batches.steps:
+        stopping = where.any(bool(signals))  # asked over the CPUs, so that a GPU's queue is not waited for
+        if len(unread) < READ_EVERY.get(where.device.type, 1) and step + 1 < batches.steps and not stopping:
             continue
         metrics = where.mean(torch.stack(unread).cpu())
         finite = metrics.isfinite().all(dim=1)
@@ -163,7 +164,7 @@ def train_epoch(run: RunState, ddp_student: nn.Module, loader: DataLoader, batch
         run.seconds = time.perf_counter() - began
         unread = []
         bar.set_postfix(epoch=run.epoch + 1, loss=f"{metrics[-1, 0]:.3f}", refresh=False)
-        if where.any(bool(signals)):
+        if stopping:
             return
 
 
@@ -204,6 +205,9 @@ def epoch_record(run: RunState, settings: Settings, batches: EpochBatches, where
 def save(run: RunState, settings: Settings, where: Hardware, *names: str) -> None:
     """Write log.txt and the checkpoint, under further names too; returns when it is done in all processes."""
     run.totals = where.mean(run.totals)
+    if settings.loss == "infonce":  # whose batch normalisations are each process's own
+        for network in (run.student, run.teacher):
+            hardware.average_buffers(network, where)
     if where.is_main:
         output = Path(settings.output_dir)
         report.write_log(output / "log.txt", run.history)
@@ -222,7 +226,8 @@ def train(settings: Settings, where: Hardware, signals: list[int]) -> None:
     run = start_run(settings, where)
     ddp_student = distribute(run, settings, where)
     say(f"{len(pictures)} pictures, {batches.steps} steps of {batches.pictures_per_step} an epoch; "
-        f"K = {settings.out_dim}, ln K = {math.log(settings.out_dim):.4f}"
+        + (f"K = {settings.out_dim}, ln K = {math.log(settings.out_dim):.4f}" if settings.loss == "cross_entropy" else
+           f"{settings.out_dim} outputs")
         + ("" if split else "; no labels, so no k-NN on the way"))
 
     if not run.history:

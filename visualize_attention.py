@@ -69,7 +69,7 @@ def lay_out(pictures: list[dict[str, Tensor]]) -> tuple[plt.Figure, dict[str, Ax
     """A row for each picture, and with masks a second one below it -> the figure, and the last picture's panels."""
     across = len([name for name in pictures[0] if "%" not in name])
     rows = [row for drawn in pictures for row in (list(drawn.items())[:across], list(drawn.items())[across:]) if row]
-    figure, grid = plt.subplots(len(rows), across, figsize=(2 * across, 2.2 * len(rows)), layout="constrained",
+    figure, grid = plt.subplots(len(rows), across, figsize=(2 * across, 2.2 * len(rows) + 0.2), layout="constrained",
                                 squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
@@ -131,13 +131,14 @@ def draw_film(backbone: nn.Module, args: dict, flags, device: torch.device) -> s
     """Look at each frame, and write its files and the animation of all panels side by side -> what was written."""
     output, figure = Path(flags.output_dir), None
     writer, path = animation_writer(output / "attention", flags.fps)
+    unfinished = path.with_name(f".part{path.suffix}")
     for number, image in enumerate(tqdm(film_frames(Path(flags.video)), "frames", leave=False)):
         picture, _, attention = look(backbone, args, image, flags.image_size, device)
         drawn = panels(picture, attention, backbone.patch_size, flags.threshold)
         write_files(output, drawn, flags.threshold, number)
         if figure is None:
             figure, shown = lay_out([drawn])
-            writer.setup(figure, path, dpi=110)
+            writer.setup(figure, unfinished, dpi=110)
         for title, image in drawn.items():
             shown[title].set_data(image.numpy())
             shown[title].autoscale()
@@ -145,6 +146,7 @@ def draw_film(backbone: nn.Module, args: dict, flags, device: torch.device) -> s
     if figure is None:
         raise InputError(f"{flags.video!r} has no frames: give another film")
     writer.finish()
+    unfinished.replace(path)
     plt.close(figure)
     for title in drawn:  # an earlier film may have been longer
         for frame in (output / word(title, flags.threshold)).glob("[0-9][0-9][0-9][0-9][0-9].png"):
@@ -160,7 +162,8 @@ def main(argv: list[str] | None = None) -> None:
     source.add_argument("--video", metavar="FRAMES/|FILE", help="a folder of frames, an animated picture, or, where "
                         "ffmpeg is installed, a film")
     checkpoint.add_weights_flags(parser)
-    add("--image_size", type=int, default=480, help="pixels of the short side, in multiples of the patch [480]")
+    add("--image_size", type=int, help="pixels of the short side, in multiples of the patch; default: twice the "
+        "checkpoint's --eval_size, or 480")
     add("--threshold", type=float, help="also draw masks that keep this share of the mass, 0 ... 1; the paper: 0.6")
     add("--pca", action="store_true", help="of pictures: the patch tokens' first three principal components, in which "
         "all the pictures together vary most, as red, green and blue")
@@ -170,7 +173,7 @@ def main(argv: list[str] | None = None) -> None:
     flags = parser.parse_args(argv)
     with errors_in_one_line():
         for flag in ("image_size", "fps"):
-            if getattr(flags, flag) < 1:
+            if getattr(flags, flag) is not None and getattr(flags, flag) < 1:
                 raise InputError(f"--{flag} {getattr(flags, flag)} must be at least 1")
         if flags.threshold is not None and not 0 < flags.threshold <= 1:
             raise InputError(f"--threshold {flags.threshold} must lie in 0 ... 1, above 0")
@@ -180,6 +183,7 @@ def main(argv: list[str] | None = None) -> None:
         backbone, args = checkpoint.load_backbone(checkpoint.weights_path(flags), flags.checkpoint_key)
         if not hasattr(backbone, "get_last_selfattention"):
             raise InputError(f"{args['arch']} has no attention to draw: take a ViT's weights")
+        flags.image_size = flags.image_size or 2 * args.get("eval_size", 240)
         draw = draw_film if flags.video else draw_pictures
         try:
             print("wrote", draw(backbone.to(device), args, flags, device))

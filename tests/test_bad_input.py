@@ -18,6 +18,7 @@ import eval_transfer
 import eval_video_segmentation
 import train
 import visualize_attention
+from commandline import errors_in_one_line
 
 REPO = Path(__file__).parent.parent
 
@@ -61,6 +62,8 @@ def error_of(main, capsys, *flags: str) -> str:
     ("--out_dim 1", "--out_dim 1 must be at least 2"),
     ("--teacher_temp 0", "--teacher_temp 0.0 must be above 0"),
     ("--student_temp -1", "--student_temp -1.0 must be above 0"),
+    ("--loss mse --centering sinkhorn", "--centering sinkhorn is for --loss cross_entropy"),
+    ("--arch resnet18 --num_heads 5", "--num_heads 5 is for ViTs"),
     ("--teacher_temp nan", "--teacher_temp nan must be finite"),
     ("--momentum_teacher 1.5", "--momentum_teacher 1.5 must lie in 0 ... 1"),
     ("--center_momentum -0.1", "--center_momentum -0.1 must lie in 0 ... 1"),
@@ -82,6 +85,12 @@ def test_a_bad_flag_is_named_with_its_mend(flags, said, photos, capsys, tmp_path
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_asking_for_cuda_where_there_is_none(capsys):
     assert "--device cuda is not available here" in error_of(train.main, capsys, "--device", "cuda")
+
+
+def test_ctrl_c_is_one_line_and_status_130(capsys):
+    with pytest.raises(SystemExit) as stopped, errors_in_one_line():
+        raise KeyboardInterrupt
+    assert stopped.value.code == 130 and capsys.readouterr().err == "stopped\n"
 
 
 def test_a_folder_without_pictures(capsys, tmp_path):

@@ -277,6 +277,14 @@ def test_a_predictor_starts_fresh_on_weights_that_have_none(tmp_path):
     assert student.head.predictor is not None
 
 
+def test_other_heads_than_the_weights_were_trained_with_are_refused(tmp_path):
+    """No shape tells the number of heads."""
+    settings = parse_settings([*FLAGS, "--num_heads", "8", "--output_dir", str(tmp_path)])
+    save_run(tmp_path / "checkpoint.pth", start_run(settings, HERE), settings)
+    with pytest.raises(ValueError, match="pass --num_heads 8"):
+        build_student(parse_settings([*FLAGS, "--init_from", str(tmp_path / "checkpoint.pth")]))
+
+
 def test_other_losses_are_logged_without_entropy_and_kl(tmp_path, capsys):
     """They have no such parts, so no collapse can be read off them."""
     for number in range(8):

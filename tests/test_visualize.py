@@ -128,11 +128,13 @@ def test_an_animated_picture_gives_its_frames(tmp_path):
 
 
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")
-def test_a_video_file_gives_its_frames_and_an_mp4(weights, tmp_path):
+@pytest.mark.parametrize("pixels", ["yuv420p", "yuv420p10le"])  # 10 bits, as telephones take them
+def test_a_video_file_gives_its_frames_and_an_mp4(weights, tmp_path, pixels):
     for number, frame in enumerate(frames_of(48, 3)):
         frame.save(tmp_path / f"{number}.png")
     film = tmp_path / "-film.mkv"
-    subprocess.run(["ffmpeg", "-v", "error", "-i", tmp_path / "%d.png", "-c:v", "ffv1", film], check=True)
+    subprocess.run(["ffmpeg", "-v", "error", "-i", tmp_path / "%d.png", "-c:v", "ffv1", "-pix_fmt", pixels, film],
+                   check=True)
     for read, drawn in zip(film_frames(film), frames_of(48, 3), strict=True):
         assert (read.movedim(0, -1) - torch.from_numpy(np.array(drawn)).float()).abs().max() < 16
     visualize_attention.main(["--pretrained_weights", str(weights), "--video", str(film), "--image_size", "48",
