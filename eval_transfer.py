@@ -240,7 +240,8 @@ def evaluate(flags: Namespace, where: Hardware) -> None:
     data = (f"{evaluation.source(flags)}: {len(train)} pictures train, {len(val)} asked ({asked}), {classes} classes, "
             f"{about['eval_size']} pixels, {flags.epochs} epochs"
             + f"; the paper's: {flags.dataset or 'imagenet'}" * bool(number))
-    evaluation.tell(flags, where, "Transfer (Table 6)", about, data, measured,
+    small = ", ".join(f"{name} {values['imagenet']}" for name, values in PAPER["vit_small", 16].items())
+    evaluation.tell(flags, where, f"Transfer (Table 6: ViT-S/16 has {small} % on ImageNet)", about, data, measured,
                     {f"{how}, top-1 %": number} if number else {})
 
 

@@ -161,7 +161,8 @@ def evaluate(flags, where: Hardware) -> None:
         measured.append(torch.stack([scores(one, video.ids) for one in (ids, *rivals)], dim=1))
     objects = where.gather_rows(torch.cat(measured) if measured else torch.empty(0))
     data = f"{flags.data_path or 'the embedded clips'}: {len(sequences)} sequences, {len(objects)} objects"
-    evaluation.tell(flags, where, "video object segmentation (Table 5)", args,
+    evaluation.tell(flags, where, "video object segmentation (Table 5: ViT-S/16 has J&F "
+                    f"{PAPER['vit_small', 16][0]} on DAVIS 2017)", args,
                     f"{data}, short side {short_side} pixels", table(objects),
                     dict(zip(NAMES, PAPER.get((args["arch"], args["patch_size"]), ()))))
 

@@ -168,7 +168,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(photos, tmp_path, caps
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Progress, "save", stop_after_one)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit):
         run(photos, tmp_path / "stopped", "--from_scratch")
     monkeypatch.undo()
     run(photos, tmp_path / "stopped", "--from_scratch")
