@@ -189,9 +189,9 @@ def evaluate(run: RunState, split: tuple[Pictures, Pictures], settings: Settings
         run.history[-1][name] = round(knn_accuracies(features, where=where)[20][0], 2)
 
 
-def epoch_record(run: RunState, settings: Settings, batches: EpochBatches, where: Hardware) -> dict:
+def epoch_record(run: RunState, settings: Settings, batches: EpochBatches) -> dict:
     """The epoch's line of log.txt, in the release's terms and ours; resets the sums."""
-    loss, entropy, kl = (where.mean(run.totals) / batches.steps).tolist()
+    loss, entropy, kl = (run.totals / batches.steps).tolist()
     last = scheduled(settings, (run.epoch + 1) * batches.steps - 1, batches.steps, batches.pictures_per_step)
     record = {"epoch": run.epoch, "train_loss": loss, "train_lr": last.lr, "train_wd": last.weight_decay,
               "teacher_temp": last.teacher_temp, "teacher_momentum": last.teacher_momentum,
@@ -204,7 +204,6 @@ def epoch_record(run: RunState, settings: Settings, batches: EpochBatches, where
 
 def save(run: RunState, settings: Settings, where: Hardware, *names: str) -> None:
     """Write log.txt and the checkpoint, under further names too; returns when it is done in all processes."""
-    run.totals = where.mean(run.totals)
     if settings.loss == "infonce":  # whose batch normalisations are each process's own
         for network in (run.student, run.teacher):
             hardware.average_buffers(network, where)
@@ -244,7 +243,7 @@ def train(settings: Settings, where: Hardware, signals: list[int]) -> None:
                 save(run, settings, where)
                 say(f"stopped after {run.epoch} epochs and {run.pictures} pictures; the same command goes on there")
                 sys.exit(128 + (signals or [signal.SIGTERM])[0])
-            run.history.append(epoch_record(run, settings, batches, where))
+            run.history.append(epoch_record(run, settings, batches))
             if split and due_for_knn(run, settings):
                 save(run, settings, where)  # the evaluation may take long
                 evaluate(run, split, settings, where, loader.num_workers)
