@@ -23,7 +23,7 @@ from commandline import CommandLine, InputError, brief, errors_in_one_line
 from data import Pictures, knn_split, open_pictures, without_unreadable
 from features import EvaluationView
 from hardware import Hardware
-from sampling import CropsDataset, EpochBatches
+from sampling import CropsDataset, EpochBatches, make_loader
 
 
 def command_line(description: str | None, batch_size: int = 100, videos: bool = False) -> CommandLine:
@@ -141,10 +141,7 @@ def epoch_batches(pictures: Pictures, flags: argparse.Namespace, where: Hardware
 def training_loader(pictures: Pictures, view: Callable[[Tensor], Tensor], batches: EpochBatches,
                     flags: argparse.Namespace, where: Hardware) -> DataLoader:
     """Random views and labels in this order."""
-    workers = hardware.share_cores(flags.num_workers, where.device)
-    return DataLoader(LabelledCrops(pictures, view, flags.seed), batch_sampler=batches, num_workers=workers,
-                      pin_memory=where.device.type == "cuda", persistent_workers=workers > 0,
-                      worker_init_fn=hardware.leave_signals_to_training)
+    return make_loader(LabelledCrops(pictures, view, flags.seed), batches, flags.num_workers, where)
 
 
 def view_size(flags: argparse.Namespace, args: dict) -> int:

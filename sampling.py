@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
+import hardware
 from data import Pictures
+from hardware import Hardware
 
 
 def seed_of(*numbers: int) -> int:
@@ -54,3 +56,10 @@ class EpochBatches(Sampler):
             this_step = order[step * self.pictures_per_step:(step + 1) * self.pictures_per_step]
             for batch in this_step.view(self.accumulate, self.world_size, self.batch_size)[:, self.rank].tolist():
                 yield [(self.epoch, index) for index in batch]
+
+
+def make_loader(dataset: CropsDataset, batches: EpochBatches, num_workers: int, where: Hardware) -> DataLoader:
+    """The dataset in this order, epoch after epoch, by workers that stay; num_workers as share_cores takes it."""
+    workers = hardware.share_cores(num_workers, where.device)
+    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=where.device.type == "cuda",
+                      persistent_workers=workers > 0, worker_init_fn=hardware.leave_signals_to_training)

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 import hardware
 import report
+import sampling
 from data import Pictures, knn_split, open_pictures, without_unreadable
 from eval_knn import extract, knn_accuracies
 from features import EvaluationView, Pixels
@@ -116,10 +117,8 @@ def make_loader(pictures: Pictures, settings: Settings, where: Hardware) -> tupl
     multicrop = MultiCrop(settings.global_crops_size, settings.local_crops_size, settings.global_crops_scale,
                           settings.local_crops_scale, settings.local_crops_number, settings.mean, settings.std,
                           settings.color_jitter, settings.blur, settings.solarize)
-    workers = hardware.share_cores(settings.num_workers, where.device)
-    return DataLoader(CropsDataset(pictures, multicrop, settings.seed), batch_sampler=batches, num_workers=workers,
-                      pin_memory=where.device.type == "cuda", persistent_workers=workers > 0,
-                      worker_init_fn=hardware.leave_signals_to_training), batches
+    crops = CropsDataset(pictures, multicrop, settings.seed)
+    return sampling.make_loader(crops, batches, settings.num_workers, where), batches
 
 
 def distribute(run: RunState, settings: Settings, where: Hardware) -> nn.Module:
