@@ -8,8 +8,10 @@ from attention import attention_scores, cls_attention, jaccard, keep_mass, mass_
 
 def test_keep_mass_keeps_the_fewest_heaviest_patches_that_hold_the_mass():
     attention = torch.tensor([[0.05, 0.40, 0.02], [0.08, 0.30, 0.15]])
-    assert keep_mass(attention, 0.6).tolist() == [[False, True, False], [False, True, False]]
-    assert keep_mass(attention, 0.8).tolist() == [[False, True, False], [False, True, True]]
+    assert keep_mass(attention, 0.6).tolist() == [[False, True, False], [False, True, False]], \
+        "0.40 and 0.30 are the fewest patches that hold 0.6"
+    assert keep_mass(attention, 0.8).tolist() == [[False, True, False], [False, True, True]], \
+        "0.40, 0.30 and 0.15 are the fewest patches that hold 0.8"
 
 
 @pytest.mark.parametrize("mass", [0.1, 0.6, 0.8, 0.95])
@@ -19,7 +21,8 @@ def test_dropping_one_more_patch_would_keep_too_little(mass):
     kept = keep_mass(attention, mass)
     held = (attention * kept).sum(dim=(-2, -1))
     lightest = attention.masked_fill(~kept, torch.inf).amin(dim=(-2, -1))
-    assert (held >= mass - 1e-6).all() and (held - lightest < mass + 1e-6).all()
+    assert (held >= mass - 1e-6).all(), f"the patches kept must hold at least {mass} of each map"
+    assert (held - lightest < mass + 1e-6).all(), f"a patch too many: without the lightest they still hold {mass}"
 
 
 def test_jaccard_is_intersection_over_union():

@@ -30,13 +30,14 @@ def test_votes_are_weighted_by_the_exponential_of_the_cosine():
         cosines = [torch.cosine_similarity(test[i], train[j], dim=0).item() for j in range(31)]
         nearest = sorted(range(31), key=lambda j: -cosines[j])[:11]
         expected = [sum(math.exp(cosines[j] / 0.07) for j in nearest if j % 3 == c) for c in range(3)]
-        torch.testing.assert_close(votes[i] / votes[i].sum(), torch.tensor(expected) / sum(expected))
+        torch.testing.assert_close(votes[i] / votes[i].sum(), torch.tensor(expected) / sum(expected),
+                                   msg="each neighbour must vote with exp(cosine / 0.07)")
 
 
 def test_nearer_pictures_outvote_more_pictures():
     train = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     votes = vote(train, torch.tensor([0, 1, 1]), torch.tensor([[1.0, 0.1]]), 2, k=3)
-    assert votes.argmax().item() == 0
+    assert votes.argmax().item() == 0, "one near picture must outvote two far ones: weigh the votes"
 
 
 def test_at_a_low_temperature_the_nearest_picture_decides():

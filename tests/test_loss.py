@@ -4,7 +4,8 @@ import math
 import pytest
 import torch
 
-from loss import DINOLoss
+from loss import DINOLoss, mean_over_pairs
+from plain import PlainLoss
 
 B, V, K, T = 3, 5, 7, 0.07
 
@@ -30,12 +31,14 @@ def naive_loss(student, teacher, center, student_temp, teacher_temp) -> float:
     return total / pairs
 
 
-def test_eq_3_the_loss_is_the_cross_entropy_averaged_over_pairs_of_different_views():
+@pytest.mark.parametrize("kind", [DINOLoss, PlainLoss])
+def test_eq_3_the_loss_is_the_cross_entropy_averaged_over_pairs_of_different_views(kind):
     student, teacher = random_logits()
-    loss_fn = DINOLoss(K)
+    loss_fn = kind(K)
     loss_fn.center.copy_(torch.linspace(-0.2, 0.3, K))
     expected = naive_loss(student, teacher, loss_fn.center[0], 0.1, T)
-    assert loss_fn(student, teacher, T).item() == pytest.approx(expected, rel=1e-5)
+    assert loss_fn(student, teacher, T).item() == pytest.approx(expected, rel=1e-5), \
+        "Eq. 3: the mean, over pairs of different views, of -sum_k p_t log p_s, softmaxes over the K prototypes"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -49,7 +52,11 @@ def test_the_compiled_form_and_its_gradient_equal_the_written_out_ones(dtype):
         loss = either(logits, teacher.to(dtype), T)
         (3 * loss).backward()
         gradients.append((loss.detach(), logits.grad.float()))
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-4)
+    (loss, gradient), (compiled_loss, compiled_gradient) = gradients
+    rtol = 1e-5 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(loss, compiled_loss, rtol=rtol, atol=1e-4, msg="two forms of Eq. 3, two losses")
+    torch.testing.assert_close(gradient, compiled_gradient, rtol=rtol, atol=1e-4, msg="the gradient by hand is not "
+                               "autograd's: (n softmax(s / tau) - p) / tau, where p sums to n, the teacher's views")
 
 
 def test_a_loss_that_went_backward_once_says_so():
@@ -59,10 +66,19 @@ def test_a_loss_that_went_backward_once_says_so():
         loss.backward()
 
 
-def test_a_view_is_never_paired_with_itself():
+def test_the_mean_over_pairs_leaves_the_same_view_out():
+    """Terms of 7 and two of 1000, where a view meets itself: their mean is 7."""
+    terms = torch.full((V, 2, B), 7.0)
+    terms[0, 0] = terms[1, 1] = 1000.0
+    assert mean_over_pairs(terms).item() == pytest.approx(7, rel=1e-5), \
+        "terms[0, 0] and terms[1, 1] pair a view with itself: 2 V - 2 pairs are left, of B images each"
+
+
+@pytest.mark.parametrize("kind", [DINOLoss, PlainLoss])
+def test_a_view_is_never_paired_with_itself(kind):
     student, teacher = random_logits()
     teacher[B:] = 0  # the second teacher view says nothing: uniform
-    loss_fn = DINOLoss(K)
+    loss_fn = kind(K)
     loss_fn(student, teacher, 1e-4).backward()
     per_view = student.grad.view(V, B, K)
     against_uniform = (student.detach().view(V, B, K)[0] / 0.1).softmax(-1) - 1 / K  # teacher view 1 alone
@@ -101,10 +117,11 @@ def test_uniform_teacher_and_student_are_the_uniform_collapse():
     assert loss_fn.kl.item() == pytest.approx(0, abs=1e-6)
 
 
-def test_no_gradient_reaches_the_teacher():
+@pytest.mark.parametrize("kind", [DINOLoss, PlainLoss])
+def test_no_gradient_reaches_the_teacher(kind):
     student, teacher = random_logits()
     teacher.requires_grad_()
-    DINOLoss(K)(student, teacher, T).backward()
+    kind(K)(student, teacher, T).backward()
     assert teacher.grad is None, "detach the teacher: no gradient may flow into it"
     assert student.grad.abs().sum() > 0
 
@@ -114,7 +131,8 @@ def test_eq_4_the_center_is_an_average_of_the_teachers_logits():
     loss_fn.update_center(teacher)
     loss_fn.update_center(teacher + 1)
     mean = teacher.mean(dim=0, keepdim=True)
-    torch.testing.assert_close(loss_fn.center, 0.9 * (0.1 * mean) + 0.1 * (mean + 1))
+    torch.testing.assert_close(loss_fn.center, 0.9 * (0.1 * mean) + 0.1 * (mean + 1),
+                               msg="Eq. 4: with m = 0.9 the old center keeps 9 tenths, the batch's mean adds 1 tenth")
 
 
 def test_the_center_is_subtracted_so_that_a_common_favourite_is_forgotten():
@@ -134,7 +152,7 @@ def test_the_loss_uses_the_old_center_and_leaves_it_alone():
 def test_center_momentum_one_switches_centering_off():
     loss_fn, (_, teacher) = DINOLoss(K, center_momentum=1.0), random_logits()
     loss_fn.update_center(teacher + 5)
-    assert loss_fn.center.eq(0).all()
+    assert loss_fn.center.eq(0).all(), "m = 1 must leave the center where it was: all weight is the old one's"
 
 
 def test_the_center_is_part_of_the_state():

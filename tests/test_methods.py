@@ -45,7 +45,8 @@ def naive_sinkhorn(scores: torch.Tensor, iterations: int) -> torch.Tensor:
 @pytest.mark.parametrize("iterations", [1, 3, 10])
 def test_sinkhorn_knopp_equals_the_algorithm_in_float64(iterations):
     scores = torch.randn(11, 5, generator=torch.Generator().manual_seed(0)) / 0.3
-    assert (sinkhorn_knopp(scores, iterations).exp() - naive_sinkhorn(scores, iterations)).abs().max() < 1e-6
+    assert (sinkhorn_knopp(scores, iterations).exp() - naive_sinkhorn(scores, iterations)).abs().max() < 1e-6, \
+        "in each iteration the prototypes (columns) come first, and the samples (rows) last"
 
 
 def test_sinkhorns_rows_sum_to_one_and_its_columns_are_equal_in_the_end():
@@ -66,7 +67,8 @@ def test_one_iteration_is_the_papers_softmax_over_the_batch():
 
 def test_sinkhorn_stays_finite_at_the_lowest_temperature():
     logits = F.normalize(torch.randn(11, 257, generator=torch.Generator().manual_seed(0)), dim=-1)
-    assert sinkhorn_knopp(torch.cat([logits, torch.eye(257)[:3]]) / 0.001, 3).isfinite().all()
+    assert sinkhorn_knopp(torch.cat([logits, torch.eye(257)[:3]]) / 0.001, 3).isfinite().all(), \
+        "exp(1 / 0.001) is out of range: take a column's largest off before the exponential"
 
 
 def test_sinkhorn_shares_the_prototypes_out_among_the_batch_of_all_processes():
@@ -78,7 +80,8 @@ def test_sinkhorn_shares_the_prototypes_out_among_the_batch_of_all_processes():
         sums = sum((half - top).exp().sum(dim=0) for half in halves)
         halves = [sinkhorn_knopp(half, 1, total=lambda _, sums=sums: sums, largest=lambda _, top=top: top)
                   for half in halves]
-    torch.testing.assert_close(torch.cat(halves), whole)
+    torch.testing.assert_close(torch.cat(halves), whole, msg="a column's maximum and sum are over all processes: "
+                               "reduce them by largest and total")
 
 
 @pytest.mark.parametrize(("centering", "iterations"), [("sinkhorn", 3), ("batch_softmax", 1)])
@@ -216,10 +219,12 @@ def test_a_predictor_is_the_students_alone_and_sits_on_the_projection():
     teacher, features = make_teacher(student), torch.randn(11, 22)
     assert student.head.predictor is not None and not any("predictor" in name for name in teacher.state_dict())
     bottleneck = F.normalize(student.head.predictor(student.head.mlp(features)), dim=-1)
-    torch.testing.assert_close(student.head(features), student.head.last_layer(bottleneck))
+    torch.testing.assert_close(student.head(features), student.head.last_layer(bottleneck),
+                               msg="mlp, predictor, to length 1, last layer: the student's head in this order")
     update_teacher(student, teacher, 0.0)
-    torch.testing.assert_close(teacher.head(features), teacher.head.last_layer(F.normalize(student.head.mlp(features),
-                                                                                           dim=-1)))
+    bottleneck = F.normalize(student.head.mlp(features), dim=-1)
+    torch.testing.assert_close(teacher.head(features), teacher.head.last_layer(bottleneck),
+                               msg="mlp, to length 1, last layer: a teacher predicts nothing")
 
 
 @pytest.mark.parametrize("nlayers", [0, 1, 3])
@@ -228,7 +233,8 @@ def test_without_the_bottleneck_the_head_is_hidden_layers_and_a_linear_one(nlaye
     x = features
     for layer in [layer for layer in head.mlp if isinstance(layer, nn.Linear)]:
         x = F.linear(x, layer.weight, layer.bias).clamp(min=0)
-    torch.testing.assert_close(head(features), F.linear(x, head.last_layer.weight, head.last_layer.bias))
+    torch.testing.assert_close(head(features), F.linear(x, head.last_layer.weight, head.last_layer.bias),
+                               msg="without the bottleneck nothing is normalised: mlp, then the last layer")
     assert head(features).shape == (11, 13) and head.projection_dim == 13 and len(head.mlp) == 2 * nlayers
 
 

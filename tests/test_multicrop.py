@@ -165,6 +165,8 @@ def test_one_backbone_pass_per_resolution_keeps_the_order_of_the_views():
     backbone, head = CountingBackbone(), nn.Linear(3, 7)
     crops = [torch.randn(5, 3, size, size) for size in (20, 20, 11, 11, 11)]
     logits = forward_crops(backbone, head, crops)
-    assert backbone.calls == 2 and logits.shape == (5 * 5, 7)
-    torch.testing.assert_close(logits, torch.cat([head(crop.mean(dim=(2, 3))) for crop in crops]))
+    assert backbone.calls == 2, f"crops of two sizes need two passes of the backbone, not {backbone.calls}"
+    assert logits.shape == (5 * 5, 7), "the logits of all views stand below each other: (V * B, K)"
+    torch.testing.assert_close(logits, torch.cat([head(crop.mean(dim=(2, 3))) for crop in crops]),
+                               msg="the views must stay in their order: the loss takes the first two for the globals")
     torch.testing.assert_close(MultiCropNetwork(backbone, head)(crops), logits)

@@ -36,7 +36,8 @@ def test_after_n_steps_the_teacher_is_the_weighted_sum_of_all_students():
         nn.init.normal_(student.weight)
         update_teacher(student, teacher, momentum)
         expected = expected + momentum ** (3 - n) * weight * student.weight.detach()
-    torch.testing.assert_close(teacher.weight.detach(), expected)
+    torch.testing.assert_close(teacher.weight.detach(), expected,
+                               msg="lambda = 0.9 is what the teacher keeps of itself; it takes 0.1 of the student")
 
 
 def test_buffers_are_the_teachers_own():

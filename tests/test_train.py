@@ -58,10 +58,12 @@ def test_a_step_is_algorithm_1():
     update_teacher(by_hand.student, by_hand.teacher, 0.9)
 
     torch.testing.assert_close(metrics, torch.stack([loss.detach(), by_hand.dino_loss.teacher_entropy,
-                                                     by_hand.dino_loss.kl]))
-    for ours, expected in ((p.student, by_hand.student), (p.teacher, by_hand.teacher)):
-        for a, b in zip(ours.parameters(), expected.parameters(), strict=True):
-            torch.testing.assert_close(a, b)
+                                                     by_hand.dino_loss.kl]),
+                               msg="loss, entropy and KL are those of the old center, which moves after the loss")
+    for which, mend in (("student", "one optimiser's step with the values given, from this loss's gradient"),
+                        ("teacher", "it averages the student that has made its step, once")):
+        for a, b in zip(getattr(p, which).parameters(), getattr(by_hand, which).parameters(), strict=True):
+            torch.testing.assert_close(a, b, msg=f"the {which} is not Algorithm 1's: {mend}")
     old_center = parts().dino_loss.center
     torch.testing.assert_close(p.dino_loss.center, 0.9 * old_center + 0.1 * teacher_logits.mean(dim=0, keepdim=True),
                                msg="the center must average the logits of the teacher that made this loss")
@@ -71,7 +73,8 @@ def test_the_teacher_sees_the_two_global_views_only():
     p, other = parts(), parts()
     other.crops[2:] = [torch.randn_like(crop) for crop in other.crops[2:]]
     step(p), step(other)
-    torch.testing.assert_close(p.dino_loss.center, other.dino_loss.center)
+    torch.testing.assert_close(p.dino_loss.center, other.dino_loss.center,
+                               msg="other local crops must not change what the teacher says")
 
 
 def test_accumulated_micro_batches_are_one_step_of_the_whole_batch():
@@ -80,10 +83,12 @@ def test_accumulated_micro_batches_are_one_step_of_the_whole_batch():
         p.optimizer = make_optimizer("sgd", p.student)
     metrics = step(whole)
     alone = [[crop[i:i + 1] for crop in pieces.crops] for i in range(B)]
-    torch.testing.assert_close(step(pieces, alone), metrics)
+    torch.testing.assert_close(step(pieces, alone), metrics, msg="the metrics are means over the micro-batches, whose "
+                               "losses all use the center from before the step")
     for name in ("student", "teacher"):
         for a, b in zip(getattr(whole, name).parameters(), getattr(pieces, name).parameters(), strict=True):
-            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4, msg=f"the {name} must move once a step, by the mean "
+                                       "of the micro-batches' gradients")
     torch.testing.assert_close(whole.dino_loss.center, pieces.dino_loss.center,
                                msg="the center moves once a step, by the mean over all micro-batches")
 
@@ -93,7 +98,8 @@ def test_a_frozen_last_layer_does_not_move_and_the_rest_does():
     before = copy.deepcopy(p.student.state_dict())
     step(p, freeze=True)
     moved = {name for name, value in p.student.state_dict().items() if not torch.equal(value, before[name])}
-    assert not any("last_layer" in name for name in moved) and "head.mlp.4.weight" in moved
+    assert not any("last_layer" in name for name in moved), "a frozen last layer must get no gradient"
+    assert "head.mlp.4.weight" in moved, "the layers before the last one must train"
 
 
 def test_clipping_is_per_tensor_and_not_global():
@@ -118,8 +124,11 @@ def test_biases_and_norms_do_not_decay_but_positions_and_cls_do():
     student = parts().student
     names = {id(param): name for name, param in student.named_parameters()}
     decaying, rest = ({names[id(param)] for param in group["params"]} for group in parameter_groups(student))
-    assert all(name.endswith("bias") or "norm" in name for name in rest)
-    assert {"backbone.pos_embed", "backbone.cls_token", "head.mlp.0.weight", "head.last_layer.weight_v"} <= decaying
+    assert all(name.endswith("bias") or "norm" in name for name in rest), f"these must decay: {sorted(rest)}"
+    assert not any(name.endswith("bias") or "norm" in name for name in decaying), \
+        "biases and the scales of normalisations, which have one axis, must not decay"
+    assert {"backbone.pos_embed", "backbone.cls_token", "head.mlp.0.weight", "head.last_layer.weight_v"} <= decaying, \
+        "positions, [CLS], matrices and prototypes have more than one axis, and decay"
     assert "head.last_layer.weight_g" not in decaying | rest, "the frozen gain is not optimised"
 
 

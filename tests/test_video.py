@@ -84,7 +84,8 @@ def test_propagation_agrees_with_a_loop_over_all_pairs(radius, topk):
                      if not radius or max(abs(v - y), abs(u - x)) <= radius]
             best = sorted(pairs, key=lambda pair: -pair[0])[:topk]
             expected = sum(weight * label for weight, label in best) / sum(weight for weight, _ in best)
-            assert found[y, x].tolist() == pytest.approx(expected.tolist(), abs=1e-5), f"patch {y}, {x}"
+            assert found[y, x].tolist() == pytest.approx(expected.tolist(), abs=1e-5), \
+                f"patch {y}, {x}: its topk likest within the radius vote, with weights that sum to 1"
 
 
 @pytest.mark.parametrize("radius", [1, 2, 3])
@@ -95,8 +96,9 @@ def test_a_patch_hears_exactly_the_patches_in_its_window(radius):
     labels = torch.eye(rows * cols).view(1, rows, cols, -1)
     heard = evs.propagate(frame, frame[None], labels, topk=rows * cols, radius=radius).view(rows, cols, rows, cols)
     for y, x, v, u in np.ndindex(rows, cols, rows, cols):
-        assert (heard[y, x, v, u] > 0) == (abs(y - v) <= radius and abs(x - u) <= radius)
-    torch.testing.assert_close(heard.sum(dim=(2, 3)), torch.ones(rows, cols))
+        assert (heard[y, x, v, u] > 0) == (abs(y - v) <= radius and abs(x - u) <= radius), \
+            f"patch {y}, {x} hears patch {v}, {u}, or should: the radius holds for rows and for columns"
+    torch.testing.assert_close(heard.sum(dim=(2, 3)), torch.ones(rows, cols), msg="a patch's weights must sum to 1")
 
 
 def test_each_label_is_scaled_to_its_own_strongest_patch_before_the_largest_wins():

@@ -52,7 +52,8 @@ def test_attention_is_the_softmax_of_scaled_products_query_by_query():
             for i in range(5):
                 scores = torch.stack([(q[b, h, i] * k[b, h, j]).sum() / 7 ** 0.5 for j in range(5)])
                 weights = scores.exp() / scores.exp().sum()
-                torch.testing.assert_close(vit.attention_probs(q, k)[b, h, i], weights)
+                torch.testing.assert_close(vit.attention_probs(q, k)[b, h, i], weights, msg="a query's weights are a "
+                                           "softmax over the keys, the last axis, of products divided by sqrt(d)")
                 torch.testing.assert_close(vit.attend(q, k, v)[b, h, i], weights @ v[b, h])
 
 
@@ -102,14 +103,16 @@ def test_positions_are_sampled_bicubically_with_the_releases_scale(rows, cols):
             expected = sum(wy * wx * learnt[clamp(y0 + i - 1), clamp(x0 + j - 1)]
                            for i, wy in enumerate(bicubic(y - y0)) for j, wx in enumerate(bicubic(x - x0)))
             torch.testing.assert_close(resized[row, col], expected, atol=1e-5, rtol=1e-4,
-                                       msg=f"position ({row}, {col}): is the + 0.1 of the release in the scale?")
+                                       msg=f"row {row}, column {col} of {rows} x {cols}: rows before columns, and "
+                                           "the + 0.1 of the release in the scale")
 
 
 def test_positions_are_the_learnt_ones_on_their_own_grid_only():
     network = small_vit()
-    assert network.positions(5, 5) is network.pos_embed
+    assert network.positions(5, 5) is network.pos_embed, "on the learnt grid nothing is to be interpolated"
     same_number = small_vit(img_size=28).positions(2, 8)  # 16 patches, as 4 x 4, but not the same places
-    assert not torch.allclose(same_number, small_vit(img_size=28).pos_embed)
+    assert not torch.allclose(same_number, small_vit(img_size=28).pos_embed), \
+        "2 x 8 patches are as many as 4 x 4, but lie elsewhere: compare rows and columns, not their product"
 
 
 @pytest.mark.parametrize(("height", "width", "nearest"), [(36, 35, "35 x 35"), (35, 40, "35 x 42"), (3, 7, "7 x 7")])

@@ -1,0 +1,255 @@
+"""Exercises made from the source itself: a function's body is taken out, and its tests say when yours does the same.
+
+    python exercises.py list
+    python exercises.py start 2 --hints     # writes workbook/loss.py, with a blank where the center is computed
+    python exercises.py check 2             # the tests of that function, with yours in its place
+    python exercises.py diff 2              # yours, and the reference
+    python exercises.py progress
+    python exercises.py run train.py --epochs 4 --output_dir runs/mine      # any script, with your functions in it
+
+There is no copy of a solution: `ast` finds the body, and its comments become the hints. What to write is data
+(exercise_rows.py). A check copies the sources to a temporary folder, your files over them, and runs pytest there: so
+modules that import yours find it, and processes that a test starts too.
+"""
+import ast
+import difflib
+import io
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tokenize
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from textwrap import indent, wrap
+
+from commandline import CommandLine, InputError, errors_in_one_line
+from exercise_rows import LADDER, Exercise
+
+REPO = Path(__file__).parent
+WORKBOOK = REPO / "workbook"
+NUMBERED = {number: one for number, one in enumerate(LADDER, start=1)}
+
+
+def function(source: str, name: str) -> ast.FunctionDef:
+    """The function, or Class.method, of this name; raises StopIteration if there is none."""
+    node: ast.AST = ast.parse(source)
+    for part in name.split("."):
+        node = next(child for child in node.body if getattr(child, "name", None) == part)
+    return node
+
+
+def body_lines(source: str, name: str) -> slice:
+    """Which lines of the source are the function's body, behind its signature and its docstring."""
+    node = function(source, name)
+    before = node.body[0] if ast.get_docstring(node) is not None else node.returns or node.args.args[-1]
+    return slice(before.end_lineno, node.end_lineno)
+
+
+def body_of(source: str, name: str) -> str:
+    return "".join(source.splitlines(keepends=True)[body_lines(source, name)])
+
+
+def with_body(source: str, name: str, body: str) -> str:
+    """The source with another body in the function."""
+    lines = source.splitlines(keepends=True)
+    lines[body_lines(source, name)] = [body]
+    return "".join(lines)
+
+
+def reference(one: Exercise) -> str:
+    """The real source of the exercise's file."""
+    return (REPO / one.file).read_text(encoding="utf-8")
+
+
+def number_of_lines(one: Exercise) -> int:
+    """The body's lines of code, without comments and empty lines."""
+    return sum(not line.lstrip().startswith(("#", "\n")) for line in body_of(reference(one), one.name).splitlines(True))
+
+
+def hints(one: Exercise) -> list[str]:
+    """The comments in the reference's body, and the functions that it calls, in their order."""
+    body, node = body_of(reference(one), one.name), function(reference(one), one.name)
+    comments = [token.string.lstrip("# ") for token in tokenize.generate_tokens(io.StringIO(body).readline)
+                if token.type == tokenize.COMMENT]
+    calls = [call for line in node.body for call in ast.walk(line) if isinstance(call, ast.Call)]
+    calls.sort(key=lambda call: (call.end_lineno, call.end_col_offset))  # what is inside comes first
+    names = dict.fromkeys(ast.unparse(call.func).rpartition(".")[2] for call in calls)
+    return [*(f"hint: {comment}" for comment in comments), f"hint: the reference calls {', '.join(names)}"]
+
+
+def blank(number: int, with_hints: bool) -> str:
+    """The body that stands for what is to be written: all there is to know, and an error that says what is missing."""
+    one, depth = NUMBERED[number], function(reference(NUMBERED[number]), NUMBERED[number].name).body[0].col_offset
+    told = [f"Exercise {number}: {one.title}.", *wrap(one.text, 112 - depth), "", *one.equation.splitlines(), "",
+            f"The reference has {number_of_lines(one)} lines. Yours is tested by: python exercises.py check {number}",
+            *(line for hint in hints(one) for line in wrap(hint, 112 - depth) if with_hints)]
+    comment = "".join(f"# {line}".rstrip() + "\n" for line in told)
+    return indent(comment + error_of_blank(number) + "\n", " " * depth)
+
+
+def error_of_blank(number: int) -> str:
+    one = NUMBERED[number]
+    return f'raise NotImplementedError("exercise {number}: write {one.name} in workbook/{one.file}")'
+
+
+def workbook_text(number: int) -> str:
+    """The student's file; raises InputError where it is missing, cannot be parsed, or has lost the function."""
+    one, path = NUMBERED[number], WORKBOOK / NUMBERED[number].file
+    if not path.exists():
+        raise InputError(f"exercise {number} is not begun: python exercises.py start {number}")
+    try:
+        source = path.read_text(encoding="utf-8")
+        function(source, one.name)
+        return source
+    except SyntaxError as error:
+        raise InputError(f"workbook/{one.file}, line {error.lineno}: {error.msg}: mend it, or delete it") from None
+    except StopIteration:
+        raise InputError(f"workbook/{one.file} has no {one.name} any more: put it back, or delete the file") from None
+
+
+def read_record() -> dict[str, str]:
+    """workbook/progress.json: the number of each exercise begun -> the body that passed, or ""."""
+    path = WORKBOOK / "progress.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def write_record(number: int, body: str) -> None:
+    (WORKBOOK / "progress.json").write_text(json.dumps(read_record() | {str(number): body}, indent=1), encoding="utf-8")
+
+
+def state(number: int) -> str:
+    """not begun, blank, begun, or passes: of this very text."""
+    one = NUMBERED[number]
+    if not (WORKBOOK / one.file).exists():
+        return "not begun"
+    body, passed = body_of(workbook_text(number), one.name), read_record().get(str(number))
+    if passed is None and body == body_of(reference(one), one.name):
+        return "not begun"
+    return "blank" if error_of_blank(number) in body else "passes" if body == passed else "begun"
+
+
+def copy_sources(folder: Path, wanted: Callable[[int], bool]) -> None:
+    """The sources and tests as they are, the student's files over them; what is not wanted of these is the reference's.
+
+    So an exercise that is not solved yet does not stand in another's way.
+    """
+    for file in (file for kind in ("*.py", "*.md", "*.toml", "tests/*.py") for file in REPO.glob(kind)):
+        (folder / file.relative_to(REPO)).parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, folder / file.relative_to(REPO))
+    for number, one in NUMBERED.items():
+        if (WORKBOOK / one.file).exists():
+            (folder / one.file).write_text(workbook_text(number), encoding="utf-8")
+    for number, one in NUMBERED.items():
+        if (WORKBOOK / one.file).exists() and not wanted(number):
+            text = (folder / one.file).read_text(encoding="utf-8")
+            real = body_of(reference(one), one.name)
+            (folder / one.file).write_text(with_body(text, one.name, real), encoding="utf-8")
+
+
+def pytest_arguments(one: Exercise) -> list[str]:
+    return ["-q", "--tb=short", "--no-header", "-p", "no:cacheprovider", *(f"tests/{test}" for test in one.tests)]
+
+
+def start(number: int, with_hints: bool, again: bool) -> None:
+    """Put the blank into the workbook's file, which begins as a copy of the real one."""
+    one, path = NUMBERED[number], WORKBOOK / NUMBERED[number].file
+    if state(number) != "not begun" and not again:
+        raise InputError(f"exercise {number} is begun in workbook/{one.file}: go on there, or add --again to lose what "
+                         "you wrote")
+    source = workbook_text(number) if path.exists() else reference(one)
+    WORKBOOK.mkdir(exist_ok=True)
+    path.write_text(with_body(source, one.name, blank(number, with_hints)), encoding="utf-8")
+    write_record(number, "")
+    line = function(path.read_text(encoding="utf-8"), one.name).lineno
+    print(f"{number}. {one.title}: write {one.name}, workbook/{one.file}, line {line}\n\n"
+          + "\n".join(wrap(one.text, 100)) + "\n\n" + indent(one.equation, "    ")
+          + f"\n\nabout {number_of_lines(one)} lines; then: python exercises.py check {number}")
+
+
+def check(number: int) -> None:
+    """Run the exercise's tests; exit status 1 if they fail."""
+    one = NUMBERED[number]
+    if state(number) == "not begun":
+        raise InputError(f"exercise {number} is not begun: python exercises.py start {number}")
+    body = body_of(workbook_text(number), one.name)
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        copy_sources(Path(folder), lambda other: other == number or state(other) == "passes")
+        command = [sys.executable, "-m", "pytest", *pytest_arguments(one)]
+        failed = subprocess.run(command, cwd=folder).returncode
+    if failed:
+        print(f"not yet: of each failed test read the line that begins with E (the source is tests/{one.tests[0]} ...)")
+        sys.exit(1)
+    write_record(number, body)
+    print(f"exercise {number} passes. Look at: {one.look}")
+
+
+def diff(number: int) -> None:
+    """The student's function and the reference's, as a unified diff."""
+    one, functions = NUMBERED[number], []
+    for source in (workbook_text(number), reference(one)):
+        node = function(source, one.name)
+        functions.append(source.splitlines(keepends=True)[node.lineno - 1:node.end_lineno])
+    print("".join(difflib.unified_diff(*functions, f"workbook/{one.file}", one.file)) or "no difference", end="")
+
+
+def progress() -> None:
+    states = {number: state(number) for number in NUMBERED}
+    for number, word in states.items():
+        if word != "not begun":
+            print(f"{number:3}  {word:7} {NUMBERED[number].title}")
+    print(f"{list(states.values()).count('passes')} of {len(states)} pass")
+
+
+def table() -> str:
+    """The ladder, as EXERCISES.md has it."""
+    rows = [f"| {number} | {one.title} | `{one.place}` | {number_of_lines(one)} |" for number, one in NUMBERED.items()]
+    return "\n".join(["| | exercise | function | lines |", "|---|---|---|---|", *rows])
+
+
+def run(script: str = "", *flags: str) -> None:
+    """A script with all that was written so far in it; blanks are the reference's. Its exit status becomes ours."""
+    if not (REPO / script).is_file():
+        raise InputError(f"there is no script {script!r}: run takes the name of one in this folder, such as train.py")
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        copy_sources(Path(folder), lambda number: state(number) != "blank")
+        process = subprocess.Popen([sys.executable, str(Path(folder, script)), *flags])
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the script's: a training saves and then stops
+        sys.exit(process.wait())
+
+
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = CommandLine(__doc__)
+    add = parser.add_argument
+    add("command", choices=("list", "start", "check", "diff", "progress", "run"))
+    add("number", type=int, nargs="?", help="of the exercise; for run the script and its flags")
+    add("--hints", action="store_true", help="start: the reference's comments and what it calls")
+    add("--again", action="store_true", help="start: over what was written before")
+    with errors_in_one_line():
+        if argv[:1] == ["run"] and argv[1:2] != ["--help"]:
+            run(*argv[1:])
+        flags = parser.parse_args(argv)
+        if (flags.hints or flags.again) and flags.command != "start":
+            raise InputError(f"--hints and --again are for start: leave them out of {flags.command}")
+        needs_number = flags.command in ("start", "check", "diff")
+        if needs_number != (flags.number is not None) or (needs_number and flags.number not in NUMBERED):
+            raise InputError(f"{flags.command} takes " + (f"a number from 1 to {len(LADDER)}" if needs_number else
+                             "no number"))
+        match flags.command:
+            case "list":
+                print(table())
+            case "start":
+                start(flags.number, flags.hints, flags.again)
+            case "check":
+                check(flags.number)
+            case "diff":
+                diff(flags.number)
+            case "progress":
+                progress()
+
+
+if __name__ == "__main__":
+    main()

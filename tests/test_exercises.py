@@ -1,0 +1,247 @@
+"""The exercises: blanks keep what is known, attempts are kept, and each exercise's tests tell right from wrong."""
+import ast
+import contextlib
+import importlib
+import io
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+from test_bad_input import error_of
+
+import exercises
+from exercises import NUMBERED, body_of, function, reference, with_body
+
+REPO = Path(__file__).parent.parent
+CENTER, SAME_VIEW = 2, 4  # both in loss.py
+LOSS = reference(NUMBERED[CENTER])
+
+
+@pytest.fixture
+def workbook(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(exercises, "WORKBOOK", tmp_path / "workbook")
+    return tmp_path / "workbook"
+
+
+def write(workbook: Path, number: int, body: str) -> None:
+    """Fill in the function of this exercise."""
+    path = workbook / NUMBERED[number].file
+    path.write_text(with_body(path.read_text(), NUMBERED[number].name, body))
+
+
+@pytest.mark.parametrize("number", NUMBERED)
+def test_a_blank_keeps_signature_and_docstring_and_all_else_of_its_file(number, workbook):
+    exercises.main(["start", str(number)])
+    one = NUMBERED[number]
+    source = (workbook / one.file).read_text()
+    blank, real = function(source, one.name), function(reference(one), one.name)
+    assert "raise NotImplementedError" in ast.unparse(blank.body.pop())
+    real.body[bool(ast.get_docstring(real)):] = []
+    assert ast.dump(blank) == ast.dump(real), "signature, decorators and docstring must stay as they are"
+    told = body_of(source, one.name)
+    assert all(line in told for line in one.equation.splitlines()), "the blank must show the equation"
+    assert f"The reference has {exercises.number_of_lines(one)} lines" in told
+    assert with_body(source, one.name, body_of(reference(one), one.name)) == reference(one), "something else changed"
+
+
+def test_hints_are_the_comments_of_the_reference_and_are_given_when_asked_for(workbook):
+    (positions,) = [number for number, one in NUMBERED.items() if one.name.endswith("positions")]
+    exercises.main(["start", str(positions)])
+    assert "hint:" not in (workbook / "vit.py").read_text()
+    exercises.main(["start", str(positions), "--again", "--hints"])
+    given = (workbook / "vit.py").read_text()
+    assert "# hint: paper: bicubic interpolation; release" in given and "calls rearrange, interpolate" in given
+
+
+def test_an_attempt_is_overwritten_by_again_only(workbook, capsys):
+    exercises.main(["start", str(CENTER)])
+    for mine in ("        pass\n", body_of(LOSS, NUMBERED[CENTER].name)):  # also where it is the reference's very text
+        write(workbook, CENTER, mine)
+        before = (workbook / "loss.py").read_text()
+        assert "--again" in error_of(exercises.main, capsys, "start", CENTER)
+        assert (workbook / "loss.py").read_text() == before
+        exercises.main(["start", str(CENTER), "--again"])
+        assert "NotImplementedError" in (workbook / "loss.py").read_text()
+
+
+def test_exercises_of_one_file_add_up(workbook):
+    exercises.main(["start", str(CENTER)])
+    write(workbook, CENTER, "        pass  # mine\n")
+    exercises.main(["start", str(SAME_VIEW)])
+    source = (workbook / "loss.py").read_text()
+    assert "pass  # mine" in body_of(source, NUMBERED[CENTER].name), "the first attempt must stay"
+    assert "NotImplementedError" in body_of(source, NUMBERED[SAME_VIEW].name)
+
+
+def test_what_is_not_solved_does_not_stand_in_the_way_of_others(workbook, tmp_path):
+    """In the copied sources it is the reference's; what is wanted is the student's, in the file and in its siblings."""
+    for number in (CENTER, SAME_VIEW):
+        exercises.main(["start", str(number)])
+    write(workbook, SAME_VIEW, "    return terms.mean()\n")
+    exercises.copy_sources(tmp_path / "copy", lambda number: number == SAME_VIEW)
+    copied = (tmp_path / "copy" / "loss.py").read_text()
+    assert body_of(copied, NUMBERED[SAME_VIEW].name) == "    return terms.mean()\n"
+    assert body_of(copied, NUMBERED[CENTER].name) == body_of(LOSS, NUMBERED[CENTER].name)
+    assert (tmp_path / "copy" / "tests" / "test_loss.py").exists() and (tmp_path / "copy" / "byol.py").exists()
+
+
+def test_progress_tells_what_is_begun_and_what_passes_as_it_stands(workbook, capsys):
+    exercises.main(["start", str(CENTER)])
+    assert exercises.state(CENTER) == "blank" and exercises.state(SAME_VIEW) == "not begun"
+    write(workbook, CENTER, "        pass\n")
+    assert exercises.state(CENTER) == "begun"
+    exercises.write_record(CENTER, "        pass\n")
+    assert exercises.state(CENTER) == "passes"
+    capsys.readouterr()
+    exercises.main(["progress"])
+    assert capsys.readouterr().out.splitlines() == [f"  {CENTER}  passes  the center", f"1 of {len(NUMBERED)} pass"]
+    write(workbook, CENTER, "        return\n")
+    assert exercises.state(CENTER) == "begun", "what passed was another text"
+
+
+def test_a_diff_shows_both(workbook, capsys):
+    exercises.main(["start", str(CENTER)])
+    write(workbook, CENTER, "        self.center.zero_()\n")
+    capsys.readouterr()
+    exercises.main(["diff", str(CENTER)])
+    lines = capsys.readouterr().out.splitlines()
+    assert "-        self.center.zero_()" in lines and "+++ loss.py" in lines
+    assert any(line.startswith("+        self.center.lerp_") for line in lines)
+
+
+@pytest.mark.parametrize(("flags", "said"), [
+    ("start", "start takes a number from 1 to"), ("check 0", "check takes a number from 1"), ("list 3", "no number"),
+    ("check 99", "from 1 to"), ("check 2", "exercise 2 is not begun"), ("diff 2", "exercise 2 is not begun"),
+    ("check 2 --hints", "are for start"), ("solve 2", "invalid choice: 'solve'"), ("run nothing.py", "'nothing.py'"),
+    ("run", "the name of one"), ("start two", "invalid int value")])
+def test_bad_input_is_one_line(flags, said, workbook, capsys):
+    assert said in error_of(exercises.main, capsys, *flags.split())
+
+
+@pytest.mark.parametrize(("harm", "said"), [
+    (lambda source: source + "\ndef (:\n", "workbook/loss.py, line"),
+    (lambda source: source.replace("def update_center", "def centre"), "has no DINOLoss.update_center any more")])
+def test_a_file_that_is_no_longer_one_is_named(harm, said, workbook, capsys):
+    exercises.main(["start", str(CENTER)])
+    (workbook / "loss.py").write_text(harm((workbook / "loss.py").read_text()))
+    for command in ("check", "diff", "start"):
+        assert said in error_of(exercises.main, capsys, command, CENTER)
+
+
+def test_the_page_has_the_ladder_as_it_is():
+    page = (REPO / "EXERCISES.md").read_text()
+    assert exercises.table() in page, "EXERCISES.md has another ladder than python exercises.py list prints"
+
+
+def test_one_file_is_named_after_each_exercise_and_its_tests_exist():
+    for one in NUMBERED.values():
+        assert one.tests and len(one.wrong) >= 2, f"{one.place} wants tests, and wrong answers that they tell"
+        for test in one.tests:
+            file, _, name = test.partition("::")
+            assert f"def {name.partition('[')[0]}(" in (REPO / "tests" / file).read_text(), f"{test} is not there"
+
+
+def wrong_body(number: int, changes: list[tuple[str, str]]) -> str:
+    body = body_of(reference(NUMBERED[number]), NUMBERED[number].name)
+    for old, new in changes:
+        assert body.count(old) == 1, f"exercise {number}: {old!r} stands {body.count(old)} times in the reference"
+        body = body.replace(old, new)
+    return body
+
+
+class Failures:
+    """What failed, and how pytest puts it: "AssertionError: words" only where an assertion has words of its own."""
+
+    def __init__(self):
+        self.messages: list[str] = []
+
+    def pytest_runtest_logreport(self, report) -> None:
+        if report.failed:
+            self.messages.append(report.longrepr.reprcrash.message)
+
+    def pytest_collectreport(self, report) -> None:
+        if report.failed:
+            self.messages.append(str(report.longrepr))
+
+
+def outcome(folder: Path, arguments: list[str]) -> list[str]:
+    """In a fresh process: run these tests of the copied sources -> the messages of those that failed."""
+    os.chdir(folder)
+    sys.path[:] = [path for path in sys.path if not Path(path).resolve().is_relative_to(REPO)]
+    for name in [name for name, module in sys.modules.items()
+                 if Path(getattr(module, "__file__", None) or "/").resolve().is_relative_to(REPO)]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+    failures = Failures()
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        status = pytest.main(arguments, plugins=[failures])
+    assert status in (0, 1), said.getvalue()
+    return failures.messages
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory) -> dict[tuple[int, str], list[str]]:
+    """(exercise, blank, reference or wrong answer) -> messages; each in a process of its own, forked where it can be.
+
+    The processes begin with torch loaded, and with nothing of the project's own.
+    """
+    folder, found = tmp_path_factory.mktemp("exercises") / "copy", {}
+    exercises.copy_sources(folder, lambda number: False)
+    server = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if server else "spawn")
+    if server:
+        context.set_forkserver_preload(["pytest", "torchvision", "torchvision.transforms.v2", "einops", "torch._dynamo",
+                                        "matplotlib.pyplot"])
+    with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
+        for number, one in NUMBERED.items():
+            bodies = {"blank": exercises.blank(number, True), "reference": wrong_body(number, [])} | {
+                name: wrong_body(number, changes) for name, changes in one.wrong.items()}
+            for name, body in bodies.items():
+                (folder / one.file).write_text(with_body(reference(one), one.name, body))
+                for cache in folder.glob(f"__pycache__/{one.file.removesuffix('.py')}.*"):
+                    cache.unlink()  # two versions of one second and one size would be taken for the same
+                found[number, name] = pool.submit(outcome, folder, exercises.pytest_arguments(one)).result()
+            shutil.copyfile(REPO / one.file, folder / one.file)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", NUMBERED)
+def test_an_exercises_tests_tell_blank_right_and_wrong_apart_in_words(outcomes, number):
+    """A wrong answer fails by assertions with words of their own, never by a crash or by bare numbers alone."""
+    assert outcomes[number, "reference"] == [], "the reference must pass its tests"
+    blank = outcomes[number, "blank"]
+    assert blank and all(f"exercise {number}: write" in message for message in blank), blank
+    for name in NUMBERED[number].wrong:
+        messages = outcomes[number, name]
+        assert messages, f"{name}: passes, though it is wrong"
+        for message in messages:
+            first = message.splitlines()[0]
+            assert first.startswith("AssertionError: ") and "not close" not in first, f"{name}: does not teach: {first}"
+
+
+def in_process(workbook: Path, *flags: str) -> subprocess.CompletedProcess:
+    """python exercises.py FLAGS, with this workbook."""
+    script = "import exercises, pathlib, sys; exercises.WORKBOOK = pathlib.Path(sys.argv[1]); exercises.main(sys.argv[2:])"
+    return subprocess.run([sys.executable, "-c", script, str(workbook), *flags], cwd=REPO, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_check_and_run_take_the_students_file_also_in_another_process_that_imports_a_sibling(workbook):
+    """A check fails and then passes, which is kept; train.py, in a process of its own, meets what the file does."""
+    exercises.main(["start", str(SAME_VIEW)])
+    write(workbook, SAME_VIEW, "    return terms.mean()\n")
+    wrong = in_process(workbook, "check", str(SAME_VIEW))
+    assert wrong.returncode == 1 and "pair a view with itself" in wrong.stdout and "not yet" in wrong.stdout, wrong
+    assert exercises.state(SAME_VIEW) == "begun"
+    write(workbook, SAME_VIEW, wrong_body(SAME_VIEW, []))
+    right = in_process(workbook, "check", str(SAME_VIEW))
+    assert right.returncode == 0 and exercises.state(SAME_VIEW) == "passes", right
+    (workbook / "loss.py").write_text((workbook / "loss.py").read_text() + "\nraise SystemExit('mine is imported')\n")
+    ran = in_process(workbook, "run", "train.py")
+    assert ran.returncode == 1 and "mine is imported" in ran.stderr, ran
