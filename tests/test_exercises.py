@@ -1,7 +1,7 @@
 """The exercises: blanks keep what is known, attempts are kept, and each exercise's tests tell right from wrong."""
 import ast
 import contextlib
-import importlib
+import gc
 import io
 import multiprocessing
 import os
@@ -12,7 +12,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
-from test_bad_input import error_of
 
 import exercises
 from exercises import NUMBERED, body_of, function, reference, with_body
@@ -26,6 +25,15 @@ LOSS = reference(NUMBERED[CENTER])
 def workbook(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(exercises, "WORKBOOK", tmp_path / "workbook")
     return tmp_path / "workbook"
+
+
+def refusal(capsys, *flags) -> str:
+    """The one line before exit status 2."""
+    with pytest.raises(SystemExit) as stopped:
+        exercises.main([str(flag) for flag in flags])
+    lines = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and len(lines) == 1, f"one line was wanted: {lines}"
+    return lines[0]
 
 
 def write(workbook: Path, number: int, body: str) -> None:
@@ -63,7 +71,7 @@ def test_an_attempt_is_overwritten_by_again_only(workbook, capsys):
     for mine in ("        pass\n", body_of(LOSS, NUMBERED[CENTER].name)):  # also where it is the reference's very text
         write(workbook, CENTER, mine)
         before = (workbook / "loss.py").read_text()
-        assert "--again" in error_of(exercises.main, capsys, "start", CENTER)
+        assert "--again" in refusal(capsys, "start", CENTER)
         assert (workbook / "loss.py").read_text() == before
         exercises.main(["start", str(CENTER), "--again"])
         assert "NotImplementedError" in (workbook / "loss.py").read_text()
@@ -120,7 +128,7 @@ def test_a_diff_shows_both(workbook, capsys):
     ("check 2 --hints", "are for start"), ("solve 2", "invalid choice: 'solve'"), ("run nothing.py", "'nothing.py'"),
     ("run", "the name of one"), ("start two", "invalid int value")])
 def test_bad_input_is_one_line(flags, said, workbook, capsys):
-    assert said in error_of(exercises.main, capsys, *flags.split())
+    assert said in refusal(capsys, *flags.split())
 
 
 @pytest.mark.parametrize(("harm", "said"), [
@@ -130,7 +138,7 @@ def test_a_file_that_is_no_longer_one_is_named(harm, said, workbook, capsys):
     exercises.main(["start", str(CENTER)])
     (workbook / "loss.py").write_text(harm((workbook / "loss.py").read_text()))
     for command in ("check", "diff", "start"):
-        assert said in error_of(exercises.main, capsys, command, CENTER)
+        assert said in refusal(capsys, command, CENTER)
 
 
 def test_the_page_has_the_ladder_as_it_is():
@@ -172,11 +180,7 @@ class Failures:
 def outcome(folder: Path, arguments: list[str]) -> list[str]:
     """In a fresh process: run these tests of the copied sources -> the messages of those that failed."""
     os.chdir(folder)
-    sys.path[:] = [path for path in sys.path if not Path(path).resolve().is_relative_to(REPO)]
-    for name in [name for name, module in sys.modules.items()
-                 if Path(getattr(module, "__file__", None) or "/").resolve().is_relative_to(REPO)]:
-        del sys.modules[name]
-    importlib.invalidate_caches()
+    gc.freeze()  # pytest collects garbage, and need not look at what was loaded before
     failures = Failures()
     with contextlib.redirect_stdout(io.StringIO()) as said:
         status = pytest.main(arguments, plugins=[failures])
@@ -227,8 +231,8 @@ def test_an_exercises_tests_tell_blank_right_and_wrong_apart_in_words(outcomes, 
 
 def in_process(workbook: Path, *flags: str) -> subprocess.CompletedProcess:
     """python exercises.py FLAGS, with this workbook."""
-    script = "import exercises, pathlib, sys; exercises.WORKBOOK = pathlib.Path(sys.argv[1]); exercises.main(sys.argv[2:])"
-    return subprocess.run([sys.executable, "-c", script, str(workbook), *flags], cwd=REPO, capture_output=True, text=True)
+    script = f"import exercises, pathlib; exercises.WORKBOOK = pathlib.Path({str(workbook)!r}); exercises.main()"
+    return subprocess.run([sys.executable, "-c", script, *flags], cwd=REPO, capture_output=True, text=True)
 
 
 @pytest.mark.slow
