@@ -144,8 +144,8 @@ def copy_sources(folder: Path, wanted: Callable[[int], bool]) -> None:
             (folder / one.file).write_text(workbook_text(number), encoding="utf-8")
     for number, one in NUMBERED.items():
         if (WORKBOOK / one.file).exists() and not wanted(number):
-            text = (folder / one.file).read_text(encoding="utf-8")
-            real = body_of(reference(one), one.name)
+            text, real = (folder / one.file).read_text(encoding="utf-8"), body_of(reference(one), one.name)
+            real += "\n" * (body_of(text, one.name).count("\n") - real.count("\n"))  # errors name the student's lines
             (folder / one.file).write_text(with_body(text, one.name, real), encoding="utf-8")
 
 
@@ -180,7 +180,8 @@ def check(number: int) -> None:
         command = [sys.executable, "-m", "pytest", *pytest_arguments(one)]
         failed = subprocess.run(command, cwd=folder).returncode
     if failed:
-        print(f"not yet: of each failed test read the line that begins with E (the source is tests/{one.tests[0]} ...)")
+        files = sorted({test.partition("::")[0] for test in one.tests})
+        print(f"not yet: read the lines that begin with E; the tests are in tests/{', tests/'.join(files)}")
         sys.exit(1)
     write_record(number, body)
     print(f"exercise {number} passes. Look at: {one.look}")

@@ -1,4 +1,4 @@
-"""What the README says of the source is true: its table of places, its commands' flags."""
+"""What the README says of the source is true: its table of places, its commands' flags; those of the exercises too."""
 import ast
 import re
 from dataclasses import fields
@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from exercise_rows import LADDER
 from settings import Settings
 
 REPO = Path(__file__).parent.parent
 README = (REPO / "README.md").read_text()
+SHOWN = "\n".join([README, (REPO / "EXERCISES.md").read_text(), *(one.look for one in LADDER)])
+COMMANDS = SHOWN.replace("\\\n", " ").replace("exercises.py run ", "")
 
 
 def names_in(file: Path) -> set[str]:
@@ -36,20 +39,20 @@ def test_every_place_that_the_readme_names_exists(file, name):
     assert name in names_in(REPO / file), f"README names {file}:{name}, which is not there"
 
 
-def test_every_training_flag_in_the_readme_exists():
+def test_every_training_flag_that_is_shown_exists():
     flags = {field.name for field in fields(Settings)}
-    for command in re.findall(r"train\.py ([^\n`#]*)", README.replace("\\\n", " ")):
+    for command in re.findall(r"train\.py ([^\n`#]*)", COMMANDS):
         for flag in re.findall(r"--(\w+)", command):
-            assert flag in flags, f"README shows train.py --{flag}, which is no setting"
+            assert flag in flags, f"README or EXERCISES shows train.py --{flag}, which is no setting"
 
 
-def test_every_flag_of_the_other_scripts_in_the_readme_exists():
+def test_every_flag_of_the_other_scripts_that_is_shown_exists():
     """A flag is written in the script itself, or in what gives all evaluations their flags."""
     shared = (REPO / "evaluation.py").read_text() + (REPO / "checkpoint.py").read_text()
-    for script, command in re.findall(r"(\w+\.py) ([^\n`#]*)", README.replace("\\\n", " ")):
+    for script, command in re.findall(r"(\w+\.py) ([^\n`#]*)", COMMANDS):
         source = (REPO / script).read_text() + shared
         for flag in re.findall(r"--(\w+)", command) if script not in ("train.py", "bench.py", "bench_sweep.py") else ():
-            assert f'"--{flag}"' in source, f"README shows {script} --{flag}, which {script} does not take"
+            assert f'"--{flag}"' in source, f"{script} --{flag} is shown, which {script} does not take"
 
 
 def test_every_module_stands_in_the_reading_order():
