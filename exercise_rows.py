@@ -34,7 +34,8 @@ LADDER = (
         "plain.py:PlainLoss.forward", "the cross-entropy of two softmaxes",
         "The loss as a textbook writes it, in two plain loops. The teacher's centered logits go through a softmax with "
         "a low temperature, the student's through one with self.student_temp; the loss is the mean of their "
-        "cross-entropies over all pairs of different views. No gradient may reach the teacher.",
+        "cross-entropies over all pairs of different views. The rows are view by view, B of each: split(B) gives the "
+        "views. No gradient may reach the teacher.",
         "P_t = softmax((g_t - c) / tau_t)    P_s = softmax(g_s / tau_s)    over the K prototypes\n"
         "loss = mean over x in {g1, g2}, views x' != x, and images of  - sum_k P_t(x)[k] log P_s(x')[k]",
         "`python exercises.py run bench.py` times your loss beside the one that training uses (exercise 16).",
@@ -233,9 +234,9 @@ LADDER = (
          "columns without a limit": [(".masked_fill(far, -torch.inf)", "")]}),
     Exercise(
         "loss.py:CrossEntropy.forward", "the loss that training uses, and its gradient by hand",
-        "The sum over pairs of exercise 1, view by view, and its derivative by the student's logits, which the same "
-        "pass finds: autograd would go over them again. p1 and p2 are the teacher's outputs on the two globals. Leave "
-        "the gradient, without the factor 1 / tau, in ctx.gradient and tau in ctx.tau; backward does the rest.",
+        "The sum over pairs of exercise 1, view by view (student_logits.split(len(p1))), and its derivative by the "
+        "student's logits, which the same pass finds: autograd would go over them again. p1 and p2 are the teacher's "
+        "outputs on the two globals. Leave the gradient, without the factor 1 / tau, in ctx.gradient and tau in ctx.tau; backward does the rest.",
         "p = P_2 for view 1, P_1 for view 2, P_1 + P_2 for the locals        n = sum_k p[k] = 1, 1, 2\n"
         "total = - sum over views, images, k of  p[k] log softmax(s / tau)[k]\n"
         "d total / d s = (n softmax(s / tau) - p) / tau",

@@ -35,7 +35,7 @@ NUMBERED = {number: one for number, one in enumerate(LADDER, start=1)}
 
 def function(source: str, name: str) -> ast.FunctionDef:
     """The function, or Class.method, of this name; raises StopIteration if there is none."""
-    node: ast.AST = ast.parse(source)
+    node = ast.parse(source)
     for part in name.split("."):
         node = next(child for child in node.body if getattr(child, "name", None) == part)
     return node
@@ -106,6 +106,8 @@ def workbook_text(number: int) -> str:
         return source
     except SyntaxError as error:
         raise InputError(f"workbook/{one.file}, line {error.lineno}: {error.msg}: mend it, or delete it") from None
+    except UnicodeDecodeError:
+        raise InputError(f"workbook/{one.file} is no UTF-8 text: save it as that") from None
     except StopIteration:
         raise InputError(f"workbook/{one.file} has no {one.name} any more: put it back, or delete the file") from None
 
@@ -113,7 +115,10 @@ def workbook_text(number: int) -> str:
 def read_record() -> dict[str, str]:
     """workbook/progress.json: the number of each exercise begun -> the body that passed, or ""."""
     path = WORKBOOK / "progress.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError:
+        raise InputError("workbook/progress.json cannot be read: delete it, and check again what had passed") from None
 
 
 def write_record(number: int, body: str) -> None:
@@ -139,14 +144,14 @@ def copy_sources(folder: Path, wanted: Callable[[int], bool]) -> None:
     for file in (file for kind in ("*.py", "*.md", "*.toml", "tests/*.py") for file in REPO.glob(kind)):
         (folder / file.relative_to(REPO)).parent.mkdir(exist_ok=True)
         shutil.copyfile(file, folder / file.relative_to(REPO))
+    texts = {one.file: workbook_text(number) for number, one in NUMBERED.items() if (WORKBOOK / one.file).exists()}
     for number, one in NUMBERED.items():
-        if (WORKBOOK / one.file).exists():
-            (folder / one.file).write_text(workbook_text(number), encoding="utf-8")
-    for number, one in NUMBERED.items():
-        if (WORKBOOK / one.file).exists() and not wanted(number):
-            text, real = (folder / one.file).read_text(encoding="utf-8"), body_of(reference(one), one.name)
+        if one.file in texts and not wanted(number):
+            text, real = texts[one.file], body_of(reference(one), one.name)
             real += "\n" * (body_of(text, one.name).count("\n") - real.count("\n"))  # errors name the student's lines
-            (folder / one.file).write_text(with_body(text, one.name, real), encoding="utf-8")
+            texts[one.file] = with_body(text, one.name, real)
+    for file, text in texts.items():
+        (folder / file).write_text(text, encoding="utf-8")
 
 
 def pytest_arguments(one: Exercise) -> list[str]:

@@ -5,6 +5,7 @@ import gc
 import io
 import multiprocessing
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -135,20 +136,24 @@ def test_bad_input_is_one_line(flags, said, workbook, capsys):
 
 @pytest.mark.parametrize(("harm", "said"), [
     (lambda source: source + "\ndef (:\n", "workbook/loss.py, line"),
-    (lambda source: source.replace("def update_center", "def centre"), "has no DINOLoss.update_center any more")])
+    (lambda source: source.replace("def update_center", "def centre"), "has no DINOLoss.update_center any more"),
+    (lambda source: source + "# \ud83d", "is no UTF-8 text")])
 def test_a_file_that_is_no_longer_one_is_named(harm, said, workbook, capsys):
     exercises.main(["start", str(CENTER)])
-    (workbook / "loss.py").write_text(harm((workbook / "loss.py").read_text()))
+    harmed = harm((workbook / "loss.py").read_text())
+    (workbook / "loss.py").write_text(harmed, encoding="utf-8", errors="surrogatepass")
     for command in ("check", "diff", "start"):
         assert said in refusal(capsys, command, CENTER)
 
 
-def test_the_page_has_the_ladder_as_it_is():
+def test_the_page_has_the_ladder_and_changes_lines_that_are_there():
     page = (REPO / "EXERCISES.md").read_text()
     assert exercises.table() in page, "EXERCISES.md has another ladder than python exercises.py list prints"
+    changed = re.findall(r"^    - +(.+)$", page, re.MULTILINE)
+    assert changed and all(line in LOSS for line in changed), "the lab changes lines that loss.py does not have"
 
 
-def test_one_file_is_named_after_each_exercise_and_its_tests_exist():
+def test_each_exercise_has_wrong_answers_and_tests_that_exist():
     for one in NUMBERED.values():
         assert one.tests and len(one.wrong) >= 2, f"{one.place} wants tests, and wrong answers that they tell"
         for test in one.tests:
