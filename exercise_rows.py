@@ -102,7 +102,7 @@ LADDER = (
         "self.last_layer to the K prototypes. Without the bottleneck (self.l2_bottleneck is false) the last layer "
         "follows the MLP at once, a predictor comes behind it, and nothing is normalised.",
         "x = predictor(mlp(features))        logits = last_layer(x / ||x||), each the cosine of x and a prototype",
-        "`python ablations.py head --epochs 2`: what the appendix says of depth, bottleneck and l2 norm.",
+        "`python train.py --epochs 4 --head_l2_bottleneck false --output_dir runs/no-l2`: a head without it (appendix C).",
         ("test_head.py::test_logits_are_cosines_with_the_prototypes",
          "test_methods.py::test_a_predictor_is_the_students_alone_and_sits_on_the_projection",
          "test_methods.py::test_without_the_bottleneck_the_head_is_hidden_layers_and_a_linear_one"),
@@ -236,7 +236,8 @@ LADDER = (
         "loss.py:CrossEntropy.forward", "the loss that training uses, and its gradient by hand",
         "The sum over pairs of exercise 1, view by view (student_logits.split(len(p1))), and its derivative by the "
         "student's logits, which the same pass finds: autograd would go over them again. p1 and p2 are the teacher's "
-        "outputs on the two globals. Leave the gradient, without the factor 1 / tau, in ctx.gradient and tau in ctx.tau; backward does the rest.",
+        "outputs on the two globals. Leave the gradient, without the factor 1 / tau, in ctx.gradient and tau in "
+        "ctx.tau; backward does the rest.",
         "p = P_2 for view 1, P_1 for view 2, P_1 + P_2 for the locals        n = sum_k p[k] = 1, 1, 2\n"
         "total = - sum over views, images, k of  p[k] log softmax(s / tau)[k]\n"
         "d total / d s = (n softmax(s / tau) - p) / tau",
