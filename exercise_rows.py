@@ -38,7 +38,7 @@ LADDER = (
         "views. No gradient may reach the teacher.",
         "P_t = softmax((g_t - c) / tau_t)    P_s = softmax(g_s / tau_s)    over the K prototypes\n"
         "loss = mean over x in {g1, g2}, views x' != x, and images of  - sum_k P_t(x)[k] log P_s(x')[k]",
-        "`python exercises.py run bench.py` times your loss beside the one that training uses (exercise 16).",
+        "`python exercises.py run bench.py --parts loss` times yours beside the one that training uses (exercise 16).",
         ("test_loss.py::test_eq_3_the_loss_is_the_cross_entropy_averaged_over_pairs_of_different_views[PlainLoss]",
          "test_loss.py::test_a_view_is_never_paired_with_itself[PlainLoss]",
          "test_loss.py::test_no_gradient_reaches_the_teacher[PlainLoss]"),
@@ -102,7 +102,7 @@ LADDER = (
         "self.last_layer to the K prototypes. Without the bottleneck (self.l2_bottleneck is false) the last layer "
         "follows the MLP at once, a predictor comes behind it, and nothing is normalised.",
         "x = predictor(mlp(features))        logits = last_layer(x / ||x||), each the cosine of x and a prototype",
-        "`python train.py --epochs 4 --head_l2_bottleneck false --output_dir runs/no-l2`: a head without it (appendix C).",
+        "`python train.py --epochs 4 --head_l2_bottleneck false --output_dir runs/no-l2`: a head without.",
         ("test_head.py::test_logits_are_cosines_with_the_prototypes",
          "test_methods.py::test_a_predictor_is_the_students_alone_and_sits_on_the_projection",
          "test_methods.py::test_without_the_bottleneck_the_head_is_hidden_layers_and_a_linear_one"),
