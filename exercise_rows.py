@@ -140,7 +140,7 @@ LADDER = (
         "locals, which stand one after the other in the list. The head then sees all features in one pass, and the "
         "views stay in their order.",
         "V crops (B, 3, S, S) -> features (V B, D), one backbone pass for each size -> logits (V B, K), one head pass",
-        "`python bench.py`: what the locals cost beside the globals.",
+        "EXERCISES.md, \"No multi-crop\": what the locals cost, and what they are worth.",
         ("test_multicrop.py::test_one_backbone_pass_per_resolution_keeps_the_order_of_the_views",),
         {"a pass for each crop": [("backbone(torch.cat(list(group))) for _, group in same_size",
                                    "backbone(crop) for crop in crops")],
