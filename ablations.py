@@ -156,7 +156,7 @@ def supervised(run: Run, flags: argparse.Namespace, signals: list[int]) -> dict 
     settings, results = run.settings, run.folder / "results.jsonl"
     shared = {name: getattr(settings, name) for name in ("dataset", "data_path", "device", "num_workers")
               if getattr(settings, name) != ""} | {"seed": run.seed, "results": results}
-    network = {name: getattr(settings, name) for name in ("arch", "patch_size", "eval_size")}
+    network = {name: getattr(settings, name) for name in ("arch", "patch_size", "num_heads", "init_std", "eval_size")}
     commands = [launch("eval_transfer.py", flags) + ["--from_scratch"]
                 + as_flags(shared | network | {"output_dir": run.folder / "supervised"})]
     if settings.dataset == "oxford_pets" or not (settings.dataset or settings.data_path):

@@ -60,8 +60,23 @@ def test_a_row_differs_from_its_base_in_exactly_what_the_table_says(name, preset
         settings = ablations.make_run(study, row, 0, flags).settings
         other_preset = {"preset": changes["preset"]} if "preset" in changes else {}
         assert settings == replace(settings_with(other_preset) if other_preset else base, **changes), row.name
-        idle = [setting for setting, value in changes.items() if getattr(base, setting) == value]
-        assert not idle, f"{row.name} says it changes {idle}, but the base has these values already"
+        swept = {setting for other in study.rows if other != row for setting, value in other.changes(preset).items()
+                 if getattr(base, setting) != value}
+        idle = {setting for setting, value in changes.items() if getattr(base, setting) == value} - swept
+        assert not idle, f"{row.name} says it changes {idle}, but the base and its other rows have these values too"
+
+
+@pytest.mark.parametrize(("name", "setting", "values"), [
+    ("patch_size", "patch_size", [16, 8, 5]), ("crops", "local_crops_number", [0, 2, 6, 10]),
+    ("batch_size", "batch_size_per_gpu", [8, 16, 32, 64]), ("center", "center_momentum", [0.0, 0.9, 0.99, 0.999]),
+    ("temperature", "teacher_temp", [0.0001, 0.02, 0.04, 0.06, 0.08, 0.07]), ("epochs", "epochs", [100, 300, 800]),
+    ("head", "out_dim", [1024, 4096, 16384, 65536, 262144]), ("head", "use_bn_in_head", [False, True])])
+@pytest.mark.parametrize("preset", ["vits16", "vitb8", "small"])
+def test_a_row_is_what_its_name_says_with_every_preset(name, setting, values, preset):
+    """A value that is one preset's own is not another's, so rows say it."""
+    flags, study = flags_of("--preset", preset), STUDIES[name]
+    rows = {"out_dim": study.rows[-5:], "use_bn_in_head": study.rows[:2]}.get(setting, study.rows)
+    assert [getattr(ablations.make_run(study, row, 0, flags).settings, setting) for row in rows] == values
 
 
 @pytest.mark.parametrize(("name", "column", "numbers"), [
