@@ -8,8 +8,8 @@
 The rows are data (ablation_rows.py). Each is a run of train.py, whose flags are the preset's, changed by the study's
 base, by --data_path and --epochs, by what stands behind --, and last by the row itself. Finished runs are skipped,
 stopped ones go on, and equal runs of several rows are one; a run that fails is told and left out. Then the paper's
-numbers stand beside these, mean and standard deviation over the seeds, and --output_dir gets the raw lines and the
-figure under the study's name. The paper's numbers are of ImageNet: compare orders and collapses, not values.
+numbers stand beside these, mean and standard deviation over the seeds, and --output_dir gets the raw lines, the table
+and the figure under the study's name. The paper's numbers are of ImageNet: compare orders and collapses, not values.
 """
 import argparse
 import json
@@ -131,9 +131,13 @@ def raw_line(run: Run, preset: str) -> dict:
     return line | {key: [round(record[key], 4) if key in record else None for record in epochs] for key in KEYS}
 
 
-def write_lines(path: Path, lines: list[dict]) -> None:
-    """A JSON list, an item a line."""
-    write_whole(path, lambda part: part.write_text("[\n" + ",\n".join(map(json.dumps, lines)) + "\n]\n"))
+def tell(output: Path, name: str, lines: list[dict], grid: list[list[str]], remarks: list[str]) -> None:
+    """Write a study's raw lines, an item a line of STUDY.json, and its table as STUDY.md, which is printed too."""
+    text = "\n".join([ablation_report.markdown(grid), *remarks])
+    write_whole(output / f"{name}.json",
+                lambda part: part.write_text("[\n" + ",\n".join(map(json.dumps, lines)) + "\n]\n"))
+    write_whole(output / f"{name}.md", lambda part: part.write_text(text + "\n", encoding="utf-8"))
+    print(text)
 
 
 def show(name: str, runs: list[Run], flags: argparse.Namespace) -> None:
@@ -141,11 +145,9 @@ def show(name: str, runs: list[Run], flags: argparse.Namespace) -> None:
     if not runs:
         return
     study, output, lines = STUDIES[name], Path(flags.output_dir), [raw_line(run, flags.preset) for run in runs]
-    write_lines(output / f"{name}.json", lines)
     ablation_report.draw(output / f"{name}.png", name, study, lines)
     rows = [ablation_report.cells(row, lines, flags.preset) for row in study.rows]
-    print(ablation_report.markdown([list(ablation_report.HEAD), *rows]))
-    print(*ablation_report.surprises(study, lines), sep="\n")
+    tell(output, name, lines, [list(ablation_report.HEAD), *rows], ablation_report.surprises(study, lines))
 
 
 def supervised(run: Run, flags: argparse.Namespace, signals: list[int]) -> dict | None:
@@ -170,7 +172,6 @@ def supervised(run: Run, flags: argparse.Namespace, signals: list[int]) -> dict 
 
 def show_masks(runs: list[Run], lines: list[dict], output: Path) -> None:
     """The same of Fig. 4: raw lines, the first seed's masks side by side, and the table."""
-    write_lines(output / "supervised.json", lines)
     settings, folder = runs[0].settings, runs[0].folder
     train, val = open_pictures(settings.data_path, settings.dataset)
     pictures = val or train
@@ -181,7 +182,7 @@ def show_masks(runs: list[Run], lines: list[dict], output: Path) -> None:
              if name.startswith("best head")}
     rows = [[name, paper.get(name, "-"), ablation_report.spread([line["measured"][name] for line in lines])]
             for name in lines[0]["measured"]]
-    print(ablation_report.markdown([[lines[0]["table"], "the paper's", "here"], *rows]))
+    tell(output, "supervised", lines, [[lines[0]["table"], "the paper's", "here"], *rows], [])
 
 
 def conduct(name: str, runs: list[Run], flags: argparse.Namespace, signals: list[int]) -> list[str]:
@@ -208,7 +209,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     add("--data_path", default="", help="a folder of pictures; without it the embedded ones")
     add("--seeds", type=int, nargs="+", default=[0], help="a run of each row with each [0]")
     add("--epochs", type=int, default=0, help="of the rows that do not say their own; 0: as the study says [0]")
-    add("--output_dir", default="runs/ablations", help="gets the runs, and STUDY.json and STUDY.png [runs/ablations]")
+    add("--output_dir", default="runs/ablations", help="gets the runs, and STUDY.json, .md and .png [runs/ablations]")
     add("--nproc_per_node", type=int, default=1, help="processes of each run, started by torchrun [1]")
     argv = sys.argv[1:] if argv is None else argv
     split = argv.index("--") if "--" in argv else len(argv)
