@@ -114,7 +114,7 @@ STUDIES = {
             {"loss": "mse", "use_bn_in_head": False} | PAIR_DEMO),
         Row("10 BYOL, multi-crop", BYOL | SIX, {"linear": 64.8}, BYOL_DEMO)),
         "BYOL needs its predictor; centering does instead of it, less well. On the demo row 9 has no batch "
-        "normalisation in its head, as in the paper, while rows 1 to 4 have the preset's. (Table 7 gives MoCo-v2 71.6.)"),
+        "normalisation in its head, as in the paper, while rows 1 to 4 have some. (Table 7 gives MoCo-v2 71.6.)"),
     "swav": Study("Table 15 (appendix B)", {"epochs": 300}, (
         Row("1 momentum, centering", {}, {"linear": 76.1}),
         Row("2 momentum, batch softmax", {"centering": "batch_softmax"}, {"linear": 75.8}),
