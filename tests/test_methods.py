@@ -1,5 +1,7 @@
 """What Table 7 puts in place of DINO's parts, each against its own paper's equation; and Fig. 6's teachers."""
 import math
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from types import SimpleNamespace
 
 import pytest
@@ -157,27 +159,36 @@ def test_no_gradient_reaches_the_teacher_and_no_view_meets_itself(loss_fn):
 
 
 def test_the_batch_is_shuffled_over_the_processes_and_the_order_restored():
-    """With a picture's number as its pixel: each process's teacher sees others' pictures, and its keys come back."""
-    pictures = torch.arange(6.0).view(2, 3, 1)  # two processes of three
-    seen = {}
+    """Two threads as two processes: each one's teacher sees pictures of both, and its keys come back in order."""
+    pictures = torch.arange(10.0).view(2, 5, 1)  # a picture's number is its pixel
+    shared, meet = [None, None], Barrier(2, timeout=9)
 
-    def teacher_of(rank: int) -> nn.Module:
-        class Teacher(nn.Module):
-            def forward(self, crops):
-                seen[rank] = crops[0].flatten().tolist()
-                return torch.cat(crops)
-        order = torch.tensor([4, 1, 5, 0, 2, 3])
-        calls = iter([order, pictures.flatten(0, 1), 10 + pictures.flatten(0, 1)] + [
-            view + pictures.flatten(0, 1)[order] for view in (0, 10)])
-        where = SimpleNamespace(rank=rank, world_size=2, device=torch.device("cpu"), gather=lambda rows: next(calls))
+    class Teacher(nn.Module):
+        def forward(self, crops):
+            self.seen = [crop.flatten().tolist() for crop in crops]
+            return torch.cat(crops)
+
+    def teach(rank: int) -> tuple[torch.Tensor, list[list[float]]]:
+        def gather(rows: torch.Tensor) -> torch.Tensor:
+            shared[rank] = rows
+            meet.wait()
+            joined = torch.cat(shared)
+            meet.wait()
+            return joined
+
         teacher = Teacher()
-        shuffle_batches(teacher, where)
-        return teacher
+        shuffle_batches(teacher, SimpleNamespace(rank=rank, world_size=2, device=torch.device("cpu"), gather=gather))
+        return teacher([pictures[rank], 10 + pictures[rank]]), teacher.seen
 
-    for rank in range(2):
-        keys = teacher_of(rank)([pictures[rank], 10 + pictures[rank]])
-        assert torch.equal(keys, torch.cat([pictures[rank], 10 + pictures[rank]])), "each key must return to its query"
-    assert seen == {0: [4, 1, 5], 1: [0, 2, 3]}
+    torch.manual_seed(0)
+    with ThreadPoolExecutor() as processes:
+        (keys, seen), (other_keys, other_seen) = processes.map(teach, range(2))
+    for rank, found in enumerate((keys, other_keys)):
+        assert torch.equal(found, torch.cat([pictures[rank], 10 + pictures[rank]])), "each key must return to its query"
+    for view in range(2):
+        assert sorted(seen[view] + other_seen[view]) == [10 * view + n for n in range(10)], "each picture is seen once"
+        own = {10.0 * view + n for n in range(5)}
+        assert own & set(other_seen[view]) and own - set(other_seen[view]), "a process's pictures must go to both"
 
 
 def small(**head_options) -> MultiCropNetwork:
