@@ -9,8 +9,8 @@ The rows are data (ablation_rows.py). Each is a run of train.py, whose flags are
 base, by --data_path and --epochs, by what stands behind --, and last by the row itself. Finished runs are skipped,
 stopped ones go on, and equal runs of several rows are one; a run that fails is told and left out. Then follows the
 linear evaluation where the paper has one, and the paper's numbers stand beside these, mean and standard deviation over
-the seeds of this call: --output_dir gets raw lines, table and figure under the study's name. The paper's numbers are of
-ImageNet: compare orders and collapses, not values.
+the seeds, those of earlier calls among them: --output_dir gets raw lines, table and figure under the study's name. The
+paper's numbers are of ImageNet: compare orders and collapses, not values.
 """
 import argparse
 import json
@@ -93,12 +93,24 @@ def tell(output: Path, name: str, lines: list[dict], grid: list[list[str]], rema
     print(text)
 
 
+def earlier(path: Path, runs: list[Run]) -> list[dict]:
+    """Raw lines of an earlier call that hold still: of the same rows and settings, and of seeds that these are not."""
+    try:
+        lines = json.loads(path.read_text()) if path.exists() else []
+    except ValueError:
+        raise InputError(f"{str(path)!r} is damaged: remove it; the runs stay") from None
+    settings, now = {run.row.name: run.changed for run in runs}, {(run.row.name, run.seed) for run in runs}
+    return [line for line in lines if (line["row"], line["seed"]) not in now
+            and line["settings"] == json.loads(json.dumps(settings.get(line["row"])))]
+
+
 def show(name: str, runs: list[Run], flags: argparse.Namespace, signals: list[int]) -> None:
     """A study's raw lines, figure and table; nothing if no run is finished."""
     if not runs:
         return
     study, output = STUDIES[name], Path(flags.output_dir)
     lines = [raw_line(run, flags.preset) | linear(run, flags, signals) for run in runs]
+    lines += earlier(output / f"{name}.json", runs)
     ablation_report.draw(output / f"{name}.png", name, study, lines)
     rows = [ablation_report.cells(row, lines, flags.preset) for row in study.rows]
     tell(output, name, lines, [list(ablation_report.HEAD), *rows], ablation_report.surprises(study, lines))

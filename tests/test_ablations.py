@@ -212,6 +212,15 @@ def test_two_runners_train_a_run_once(tmp_path):
     assert [(len(done), failed) for done, failed in both] == [(1, []), (1, [])]
 
 
+def test_seeds_of_an_earlier_call_are_kept_while_their_settings_are_the_same(tmp_path):
+    lines = [{"row": row, "seed": seed, "settings": {"out_dim": out_dim, "blur": [0.5, 0.1, 0.5]}}
+             for row, seed, out_dim in (("a row", 0, K), ("a row", 1, K), ("a row", 2, 7), ("gone", 3, K))]
+    (tmp_path / "study.json").write_text(json.dumps(lines))
+    run = a_run(tmp_path, log_of(3), seed=1)._replace(changed={"out_dim": K, "blur": (0.5, 0.1, 0.5)})
+    assert ablations.earlier(tmp_path / "study.json", [run]) == lines[:1]
+    assert ablations.earlier(tmp_path / "none.json", [run]) == []
+
+
 def test_a_damaged_log_is_named(tmp_path):
     (tmp_path / "log.txt").write_text('{"epoch": -1}\n{"epo')
     with pytest.raises(InputError, match="is damaged: remove its folder"):
