@@ -20,7 +20,8 @@ from features import EvaluationView
 from report import unnormalised
 from visualize_attention import overlay
 
-HEAD = ("row", "the paper's", "k-NN, teacher", "student", "untrained", "images/s", "MiB", "collapse", "changed")
+HEAD = ("row", "the paper's", "k-NN, teacher", "student", "untrained", "linear", "training, images/s",
+        "features, images/s", "MiB", "collapse", "changed")
 
 
 def spread(values: list[float | None]) -> str:
@@ -47,8 +48,9 @@ def cells(row: Row, lines: list[dict], preset: str) -> list[str]:
     collapses = [line["verdict"].removeprefix("COLLAPSE, ") for line in mine if line["verdict"]]
     return [row.name, ", ".join(f"{name} {value}" for name, value in row.paper.items()) or "-",
             spread([line["knn_teacher"][-1] for line in mine]), spread([line["knn_student"][-1] for line in mine]),
-            spread([line["untrained"] for line in mine]), spread([median(line["images_per_s"]) for line in mine]),
-            spread([line.get("mib") for line in mine]),
+            spread([line["untrained"] for line in mine]), spread([line.get("linear") for line in mine]),
+            spread([median(line["images_per_s"]) for line in mine]),
+            spread([line.get("features_per_s") for line in mine]), spread([line.get("mib") for line in mine]),
             ", ".join(f"{name} ({collapses.count(name)})" for name in sorted(set(collapses))) or "-",
             typed(changes) + (f" (the paper: {typed(row.settings)})" if changes != row.settings else "")]
 
@@ -69,11 +71,13 @@ def surprises(study: Study, lines: list[dict]) -> list[str]:
 
 
 def draw_rows(figure, study: Study, lines: list[dict]) -> None:
-    """Each seed's k-NN, and the paper's number."""
+    """Each seed's k-NN, of teacher and student since a young average lags behind, and the paper's numbers."""
     axes = figure.subplots()
     for i, row in enumerate(study.rows):
-        here = [line["knn_teacher"][-1] for line in of_row(lines, row)]
-        axes.plot(here, [i] * len(here), "o", color="C0", alpha=0.7, label="here, a seed each")
+        for key, filled, at in (("knn_teacher", "C0", i - 0.1), ("knn_student", "none", i + 0.1)):
+            here = [line[key][-1] for line in of_row(lines, row)]
+            axes.plot(here, [at] * len(here), "o", color="C0", markerfacecolor=filled, alpha=0.7,
+                      label=f"{key.removeprefix('knn_')} here, a seed each")
         for name, style in (("linear", "|"), ("k-NN", "x")):
             if name in row.paper:
                 axes.plot(row.paper[name], i, style, color="grey", label=f"the paper's {name}, on ImageNet")
@@ -83,10 +87,14 @@ def draw_rows(figure, study: Study, lines: list[dict]) -> None:
 
 
 def draw_curve(axes, lines: list[dict], key: str, color: str, style: str, label: str) -> None:
-    """The mean over the seeds against the epoch, and from the lowest to the highest; k-NN begins untrained."""
+    """The mean over the seeds against the epoch, and from the lowest to the highest; k-NN begins untrained.
+
+    Curves with several values an epoch are drawn where the part of it ends that each is the mean of.
+    """
     starts = [line["untrained"] if key.startswith("knn") else None for line in lines]
-    epochs = enumerate([starts, *zip(*(line[key] for line in lines))])
-    points = [(epoch, values) for epoch, values in epochs if values and None not in values]
+    n = len(lines[0][key]) / len(lines[0]["knn_teacher"]) if lines else 1
+    steps = enumerate([starts, *zip(*(line[key] for line in lines))])
+    points = [(step / n, values) for step, values in steps if values and None not in values]
     at, values = [epoch for epoch, _ in points], [values for _, values in points]
     axes.plot(at, list(map(mean, values)), style, color=color, label=label)
     axes.fill_between(at, list(map(min, values)), list(map(max, values)), color=color, alpha=0.15, linewidth=0)
@@ -103,26 +111,28 @@ def draw_teachers(figure, study: Study, lines: list[dict]) -> None:
 
 
 def draw_collapse(figure, study: Study, lines: list[dict]) -> None:
-    """Fig. 7: the teacher's entropy between 0 and ln K, and the KL."""
+    """Fig. 7: the teacher's entropy between 0 and ln K, and the KL, along the steps."""
     panels = figure.subplots(1, 2)
-    for axes, key in zip(panels, ("train_entropy", "train_kl")):
+    for axes, key, title in zip(panels, ("entropy_curve", "kl_curve"), ("teacher's entropy", "KL")):
         for i, row in enumerate(study.rows):
-            draw_curve(axes, of_row(lines, row), key, f"C{i}", ".-", row.name)
+            draw_curve(axes, of_row(lines, row), key, f"C{i}", "-", row.name)
         axes.axhline(0, color="grey", linestyle=":")
-        axes.set(xlabel="epoch", ylabel="nats", title={"train_entropy": "teacher's entropy", "train_kl": "KL"}[key])
+        axes.set(xlabel="epoch", ylabel="nats", title=title)
     for log_k in {math.log(line["out_dim"]) for line in lines}:
         panels[0].axhline(log_k, color="grey", linestyle="--", label=f"ln K = {log_k:.3f}")
 
 
 def draw_costs(figure, study: Study, lines: list[dict]) -> None:
-    """Fig. 5: k-NN against what it costs: images/s, and memory where that was measured."""
-    costs = [("images/s", lambda line: median(line["images_per_s"])), ("MiB", lambda line: line.get("mib"))]
+    """Fig. 5: k-NN against what it costs: images/s of training and of features, and memory, where measured."""
+    costs = [("images/s in training", lambda line: median(line["images_per_s"])),
+             ("images/s of features", lambda line: line.get("features_per_s")),
+             ("MiB in training", lambda line: line.get("mib"))]
     costs = [(name, cost) for name, cost in costs if any(cost(line) for line in lines)]
     for axes, (name, cost) in zip(figure.subplots(1, len(costs), squeeze=False)[0], costs):
         for row in study.rows:
             mine = [line for line in of_row(lines, row) if cost(line)]
             axes.plot([cost(line) for line in mine], [line["knn_teacher"][-1] for line in mine], "o", label=row.name)
-        axes.set(xlabel=f"{name} in training", ylabel="k-NN top-1, %", xlim=(0, 1.1 * axes.get_xlim()[1]))
+        axes.set(xlabel=name, ylabel="k-NN top-1, %", xlim=(0, 1.1 * axes.get_xlim()[1]))
 
 
 FIGURES = {"teachers": draw_teachers, "collapse": draw_collapse, "patch_size": draw_costs, "crops": draw_costs,

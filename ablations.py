@@ -7,19 +7,15 @@
 
 The rows are data (ablation_rows.py). Each is a run of train.py, whose flags are the preset's, changed by the study's
 base, by --data_path and --epochs, by what stands behind --, and last by the row itself. Finished runs are skipped,
-stopped ones go on, and equal runs of several rows are one; a run that fails is told and left out. Then the paper's
-numbers stand beside these, mean and standard deviation over the seeds, and --output_dir gets the raw lines and the
-figure under the study's name. The paper's numbers are of ImageNet: compare orders and collapses, not values.
+stopped ones go on, and equal runs of several rows are one; a run that fails is told and left out. Then follows the
+linear evaluation where the paper has one, and the paper's numbers stand beside these, mean and standard deviation over
+the seeds, those of earlier calls among them: --output_dir gets raw lines, table and figure under the study's name. The
+paper's numbers are of ImageNet: compare orders and collapses, not values.
 """
 import argparse
 import json
-import subprocess
 import sys
-import time
-import zlib
-from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -28,149 +24,116 @@ import bench_step
 import hardware
 import measure
 import report
-from ablation_rows import STUDIES, Row, Study, as_flags
+from ablation_rows import STUDIES, as_flags
+from ablation_runs import Run, execute, launch, make_run, read_lines, train_all
 from checkpoint import write_whole
 from commandline import CommandLine, InputError, errors_in_one_line
 from data import open_pictures
-from run_state import MAY_DIFFER
 from settings import Settings, parse_settings
 
 KEYS = ("knn_teacher", "knn_student", "train_entropy", "train_kl", "images_per_s")  # of an epoch, in log.txt
 
 
-class Run(NamedTuple):
-    """One row with one seed: its settings, its folder, and the command that trains it."""
-
-    row: Row
-    seed: int
-    settings: Settings
-    folder: Path
-    command: list[str]
-
-
-def launch(script: str, flags: argparse.Namespace) -> list[str]:
-    """The start of a command: plain Python, or as many processes as asked for."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={flags.nproc_per_node}"]
-    return [sys.executable, *torchrun * (flags.nproc_per_node > 1), str(Path(__file__).with_name(script))]
-
-
-def make_run(study: Study, row: Row, seed: int, flags: argparse.Namespace) -> Run:
-    """A run with checked settings; its folder is named after what they come to, so that equal runs have the same."""
-    given = {name: getattr(flags, name) for name in ("data_path", "epochs") if getattr(flags, name)}
-    base = {"preset": flags.preset, "saveckp_freq": 0} | study.shared(flags.preset) | given
-    line = [*as_flags(base), *flags.more, *as_flags(row.changes(flags.preset) | {"seed": seed})]
-    settings, defaults = parse_settings(line), asdict(Settings())
-    changed = {name: value for name, value in asdict(settings).items()
-               if value != defaults[name] and name not in (*MAY_DIFFER, "seed")}
-    key = zlib.crc32(json.dumps([changed, flags.nproc_per_node], sort_keys=True).encode())
-    folder = Path(flags.output_dir, f"{key:08x}", f"seed{seed}")
-    return Run(row, seed, settings, folder, [*launch("train.py", flags), *line, "--output_dir", str(folder)])
-
-
-def read_log(run: Run) -> list[dict]:
-    """The lines of the run's log.txt, the baselines first; none if it has not begun."""
-    path = run.folder / "log.txt"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def finished(run: Run) -> bool:
-    """Whether all epochs are done, and the last one's k-NN if the pictures have labels."""
-    log = read_log(run)
-    return bool(log) and log[-1]["epoch"] + 1 >= run.settings.epochs and (
-        "knn_untrained" not in log[0] or "knn_teacher" in log[-1])
-
-
-def execute(command: list[str], signals: list[int]) -> int:
-    """A command to its end -> its exit status. A signal is passed on as SIGTERM; then this exits."""
-    process, passed_on = subprocess.Popen(command), False
-    while process.poll() is None:
-        time.sleep(0.1)
-        if signals and not passed_on:
-            process.terminate()
-            passed_on = True
-    if signals:
-        print("stopped; the same command goes on there")
-        sys.exit(128 + signals[0])
-    return process.returncode
-
-
-def train_all(runs: list[Run], signals: list[int]) -> tuple[list[Run], list[str]]:
-    """Train what is not finished -> the runs that are, and a line for each that failed."""
-    failed: dict[Path, str] = {}
-    for i, run in enumerate(runs, start=1):
-        if finished(run) or run.folder in failed:
-            continue
-        print(f"\n{i}/{len(runs)} {run.row.name}, seed {run.seed}: {run.folder}", flush=True)
-        if status := execute(run.command, signals):
-            failed[run.folder] = (f"{run.row.name}, seed {run.seed} failed with exit status {status} and is left out: "
-                                  "its own words are above")
-            print(failed[run.folder], flush=True)
-    return [run for run in runs if finished(run)], list(failed.values())
-
-
-def memory(settings: Settings) -> float | None:
-    """The MiB of two steps in a fresh process; None where the system does not tell, or they do not fit."""
+def costs(settings: Settings) -> dict:
+    """Two steps in a fresh process: MiB, None where the system does not tell, and images/s of features; nothing if they
+    do not fit."""
     with hardware.start(settings.device, settings.precision) as where:
         try:
             return measure.in_fresh_process(bench_step.cost_of_steps, bench_step.make_ours, settings, where,
-                                            torch.get_num_threads())["mib"]
+                                            torch.get_num_threads())
         except MemoryError:
-            return None
+            return {}
 
 
 def raw_line(run: Run, preset: str) -> dict:
-    """What the JSON keeps of a finished run: the row, its changes, and lists of its epochs' values."""
-    baselines, *epochs = read_log(run)
+    """What the JSON keeps of a finished run: the row, its settings, and lists of its epochs' values; the curves of
+    entropy and KL have up to 20 values an epoch."""
+    baselines, *epochs = read_lines(run.folder / "log.txt")
     settings = run.settings
-    line = {"row": run.row.name, "seed": run.seed, "changes": run.row.changes(preset), "preset": preset,
-            "data": settings.dataset or Path(settings.data_path).name or "embedded pictures",
+    line = {"row": run.row.name, "seed": run.seed, "changes": run.row.changes(preset), "settings": run.changed,
+            "preset": preset, "data": settings.dataset or Path(settings.data_path).name or "embedded pictures",
             "folder": run.folder.parent.name, "out_dim": settings.out_dim, "untrained": baselines.get("knn_untrained"),
             "verdict": report.collapse(epochs[-1], settings.out_dim).partition(":")[0]}
-    if "GiB" in run.row.paper:
-        line["mib"] = memory(settings)
-    return line | {key: [round(record[key], 4) if key in record else None for record in epochs] for key in KEYS}
+    if run.row.paper.keys() & {"GiB", "images/s"}:
+        line |= costs(settings)
+    curves = {key: [round(value, 4) for record in epochs for value in record.get(key, [])]
+              for key in ("entropy_curve", "kl_curve")}
+    values = {key: [round(record[key], 4) if key in record else None for record in epochs] for key in KEYS}
+    return line | values | curves
 
 
-def write_lines(path: Path, lines: list[dict]) -> None:
-    """A JSON list, an item a line."""
-    write_whole(path, lambda part: part.write_text("[\n" + ",\n".join(map(json.dumps, lines)) + "\n]\n"))
+def evaluated(script: str, run: Run, flags: argparse.Namespace, signals: list[int], *more: str,
+              **settings) -> dict | None:
+    """What an evaluation of a finished run measured, which is done once; None if it fails."""
+    results = run.folder / f"{script}.jsonl"
+    if not results.exists():
+        data = {name: getattr(run.settings, name) for name in ("dataset", "data_path", "device", "num_workers")
+                if getattr(run.settings, name) != ""}
+        command = launch(f"{script}.py", flags) + as_flags(data | settings | {"results": results})
+        if execute([*command, *more], signals):
+            return None
+    return read_lines(results)[-1]
 
 
-def show(name: str, runs: list[Run], flags: argparse.Namespace) -> None:
+def linear(run: Run, flags: argparse.Namespace, signals: list[int]) -> dict:
+    """The linear evaluation's top-1 in %, for rows of which the paper has it; of centre views' features."""
+    if "linear" not in run.row.paper or "knn_teacher" not in read_lines(run.folder / "log.txt")[-1]:
+        return {}
+    line = evaluated("eval_linear", run, flags, signals, cached=True, seed=run.seed,
+                     pretrained_weights=run.folder / "checkpoint.pth")
+    return {"linear": max(value for name, value in line["measured"].items() if "top-1" in name)} if line else {}
+
+
+def tell(output: Path, name: str, lines: list[dict], grid: list[list[str]], remarks: list[str]) -> None:
+    """Write a study's raw lines, an item a line of STUDY.json, and its table as STUDY.md, which is printed too."""
+    text = "\n".join([ablation_report.markdown(grid), *remarks])
+    write_whole(output / f"{name}.json",
+                lambda part: part.write_text("[\n" + ",\n".join(map(json.dumps, lines)) + "\n]\n"))
+    write_whole(output / f"{name}.md", lambda part: part.write_text(text + "\n", encoding="utf-8"))
+    print(text)
+
+
+def earlier(path: Path, runs: list[Run]) -> list[dict]:
+    """Raw lines of an earlier call that hold still: of the same rows and settings, and of seeds that these are not."""
+    try:
+        lines = json.loads(path.read_text()) if path.exists() else []
+    except ValueError:
+        raise InputError(f"{str(path)!r} is damaged: remove it; the runs stay") from None
+    settings, now = {run.row.name: run.changed for run in runs}, {(run.row.name, run.seed) for run in runs}
+    return [line for line in lines if (line["row"], line["seed"]) not in now
+            and line["settings"] == json.loads(json.dumps(settings.get(line["row"])))]
+
+
+def show(name: str, runs: list[Run], flags: argparse.Namespace, signals: list[int]) -> None:
     """A study's raw lines, figure and table; nothing if no run is finished."""
     if not runs:
         return
-    study, output, lines = STUDIES[name], Path(flags.output_dir), [raw_line(run, flags.preset) for run in runs]
-    write_lines(output / f"{name}.json", lines)
+    study, output = STUDIES[name], Path(flags.output_dir)
+    lines = [raw_line(run, flags.preset) | linear(run, flags, signals) for run in runs]
+    lines += earlier(output / f"{name}.json", runs)
     ablation_report.draw(output / f"{name}.png", name, study, lines)
     rows = [ablation_report.cells(row, lines, flags.preset) for row in study.rows]
-    print(ablation_report.markdown([list(ablation_report.HEAD), *rows]))
-    print(*ablation_report.surprises(study, lines), sep="\n")
+    tell(output, name, lines, [list(ablation_report.HEAD), *rows], ablation_report.surprises(study, lines))
 
 
 def supervised(run: Run, flags: argparse.Namespace, signals: list[int]) -> dict | None:
     """Train a finished run's network with labels too, and score the masks of both if the pictures have masks (Fig. 4).
 
-    -> the evaluation's line of --results; None if a command failed.
+    -> what the last evaluation measured; None if it failed.
     """
-    settings, results = run.settings, run.folder / "results.jsonl"
-    shared = {name: getattr(settings, name) for name in ("dataset", "data_path", "device", "num_workers")
-              if getattr(settings, name) != ""} | {"seed": run.seed, "results": results}
-    network = {name: getattr(settings, name) for name in ("arch", "patch_size", "eval_size")}
-    commands = [launch("eval_transfer.py", flags) + ["--from_scratch"]
-                + as_flags(shared | network | {"output_dir": run.folder / "supervised"})]
-    if settings.dataset == "oxford_pets" or not (settings.dataset or settings.data_path):
-        weights = {"pretrained_weights": run.folder / "checkpoint.pth",
-                   "supervised_weights": run.folder / "supervised" / "checkpoint.pth"}
-        commands.append(launch("eval_attention_segmentation.py", flags) + as_flags(shared | weights))
-    if any(execute(command, signals) for command in commands):
-        return None
-    return {"seed": run.seed, **json.loads(results.read_text().splitlines()[-1])}
+    settings, trained = run.settings, run.folder / "supervised"
+    network = {name: getattr(settings, name) for name in ("arch", "patch_size", "num_heads", "init_std", "eval_size")}
+    line = evaluated("eval_transfer", run, flags, signals, "--from_scratch", **network, seed=run.seed,
+                     output_dir=trained)
+    if line and (settings.dataset == "oxford_pets" or not (settings.dataset or settings.data_path)):
+        line = evaluated("eval_attention_segmentation", run, flags, signals, seed=run.seed,
+                         pretrained_weights=run.folder / "checkpoint.pth",
+                         supervised_weights=trained / "checkpoint.pth")
+    return line and {"seed": run.seed, **line}
 
 
 def show_masks(runs: list[Run], lines: list[dict], output: Path) -> None:
     """The same of Fig. 4: raw lines, the first seed's masks side by side, and the table."""
-    write_lines(output / "supervised.json", lines)
     settings, folder = runs[0].settings, runs[0].folder
     train, val = open_pictures(settings.data_path, settings.dataset)
     pictures = val or train
@@ -181,7 +144,7 @@ def show_masks(runs: list[Run], lines: list[dict], output: Path) -> None:
              if name.startswith("best head")}
     rows = [[name, paper.get(name, "-"), ablation_report.spread([line["measured"][name] for line in lines])]
             for name in lines[0]["measured"]]
-    print(ablation_report.markdown([[lines[0]["table"], "the paper's", "here"], *rows]))
+    tell(output, "supervised", lines, [[lines[0]["table"], "the paper's", "here"], *rows], [])
 
 
 def conduct(name: str, runs: list[Run], flags: argparse.Namespace, signals: list[int]) -> list[str]:
@@ -189,7 +152,7 @@ def conduct(name: str, runs: list[Run], flags: argparse.Namespace, signals: list
     done, failed = train_all(runs, signals)
     print(f"\n{name}: {STUDIES[name].where}. {STUDIES[name].note}\n")
     if name != "supervised":
-        show(name, done, flags)
+        show(name, done, flags, signals)
         return failed
     found = [(run, supervised(run, flags, signals)) for run in done]
     failed += [f"the supervised network of seed {run.seed} failed: its own words are above"
@@ -208,7 +171,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     add("--data_path", default="", help="a folder of pictures; without it the embedded ones")
     add("--seeds", type=int, nargs="+", default=[0], help="a run of each row with each [0]")
     add("--epochs", type=int, default=0, help="of the rows that do not say their own; 0: as the study says [0]")
-    add("--output_dir", default="runs/ablations", help="gets the runs, and STUDY.json and STUDY.png [runs/ablations]")
+    add("--output_dir", default="runs/ablations", help="gets the runs, and STUDY.json, .md and .png [runs/ablations]")
     add("--nproc_per_node", type=int, default=1, help="processes of each run, started by torchrun [1]")
     argv = sys.argv[1:] if argv is None else argv
     split = argv.index("--") if "--" in argv else len(argv)
@@ -219,6 +182,10 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
             raise InputError(f"--{name} stands behind --, but each row has its own: move it before, or leave it out")
     if flags.nproc_per_node < 1:
         raise InputError(f"--nproc_per_node {flags.nproc_per_node} must be at least 1")
+    if len(set(flags.seeds)) < len(flags.seeds):
+        raise InputError(f"--seeds {' '.join(map(str, flags.seeds))} has one twice, the same run: leave it out")
+    if flags.data_path:
+        flags.data_path = str(Path(flags.data_path).resolve())  # equal runs from wherever they are started
     data = as_flags({"data_path": flags.data_path}) if flags.data_path else []
     flags.preset = flags.preset or parse_settings([*data, *flags.more]).preset
     return flags
@@ -229,7 +196,10 @@ def main(argv: list[str] | None = None) -> None:
         flags = parse_flags(argv)
         names = list(STUDIES) if flags.study == "all" else [flags.study]
         plan = {name: [make_run(STUDIES[name], row, seed, flags) for row in STUDIES[name].rows for seed in flags.seeds]
-                for name in names}  # so that a wrong flag is told before the first hour
+                for name in names}  # so that a wrong flag is told before the first hour, and so are folders
+        settings = next(iter(plan.values()))[0].settings
+        open_pictures(settings.data_path, settings.dataset)
+        write_whole(Path(flags.output_dir, "command.txt"), lambda part: part.write_text(" ".join(sys.argv) + "\n"))
         with hardware.stop_signals() as signals:
             failed = [line for name, runs in plan.items() for line in conduct(name, runs, flags, signals)]
         if failed:

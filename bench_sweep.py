@@ -4,8 +4,8 @@
     python bench_sweep.py --arch vit_tiny --global_crops_size 96 --local_crops_size 48 --out_dim 4096 --json
 
 One of the three changes, the others stay as the flags say. Each point is a fresh process, which tells its own memory;
-one that does not fit is named and left out. Dashed is the growth
-in the paper, scaled to our first point: images/s of ViT-S at patches of 16, 8 and 5, hours and memory of Table 8.
+one that does not fit is named and left out. Dashed is the growth in the paper, scaled to our first point: images/s of
+ViT-S at patches of 16, 8 and 5, hours and memory of Table 8.
 """
 import argparse
 import json

@@ -2,8 +2,8 @@
 
 BYOL itself is this loss with a predictor on the student, a momentum teacher, no multi-crop, and a head of one hidden
 layer with batch normalisation that ends in 256 outputs, without prototypes (ablation_rows.py has its settings). Row 5
-of Table 7 keeps DINO's head, center and crops; the paper does not say between what it takes the distance there: here
-between the l2-normalised logits, the teacher's centered.
+of Table 7 keeps DINO's head, center and crops, and takes the distance between l2-normalised outputs, unsharpened
+(appendix B). Where the center goes there is not said: here it is subtracted from the teacher's logits before the norm.
 
 Shapes: B images, V views, K outputs; logits are view-major.
 """

@@ -57,6 +57,7 @@ DEIT = {"epochs": 300, "warmup_epochs": 5.0, "lr": 5e-4, "drop_path_rate": 0.1, 
         "train_size": 0}  # lr per 512 pictures of a step; size in pixels, 0: that of the evaluation
 EMBEDDED = {"epochs": 8, "warmup_epochs": 1.0, "lr": 0.008, "drop_path_rate": 0.0, "crop_scale": 0.5,
             "train_size": 48}  # two minutes on two cores
+FRESH = ("patch_size", "num_heads", "init_std")  # what a network that starts from scratch may be told, beside its arch
 REGULARISED = {"weight_decay": 0.05, "smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0, "erasing": 0.25}
 
 
@@ -114,7 +115,7 @@ def build_network(flags: Namespace, start: tuple[nn.Module, dict] | None, classe
     """The classifier, on a fresh backbone or with the weights of start (backbone, flags it was made with); and what a
     reader of it must know."""
     fresh = Settings(**PRESETS["vits16" if flags.data_path or flags.dataset else "demo"])
-    given = ("arch", "patch_size", "init_std", "eval_size")
+    given = ("arch", "eval_size", *FRESH)
     args = {name: getattr(flags, name) for name in given if getattr(flags, name)}
     if start:
         pretrained, args = start
@@ -182,7 +183,7 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--from_scratch", action="store_true", help="fresh weights instead: the supervised baseline")
     add("--fraction", type=float, nargs="+", default=[1.0], help="shares of each class's labels, a training each [1]")
-    for name in ("patch_size", "init_std"):
+    for name in FRESH:
         add(f"--{name}", type=type(getattr(Settings, name)), default=0, help="as in train.py, for --from_scratch")
     for name, value in DEIT.items():
         add(f"--{name}", type=type(value), help=f"[{value}; embedded pictures: {EMBEDDED[name]}]")
@@ -199,7 +200,7 @@ def check(flags: Namespace) -> None:
     for name, value in (EMBEDDED if embedded else DEIT).items():
         setattr(flags, name, value if getattr(flags, name) is None else getattr(flags, name))
     flags.output_dir = flags.output_dir or ("runs/supervised" if flags.from_scratch else "runs/transfer")
-    at_least_0 = ("train_size", "patch_size", "init_std", "weight_decay", "mixup", "cutmix")
+    at_least_0 = ("train_size", "weight_decay", "mixup", "cutmix", *FRESH)
     evaluation.require(
         flags, epochs=flags.epochs >= 1, warmup_epochs=0 <= flags.warmup_epochs <= flags.epochs, lr=flags.lr > 0,
         drop_path_rate=0 <= flags.drop_path_rate < 1, crop_scale=0 < flags.crop_scale <= 1,
@@ -208,8 +209,8 @@ def check(flags: Namespace) -> None:
         **{name: getattr(flags, name) >= 0 for name in at_least_0})
     if flags.from_scratch and (flags.pretrained_weights or flags.pretrained):
         raise InputError("--from_scratch takes no weights: leave out it, or --pretrained_weights and --pretrained")
-    if not flags.from_scratch and (flags.patch_size or flags.init_std):
-        raise InputError("--patch_size and --init_std are for --from_scratch: leave them out where weights are given")
+    if not flags.from_scratch and any(getattr(flags, name) for name in FRESH):
+        raise InputError(f"--{', --'.join(FRESH)} are for --from_scratch: leave them out where weights are given")
 
 
 def paper_number(args: dict, how: str, dataset: str) -> float | None:

@@ -9,7 +9,7 @@ Departures: the paper sums over the pairs of views, the release averages, and so
 writes g + c, its Algorithm 1 and the release subtract the center, and so does this file.
 
 In place of centering, the ablations' teachers share the prototypes out among the batch (SwAV's Sinkhorn-Knopp, and
-its first iteration, which the paper calls a softmax over the batch).
+its first iteration, which the paper calls a softmax over the batch), both global views taken as one batch.
 
 Shapes: B images, V views of each (the first two are global), K prototypes; logits are view-major, (V * B, K).
 """

@@ -33,8 +33,8 @@ MAY_DIFFER = ("preset", "output_dir", "num_workers", "device")  # not worth a wo
 class RunState:
     """Networks, loss with its center, optimiser; and how far the run is.
 
-    epoch: epochs completed; pictures: those of the unfinished epoch that were trained on; totals: the sums of loss,
-    entropy and KL over that epoch's steps; seconds spent on them; history: the lines of log.txt.
+    epoch: epochs completed; pictures: those of the unfinished epoch that were trained on; metrics: loss, entropy and KL
+    of that epoch's steps, (steps, 3); seconds spent on them; history: the lines of log.txt.
     """
 
     student: MultiCropNetwork
@@ -43,7 +43,7 @@ class RunState:
     optimizer: torch.optim.Optimizer
     epoch: int = 0
     pictures: int = 0
-    totals: Tensor = field(default_factory=lambda: torch.zeros(3))
+    metrics: Tensor = field(default_factory=lambda: torch.zeros(0, 3))
     seconds: float = 0.0
     history: list[dict] = field(default_factory=list)
 

@@ -33,10 +33,10 @@ def update_teacher(student: nn.Module, teacher: nn.Module, momentum: float) -> N
         teacher_param.lerp_(student_params[name], 1 - momentum)
 
 
-def momentum_of(kind: str, scheduled: float, epoch_ends: bool) -> float:
+def momentum_of(kind: str, scheduled: float) -> float:
     """Fig. 6's teachers as values of lambda after a step: 1 leaves the teacher as it is, 0 makes it the student.
 
-    The one of the previous iteration is made before the student's step (see train_step), and left as it is after it.
+    The one of the previous epoch is made before an epoch's first step (see train_epoch), that of the previous iteration
+    before each step of the student's weights (see train_step); after the step both stay as they are.
     """
-    return {"momentum": scheduled, "previous_epoch": 0.0 if epoch_ends else 1.0, "previous_iteration": 1.0,
-            "student": 0.0}[kind]
+    return {"momentum": scheduled, "previous_epoch": 1.0, "previous_iteration": 1.0, "student": 0.0}[kind]

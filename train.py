@@ -62,7 +62,7 @@ def scheduled(settings: Settings, step: int, steps_per_epoch: int, pictures_per_
     return StepValues(
         cosine(step, total, peak_lr, settings.min_lr, settings.warmup_epochs * steps_per_epoch),
         cosine(step, total, settings.weight_decay, settings.weight_decay_end),
-        momentum_of(settings.teacher, momentum, (step + 1) % steps_per_epoch == 0),
+        momentum_of(settings.teacher, momentum),
         linear(step, settings.warmup_teacher_temp_epochs * steps_per_epoch, settings.warmup_teacher_temp,
                settings.teacher_temp),
         settings.teacher == "previous_iteration")
@@ -136,6 +136,8 @@ def train_epoch(run: RunState, ddp_student: nn.Module, loader: DataLoader, batch
                 where: Hardware, signals: list[int], bar: tqdm) -> None:
     """The steps of one epoch that are still to do; returns early after a signal."""
     batches.epoch, batches.first_step = run.epoch, run.pictures // batches.pictures_per_step
+    if settings.teacher == "previous_epoch" and not batches.first_step:
+        update_teacher(run.student, run.teacher, 0.0)
     crops = iter(loader)
     began = time.perf_counter() - run.seconds
     unread = []  # metrics still on the device: reading them waits for all that a GPU has in its queue
@@ -158,7 +160,7 @@ def train_epoch(run: RunState, ddp_student: nn.Module, loader: DataLoader, batch
             raise InputError(f"the loss is {metrics[bad, 0].item()} at epoch {run.epoch + 1}, step "
                              f"{step + 2 - len(unread) + bad}: the last checkpoint is untouched; go on from it with a "
                              "lower --lr, or with --precision fp32")
-        run.totals += metrics.sum(dim=0)
+        run.metrics = torch.cat([run.metrics, metrics])
         run.pictures += len(unread) * batches.pictures_per_step
         run.seconds = time.perf_counter() - began
         unread = []
@@ -189,15 +191,18 @@ def evaluate(run: RunState, split: tuple[Pictures, Pictures], settings: Settings
 
 
 def epoch_record(run: RunState, settings: Settings, batches: EpochBatches) -> dict:
-    """The epoch's line of log.txt, in the release's terms and ours; resets the sums."""
-    loss, entropy, kl = (run.totals / batches.steps).tolist()
+    """The epoch's line of log.txt, in the release's terms and ours: means over its steps, and of entropy and KL those
+    over each of up to 20 parts of the epoch; resets what it is made of."""
+    loss, entropy, kl = run.metrics.mean(dim=0).tolist()
     last = scheduled(settings, (run.epoch + 1) * batches.steps - 1, batches.steps, batches.pictures_per_step)
     record = {"epoch": run.epoch, "train_loss": loss, "train_lr": last.lr, "train_wd": last.weight_decay,
               "teacher_temp": last.teacher_temp, "teacher_momentum": last.teacher_momentum,
               "images_per_s": round(run.pictures / run.seconds, 1)}
     if settings.loss == "cross_entropy":  # the others have no such parts
-        record |= {"train_entropy": entropy, "train_kl": kl}
-    run.epoch, run.pictures, run.seconds, run.totals = run.epoch + 1, 0, 0.0, torch.zeros(3)
+        parts = torch.stack([part.mean(dim=0) for part in run.metrics.tensor_split(min(20, batches.steps))])
+        record |= {"train_entropy": entropy, "train_kl": kl, "entropy_curve": parts[:, 1].tolist(),
+                   "kl_curve": parts[:, 2].tolist()}
+    run.epoch, run.pictures, run.seconds, run.metrics = run.epoch + 1, 0, 0.0, run.metrics[:0]
     return record
 
 

@@ -3,6 +3,7 @@ import json
 import math
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,13 @@ import torch
 from PIL import Image
 
 import ablation_report
+import ablation_runs
 import ablations
 from ablation_rows import STUDIES, Row, Study
-from ablations import Run
+from ablation_runs import Run
 from backbone import build_backbone
 from checkpoint import save_checkpoint
+from commandline import InputError
 from creatures import make_creatures
 from data import Pictures
 from settings import Settings
@@ -42,7 +45,8 @@ def a_run(folder: Path, log: list[dict] | None, command: str = "raise SystemExit
     folder.mkdir(parents=True, exist_ok=True)
     if log:
         (folder / "log.txt").write_text("".join(json.dumps(record) + "\n" for record in log))
-    return Run(Row(name), seed, Settings(epochs=epochs, out_dim=K), folder, [sys.executable, "-c", command])
+    return Run(Row(name), seed, Settings(epochs=epochs, out_dim=K), {"out_dim": K}, folder,
+               [sys.executable, "-c", command])
 
 
 @pytest.mark.parametrize("preset", ["demo", "vits16"])
@@ -52,16 +56,60 @@ def test_a_row_differs_from_its_base_in_exactly_what_the_table_says(name, preset
     flags, study = flags_of("--preset", preset), STUDIES[name]
 
     def settings_with(changes: dict) -> Settings:
-        return ablations.make_run(study, Row("", changes), 0, flags).settings
+        return ablation_runs.make_run(study, Row("", changes), 0, flags).settings
 
     base = settings_with({})
     for row in study.rows:
         changes = row.changes(preset)
-        settings = ablations.make_run(study, row, 0, flags).settings
+        settings = ablation_runs.make_run(study, row, 0, flags).settings
         other_preset = {"preset": changes["preset"]} if "preset" in changes else {}
         assert settings == replace(settings_with(other_preset) if other_preset else base, **changes), row.name
-        idle = [setting for setting, value in changes.items() if getattr(base, setting) == value]
-        assert not idle, f"{row.name} says it changes {idle}, but the base has these values already"
+        swept = {setting for other in study.rows if other != row for setting, value in other.changes(preset).items()
+                 if getattr(base, setting) != value}
+        idle = {setting for setting, value in changes.items() if getattr(base, setting) == value} - swept
+        assert not idle, f"{row.name} says it changes {idle}, but the base and its other rows have these values too"
+
+
+TABLE_7 = {  # momentum teacher, Sinkhorn-Knopp, multi-crop, loss, predictor
+    "1 DINO": (True, False, True, "cross_entropy", False),
+    "2 no momentum": (False, False, True, "cross_entropy", False),
+    "3 Sinkhorn-Knopp": (True, True, True, "cross_entropy", False),
+    "4 no multi-crop": (True, False, False, "cross_entropy", False),
+    "5 MSE": (True, False, True, "mse", False),
+    "6 predictor": (True, False, True, "cross_entropy", True),
+    "7 BYOL": (True, False, False, "mse", True),
+    "8 MoCo-v2": (True, False, False, "infonce", False),
+    "9 SwAV": (False, True, True, "cross_entropy", False)}
+TABLE_15 = [("momentum", "center"), ("momentum", "batch_softmax"), ("momentum", "sinkhorn"), ("student", "center"),
+            ("student", "batch_softmax"), ("student", "sinkhorn")]
+
+
+@pytest.mark.parametrize("preset", ["demo", "vits16"])
+def test_table_7_s_ticks_and_table_15_s_columns_are_what_is_trained(preset):
+    flags = flags_of("--preset", preset)
+
+    def settings_of(name: str) -> list[Settings]:
+        return [ablation_runs.make_run(STUDIES[name], row, 0, flags).settings for row in STUDIES[name].rows]
+
+    assert {row.name: (run.teacher == "momentum", run.centering == "sinkhorn", run.local_crops_number > 0, run.loss,
+                       run.predictor)
+            for row, run in zip(STUDIES["components"].rows, settings_of("components"))} == TABLE_7
+    assert [(run.teacher, run.centering) for run in settings_of("swav")] == TABLE_15
+    assert [run.teacher for run in settings_of("teachers")][:4] == ["momentum", "previous_epoch", "previous_iteration",
+                                                                    "student"]
+
+
+@pytest.mark.parametrize(("name", "setting", "values"), [
+    ("patch_size", "patch_size", [16, 8, 5]), ("crops", "local_crops_number", [0, 2, 6, 10]),
+    ("batch_size", "batch_size_per_gpu", [8, 16, 32, 64]), ("center", "center_momentum", [0.0, 0.9, 0.99, 0.999]),
+    ("temperature", "teacher_temp", [0.0001, 0.02, 0.04, 0.06, 0.08, 0.07]), ("epochs", "epochs", [100, 300, 800]),
+    ("head", "out_dim", [1024, 4096, 16384, 65536, 262144]), ("head", "use_bn_in_head", [False, True])])
+@pytest.mark.parametrize("preset", ["vits16", "vitb8", "small"])
+def test_a_row_is_what_its_name_says_with_every_preset(name, setting, values, preset):
+    """A value that is one preset's own is not another's, so rows say it."""
+    flags, study = flags_of("--preset", preset), STUDIES[name]
+    rows = {"out_dim": study.rows[-5:], "use_bn_in_head": study.rows[:2]}.get(setting, study.rows)
+    assert [getattr(ablation_runs.make_run(study, row, 0, flags).settings, setting) for row in rows] == values
 
 
 @pytest.mark.parametrize(("name", "column", "numbers"), [
@@ -101,7 +149,7 @@ def test_equal_settings_share_a_folder_and_others_do_not():
     """DINO's own row stands in several studies, and is trained once."""
     def folder(name: str, row: int, *argv: str, seed: int = 0) -> Path:
         flags, study = flags_of("--preset", "demo", *argv), STUDIES[name]
-        return ablations.make_run(study, study.rows[row], seed, flags).folder
+        return ablation_runs.make_run(study, study.rows[row], seed, flags).folder
 
     dino = folder("components", 0)
     assert dino == folder("collapse", 0) == folder("heads", 0) == folder("methods", 3)
@@ -113,7 +161,8 @@ def test_equal_settings_share_a_folder_and_others_do_not():
 
 def test_the_row_has_the_last_word_and_the_command_line_the_one_before():
     flags = flags_of("--preset", "demo", "--epochs", "7", "--", "--local_crops_number", "3", "--warmup_epochs", "2")
-    base, alone = (ablations.make_run(STUDIES["components"], STUDIES["components"].rows[i], 5, flags) for i in (0, 3))
+    study = STUDIES["components"]
+    base, alone = (ablation_runs.make_run(study, study.rows[i], 5, flags) for i in (0, 3))
     assert (base.settings.epochs, base.settings.local_crops_number, base.settings.warmup_epochs) == (7, 3, 2)
     assert (alone.settings.epochs, alone.settings.local_crops_number, alone.settings.seed) == (7, 0, 5)
     assert base.command[-2:] == ["--output_dir", str(base.folder)]
@@ -126,7 +175,7 @@ def test_finished_runs_are_skipped_and_a_failing_one_is_told_and_left_out(tmp_pa
     runs = [a_run(tmp_path / "old", log_of(3), name="finished"), a_run(tmp_path / "bad", None, name="failing"),
             a_run(tmp_path / "new", log_of(2), writes, "unfinished"),
             a_run(tmp_path / "bad", None, "print('again')", "its equal")]
-    done, failed = ablations.train_all(runs, [])
+    done, failed = ablation_runs.train_all(runs, [])
     assert [run.row.name for run in done] == ["finished", "unfinished"]
     assert failed == ["failing, seed 0 failed with exit status 7 and is left out: its own words are above"]
     assert "again" not in capfd.readouterr().out, "a run that failed is not tried again under another row's name"
@@ -136,15 +185,51 @@ def test_a_run_whose_last_k_nn_is_missing_is_not_finished(tmp_path):
     """train.py writes the epoch before it evaluates; without labels there is nothing to wait for."""
     log = log_of(3)
     del log[-1]["knn_teacher"]
-    assert not ablations.finished(a_run(tmp_path, log))
-    assert ablations.finished(a_run(tmp_path, [{"epoch": -1}, *log[1:]]))
-    assert not ablations.finished(a_run(tmp_path, log_of(3), epochs=4))
-    assert not ablations.finished(a_run(tmp_path / "new", None))
+    assert not ablation_runs.finished(a_run(tmp_path, log))
+    assert ablation_runs.finished(a_run(tmp_path, [{"epoch": -1}, *log[1:]]))
+    assert not ablation_runs.finished(a_run(tmp_path, log_of(3), epochs=4))
+    assert not ablation_runs.finished(a_run(tmp_path / "new", None))
+
+
+def test_a_run_that_ends_unfinished_has_failed_and_so_has_one_that_fails_behind_its_last_epoch(tmp_path):
+    """A full disk may keep a complete log from getting its checkpoint."""
+    log = tmp_path / "late" / "log.txt"
+    text = "".join(json.dumps(record) + "\\n" for record in log_of(3))
+    late = a_run(tmp_path / "late", None, f"from pathlib import Path; Path({str(log)!r}).write_text('{text}'); exit(2)")
+    done, failed = ablation_runs.train_all([a_run(tmp_path / "short", None, "exit(0)"), late], [])
+    assert not done and [line.split(" and is")[0][-1] for line in failed] == ["0", "2"], failed
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks")
+def test_two_runners_train_a_run_once(tmp_path):
+    """The second waits for the first's lock, and then finds the run finished."""
+    log = tmp_path / "run" / "log.txt"
+    text = "".join(json.dumps(record) + "\\n" for record in log_of(3))
+    command = (f"import time; from pathlib import Path; time.sleep(0.7); log = Path({str(log)!r}); "
+               f"assert not log.exists(), 'trained twice'; log.write_text('{text}')")
+    with ThreadPoolExecutor() as runners:
+        both = list(runners.map(lambda _: ablation_runs.train_all([a_run(log.parent, None, command)], []), range(2)))
+    assert [(len(done), failed) for done, failed in both] == [(1, []), (1, [])]
+
+
+def test_seeds_of_an_earlier_call_are_kept_while_their_settings_are_the_same(tmp_path):
+    lines = [{"row": row, "seed": seed, "settings": {"out_dim": out_dim, "blur": [0.5, 0.1, 0.5]}}
+             for row, seed, out_dim in (("a row", 0, K), ("a row", 1, K), ("a row", 2, 7), ("gone", 3, K))]
+    (tmp_path / "study.json").write_text(json.dumps(lines))
+    run = a_run(tmp_path, log_of(3), seed=1)._replace(changed={"out_dim": K, "blur": (0.5, 0.1, 0.5)})
+    assert ablations.earlier(tmp_path / "study.json", [run]) == lines[:1]
+    assert ablations.earlier(tmp_path / "none.json", [run]) == []
+
+
+def test_a_damaged_log_is_named(tmp_path):
+    (tmp_path / "log.txt").write_text('{"epoch": -1}\n{"epo')
+    with pytest.raises(InputError, match="is damaged: remove its folder"):
+        ablation_runs.read_lines(tmp_path / "log.txt")
 
 
 def test_sigterm_is_passed_on_and_the_line_says_that_the_same_command_goes_on(capsys):
     with pytest.raises(SystemExit) as stopped:
-        ablations.execute([sys.executable, "-c", "import time; time.sleep(60)"], [signal.SIGTERM])
+        ablation_runs.execute([sys.executable, "-c", "import time; time.sleep(60)"], [signal.SIGTERM])
     assert stopped.value.code == 128 + signal.SIGTERM
     assert "the same command goes on there" in capsys.readouterr().out
 
@@ -185,7 +270,7 @@ def test_the_table_gives_mean_deviation_and_number_beside_the_paper_s(lines):
     text = ablation_report.markdown([list(ablation_report.HEAD),
                                      *(ablation_report.cells(row, lines, "demo") for row in STUDY.rows)])
     head, _, one, other, missing = [[cell.strip() for cell in row.strip("|").split("|")] for row in text.splitlines()]
-    assert head == ["row", "the paper's", "k-NN, teacher", "student", "untrained", "images/s", "changed"]
+    assert head == ["row", "the paper's", "k-NN, teacher", "student", "untrained", "training, images/s", "changed"]
     assert one == ["one", "k-NN 71.5, linear 76.1", "34.5 ± 2.1 (2)", "32.0 ± 0.0 (2)", "19.0 ± 0.0 (2)",
                    "101.0 ± 0.0 (2)", "nothing"]
     assert other[1] == "hours 45.9" and other[-1] == "out_dim 17 (the paper: out_dim 65536)"
@@ -226,6 +311,8 @@ def test_the_masks_of_both_networks_stand_side_by_side(tmp_path):
 @pytest.mark.parametrize(("argv", "said"), [
     ("epoch", "invalid choice: 'epoch'"),
     ("center --nproc_per_node 0", "--nproc_per_node 0 must be at least 1"),
+    ("center --seeds 1 0 1", "--seeds 1 0 1 has one twice"),
+    ("center --data_path nowhere", "nowhere"),
     ("center -- --seed 3", "--seed stands behind --"),
     ("center --preset vitg14", "--preset vitg14 is unknown"),
     ("center -- --lr -1", "--lr -1.0 must not be negative"),

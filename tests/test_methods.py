@@ -1,5 +1,7 @@
 """What Table 7 puts in place of DINO's parts, each against its own paper's equation; and Fig. 6's teachers."""
 import math
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
+from tqdm import tqdm
 
 import train
 from byol import SquaredDistance
@@ -16,10 +19,11 @@ from loss import DINOLoss, sinkhorn_knopp
 from moco import InfoNCE, shuffle_batches
 from multicrop import MultiCropNetwork
 from optimizer import make_optimizer
-from run_state import build_student, load_run, make_loss, save_run, start_run
+from run_state import RunState, build_student, load_run, make_loss, save_run, start_run
+from sampling import EpochBatches
 from settings import parse_settings
-from teacher import make_teacher, momentum_of, update_teacher
-from train import StepValues, train_step
+from teacher import make_teacher, update_teacher
+from train import StepValues, epoch_record, train_epoch, train_step
 from vit import VisionTransformer
 
 B, V, K, T = 3, 5, 7, 0.07
@@ -158,27 +162,36 @@ def test_no_gradient_reaches_the_teacher_and_no_view_meets_itself(loss_fn):
 
 
 def test_the_batch_is_shuffled_over_the_processes_and_the_order_restored():
-    """With a picture's number as its pixel: each process's teacher sees others' pictures, and its keys come back."""
-    pictures = torch.arange(6.0).view(2, 3, 1)  # two processes of three
-    seen = {}
+    """Two threads as two processes: each one's teacher sees pictures of both, and its keys come back in order."""
+    pictures = torch.arange(10.0).view(2, 5, 1)  # a picture's number is its pixel
+    shared, meet = [None, None], Barrier(2, timeout=9)
 
-    def teacher_of(rank: int) -> nn.Module:
-        class Teacher(nn.Module):
-            def forward(self, crops):
-                seen[rank] = crops[0].flatten().tolist()
-                return torch.cat(crops)
-        order = torch.tensor([4, 1, 5, 0, 2, 3])
-        calls = iter([order, pictures.flatten(0, 1), 10 + pictures.flatten(0, 1)] + [
-            view + pictures.flatten(0, 1)[order] for view in (0, 10)])
-        where = SimpleNamespace(rank=rank, world_size=2, device=torch.device("cpu"), gather=lambda rows: next(calls))
+    class Teacher(nn.Module):
+        def forward(self, crops):
+            self.seen = [crop.flatten().tolist() for crop in crops]
+            return torch.cat(crops)
+
+    def teach(rank: int) -> tuple[torch.Tensor, list[list[float]]]:
+        def gather(rows: torch.Tensor) -> torch.Tensor:
+            shared[rank] = rows
+            meet.wait()
+            joined = torch.cat(shared)
+            meet.wait()
+            return joined
+
         teacher = Teacher()
-        shuffle_batches(teacher, where)
-        return teacher
+        shuffle_batches(teacher, SimpleNamespace(rank=rank, world_size=2, device=torch.device("cpu"), gather=gather))
+        return teacher([pictures[rank], 10 + pictures[rank]]), teacher.seen
 
-    for rank in range(2):
-        keys = teacher_of(rank)([pictures[rank], 10 + pictures[rank]])
-        assert torch.equal(keys, torch.cat([pictures[rank], 10 + pictures[rank]])), "each key must return to its query"
-    assert seen == {0: [4, 1, 5], 1: [0, 2, 3]}
+    torch.manual_seed(0)
+    with ThreadPoolExecutor() as processes:
+        (keys, seen), (other_keys, other_seen) = processes.map(teach, range(2))
+    for rank, found in enumerate((keys, other_keys)):
+        assert torch.equal(found, torch.cat([pictures[rank], 10 + pictures[rank]])), "each key must return to its query"
+    for view in range(2):
+        assert sorted(seen[view] + other_seen[view]) == [10 * view + n for n in range(10)], "each picture is seen once"
+        own = {10.0 * view + n for n in range(5)}
+        assert own & set(other_seen[view]) and own - set(other_seen[view]), "a process's pictures must go to both"
 
 
 def small(**head_options) -> MultiCropNetwork:
@@ -187,18 +200,23 @@ def small(**head_options) -> MultiCropNetwork:
                             DINOHead(22, 13, hidden_dim=17, bottleneck_dim=5, init_std=0.2, **head_options))
 
 
-def steps_of(kind: str, steps: int = 5, steps_per_epoch: int = 2) -> tuple[list[dict], list[dict]]:
-    """Train a little -> the student's weights before each step, and the teacher's that served in it."""
-    student = small()
-    teacher, dino_loss, optimizer = make_teacher(student), DINOLoss(13), make_optimizer("sgd", student)
-    students, teachers = [], []
+def steps_of(kind: str, epochs: int = 3) -> tuple[list[dict], list[dict]]:
+    """Train epochs of two steps -> the student's weights in each step, and the teacher's that served in it."""
+    settings = parse_settings(["--teacher", kind, "--epochs", str(epochs), "--batch_size_per_gpu", "3",
+                               "--warmup_epochs", "0", "--lr", "9"])
+    student, students, teachers = small(), [], []
+    run = RunState(student, make_teacher(student), DINOLoss(13), make_optimizer("sgd", student))
     copy = lambda network: {name: value.clone() for name, value in network.state_dict().items()}
-    for step in range(steps):
-        students.append(copy(student)), teachers.append(copy(teacher))
-        values = StepValues(0.5, 0.0, momentum_of(kind, 0.9, (step + 1) % steps_per_epoch == 0), 0.05,
-                            kind == "previous_iteration")
-        train_step(student, student, teacher, dino_loss, optimizer, [[torch.randn(3, 3, 14, 14) for _ in range(2)]],
-                   values, 0.0, False, HERE)
+
+    def note(*_) -> None:
+        students.append(copy(run.student)), teachers.append(copy(run.teacher))
+
+    run.teacher.register_forward_hook(note)
+    loader = [[torch.randn(3, 3, 14, 14) for _ in range(2)] for _ in range(2)]
+    batches = EpochBatches(len(loader) * 3, 3, 1, HERE.rank, HERE.world_size, seed=0)
+    for _ in range(epochs):
+        train_epoch(run, student, loader, batches, settings, HERE, [], tqdm(disable=True))
+        epoch_record(run, settings, batches)
     return students, teachers
 
 
@@ -207,6 +225,7 @@ def steps_of(kind: str, steps: int = 5, steps_per_epoch: int = 2) -> tuple[list[
 def test_fig_6s_teachers_are_the_student_of_the_step_that_their_name_says(kind, source):
     """Which step's student serves as the teacher in steps 0 ... 4, of two an epoch."""
     students, teachers = steps_of(kind)
+    assert not torch.equal(students[1]["backbone.cls_token"], students[2]["backbone.cls_token"]), "nothing is trained"
     for step, origin in enumerate(source):
         assert all(torch.equal(value, students[origin][name]) for name, value in teachers[step].items()), \
             f"in step {step} the teacher must be the student of step {origin}"

@@ -28,6 +28,8 @@ TRAINING = (f"train {' '.join(test_runs.TINY)} --drop_path_rate 0" +  # each pro
 LEARNING = {
     "training": TRAINING,
     "training with batch normalisation": TRAINING + " --use_bn_in_head true",
+    "training with Sinkhorn-Knopp": TRAINING + " --centering sinkhorn",
+    "training by InfoNCE": TRAINING + " --loss infonce --queue_length 48",  # whole steps, whose order differs inside
     "linear": "eval_linear --data_path {data}/creatures --output_dir {output} --epochs 3 --lr 0.03 0.3 "
               "--batch_size {batch}" + PICTURES,
     "fine-tuning": f"eval_transfer {' '.join(test_transfer.TINY)} --from_scratch --lr 0.2 --mixup 0 --cutmix 0 "
@@ -117,7 +119,7 @@ def load(file: Path) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["training", "training with batch normalisation"])
+@pytest.mark.parametrize("name", [name for name in LEARNING if name.startswith("training")])
 def test_two_processes_train_as_one_with_the_double_batch(outputs, name):
     """Center, weights and k-NN; without drop path, whose masks are drawn per process."""
     one, two = (outputs / processes / name for processes in "12")

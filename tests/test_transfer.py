@@ -145,7 +145,7 @@ def test_fine_tuning_starts_from_the_weights_of_any_checkpoint(photos, tmp_path,
     torch.save({"teacher": {f"backbone.{name}": value for name, value in backbone.state_dict().items()},
                 "args": {"num_heads": 2}}, tmp_path / "weights.pth")
     run(photos, tmp_path, "--pretrained_weights", str(tmp_path / "weights.pth"), "--lr", "1e-12", "--epochs", "1",
-        "--patch_size", "0", "--init_std", "0", "--arch", "")
+        "--patch_size", "0", "--num_heads", "0", "--init_std", "0", "--arch", "")
     assert load_backbone(tmp_path / "checkpoint.pth")[0].blocks[0].attn.num_heads == 2, "no weight's shape tells these"
     tuned = weights_of(tmp_path)
     for name, value in backbone.state_dict().items():
@@ -179,8 +179,8 @@ def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(photos, tmp_path, caps
 @pytest.mark.parametrize(("flags", "said"), [
     ("--from_scratch --pretrained_weights x.pth", "--from_scratch takes no weights"),
     ("--patch_size 0 --init_std 0", "give the weights"),
-    ("--pretrained_weights x.pth --init_std 0", "--patch_size and --init_std are for --from_scratch"),
-    ("--pretrained_weights x.pth --patch_size 0", "--patch_size and --init_std are for --from_scratch"),
+    ("--pretrained_weights x.pth --init_std 0", "--patch_size, --num_heads, --init_std are for --from_scratch"),
+    ("--pretrained_weights x.pth --patch_size 0", "--patch_size, --num_heads, --init_std are for --from_scratch"),
     ("--from_scratch --fraction 0.5 1.5", "--fraction [0.5, 1.5] is out of range"),
     ("--from_scratch --warmup_epochs 4", "--warmup_epochs 4.0 is out of range"),
     ("--from_scratch --train_size 20", "--train_size 20 must be a multiple of the patch size 8"),
