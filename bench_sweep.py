@@ -19,6 +19,7 @@ import torch
 import bench_step
 import hardware
 import measure
+from ablation_rows import STUDIES
 from checkpoint import write_whole
 from commandline import CommandLine, InputError, errors_in_one_line
 from settings import Settings, check
@@ -29,10 +30,14 @@ import matplotlib.pyplot as plt
 AXES = {"patch_size": "patch size, pixels", "local_crops_number": "local crops",
         "batch_size_per_gpu": "pictures a step"}
 CURVES = {"images_per_s": "training, images/s", "features_per_s": "features, images/s", "mib": "peak memory, MiB"}
+PATCHES, CROPS = STUDIES["patch_size"].rows, STUDIES["crops"].rows
 PAPER = {  # of its own machines: only the growth can be compared
-    ("patch_size", "features_per_s"): ("Fig. 5", {16: 1007, 8: 180, 5: 44}),
-    ("local_crops_number", "images_per_s"): ("Table 8", {0: 1 / 45.9, 2: 1 / 51.0, 6: 1 / 60.9, 10: 1 / 72.6}),
-    ("local_crops_number", "mib"): ("Table 8", {0: 9.3, 2: 10.5, 6: 12.9, 10: 15.4})}
+    ("patch_size", "features_per_s"): (
+        "Fig. 5", {row.settings["patch_size"]: row.paper["images/s"] for row in PATCHES}),
+    ("local_crops_number", "images_per_s"): (
+        "Table 8", {row.settings["local_crops_number"]: 1 / row.paper["hours"] for row in CROPS}),
+    ("local_crops_number", "mib"): (
+        "Table 8", {row.settings["local_crops_number"]: row.paper["GiB"] for row in CROPS})}
 
 
 def variations(base: Settings, flags: argparse.Namespace) -> dict[str, list[Settings]]:
