@@ -123,7 +123,7 @@ def draw_collapse(figure, study: Study, lines: list[dict]) -> None:
 
 
 def draw_costs(figure, study: Study, lines: list[dict]) -> None:
-    """Fig. 5: k-NN against what it costs: images/s of training and of features, and memory, where measured."""
+    """Fig. 5 and Table 8: k-NN against its cost: images/s of training and of features, and memory, where measured."""
     costs = [("images/s in training", lambda line: median(line["images_per_s"])),
              ("images/s of features", lambda line: line.get("features_per_s")),
              ("MiB in training", lambda line: line.get("mib"))]

@@ -237,7 +237,8 @@ STUDIES = {
         Row("SwAV, ResNet-50", RESNET | SWAV | SIX, {"k-NN": 65.7, "linear": 75.3}, RESNET_DEMO | SWAV_DEMO),
         Row("DINO, ResNet-50", RESNET, {"k-NN": 67.5, "linear": 75.3}, RESNET_DEMO)),
         "On a convnet the methods are close; on a ViT DINO is ahead, in k-NN most. The demo's convnet is a ResNet-18. "
-        "The paper's numbers of BYOL, MoCo-v2 and SwAV on ResNet-50 are of their authors' weights, trained their way."),
+        "The paper's numbers of BYOL, MoCo-v2 and SwAV on ResNet-50 are of their authors' weights, trained their way; "
+        "with --epochs 300 the rows are the runs of Table 13, which has other numbers."),
     "supervised": Study("Fig. 4", {"epochs": 800}, (
         Row("DINO", {}, {"random": 22.0, "supervised": 27.3, "DINO": 45.9}),),
         "The same network trained with labels and without: where its [CLS] looks.", {"epochs": 12}),

@@ -1,4 +1,5 @@
-"""The backbones by name: our ViTs, and any classification network of torchvision with its classifier taken off."""
+"""The backbones by name (Table 1): our ViTs, and any classifier of torchvision, ResNet-50 among them, without its last
+layer. B images, D width."""
 import torchvision
 from torch import nn
 

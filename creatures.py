@@ -44,7 +44,7 @@ def _either(*parts: Tensor) -> Tensor:
 
 
 def silhouette(label: int, u: Tensor, v: Tensor, phase: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (inside, coat): inside > 0 on the creature; coat, a field: the dark coat is where it is high.
+    """Return (inside, coat), of u's and v's shape: inside > 0 on the creature; the dark coat is where coat is high.
 
     phase shifts the coat's pattern over the body, in radians.
     """

@@ -3,7 +3,7 @@
 Of each head the heaviest patches are kept, up to a share of its mass. For each object of a picture the best head's
 Jaccard counts; the mean is taken over the objects of a picture, then over pictures (the authors' public answer).
 ViT-S/16 on VOC12: random weights 22.0, supervised 27.3, DINO 45.9; 60 % of the mass are kept in the main text, 80 %
-in the appendix, with the same numbers, so both are told. The best of several heads flatters diffuse maps: the mask of
+in appendix D, with the same numbers, so both are told. The best of several heads flatters diffuse maps: the mask of
 the heads' mean and the share of the attention on the objects stand below.
 
     python eval_attention_segmentation.py --pretrained_weights runs/demo/checkpoint.pth \\

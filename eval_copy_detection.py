@@ -3,7 +3,7 @@
 The descriptor is [CLS] joined with the patch tokens' generalised mean (GeM, p = 4), whitened on other pictures. Each
 copy ranks the originals among distractors; mAP over the copies. On Copydays' strong copies with 10,000 distractors
 DINO reaches 81.7 with ViT-B/16, 85.5 with ViT-B/8 at 320 pixels; supervised ViT-B/16 76.4. As in the release pictures
-are stretched to squares. Departures: it ranks the first 20 only, and its covariance is not around the mean.
+are stretched to squares. Departures: the release ranks the first 20 only, and its covariance is not around the mean.
 
     python eval_copy_detection.py --pretrained_weights runs/demo/checkpoint.pth
     python eval_copy_detection.py --pretrained dino_vitb16 --data_path copydays/ --distractors yfcc/a/ --whiten yfcc/b/
@@ -59,14 +59,14 @@ class Descriptor(nn.Module):
 
     def vit_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
         tokens = self.backbone.get_intermediate_layers(images)[0]
-        return tokens[:, 0], tokens[:, 1:]
+        return tokens[:, 0], tokens[:, 1:]  # (B, D), (B, N, D)
 
     def map_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
         seen = []
         hook = self.backbone.avgpool.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         pooled = self.backbone(images)
         hook.remove()
-        return pooled, seen[0].flatten(2).transpose(1, 2)
+        return pooled, seen[0].flatten(2).transpose(1, 2)  # (B, D), (B, N, D)
 
 
 class SquareView(EvaluationView):

@@ -1,7 +1,8 @@
-"""k-NN classification with frozen features (Sec. 4.1, Table 2): the paper's quickest measure of what was learnt.
+"""k-NN classification with frozen features (Table 2; Sec. 3.2, appendix F.1): the quickest measure of what was learnt.
 
 The k pictures whose features have the largest cosine with a picture's vote for their label, each with
-exp(cosine / 0.07). Nothing is trained and nothing is augmented. ViT-S/16 after DINO: 74.5 % on ImageNet at k = 20.
+exp(cosine / 0.07). Nothing is trained and nothing is augmented. ViT-S/16 after DINO: 74.5 % on ImageNet at k = 20;
+89.1 % on Flowers (Table 10).
 
     python eval_knn.py --pretrained_weights runs/mine/checkpoint.pth --data_path photos/
     python eval_knn.py --pretrained dino_vits16 --data_path imagenet/ --dump_features vits16.pth

@@ -101,7 +101,7 @@ def follow(network: nn.Module, video: Video, short_side: int, args: dict, where:
 
 
 def overlay(video: Video, ids: Tensor) -> list[Image.Image]:
-    """The frames with the objects in the palette's colours over them, half and half, and white outlines."""
+    """T frames with the objects of ids (T, H, W) in the palette's colours over them, half and half, outlined white."""
     colours = torch.zeros(256, 3, dtype=torch.uint8)
     colours.view(-1)[:len(video.palette)] = torch.tensor(video.palette, dtype=torch.uint8)
     frames = video.images.movedim(1, -1)
@@ -111,7 +111,7 @@ def overlay(video: Video, ids: Tensor) -> list[Image.Image]:
 
 
 def write(output: Path, video: Video, ids: Tensor, with_overlay: bool) -> None:
-    """The indexed PNGs of one sequence and, asked for, what there is to look at."""
+    """The indexed PNGs of one sequence, ids (T, H, W) uint8, and, asked for, what there is to look at."""
     for name, mask in zip(video.frames, ids):
         write_annotation(output / video.name / f"{name}.png", mask, video.palette)
     if with_overlay:

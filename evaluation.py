@@ -1,4 +1,4 @@
-"""What the evaluations share (Sec. 4; appendix, "Evaluation protocols"): weights, pictures, view, and the telling.
+"""What the evaluations share (Sec. 3.2 and 4, appendix F): weights, pictures, view, and the telling.
 
 Every eval_*.py takes a backbone from any checkpoint, frozen, and any pictures; prints what it measured beside the
 paper's number, saying on which data; and appends the same as one JSON line to --results.
@@ -113,7 +113,10 @@ def load_labelled(flags: argparse.Namespace, where: Hardware) -> tuple[Pictures,
 
 
 def balanced_share(labels: Tensor, fraction: float, seed: int) -> Tensor:
-    """The indices of `fraction` of each class, at least one picture; a smaller share is part of a larger one."""
+    """The indices of `fraction` of each class, at least one picture: labels (n,) -> rising indices (Table 12's 1 %).
+
+    A smaller share is part of a larger one.
+    """
     generator, chosen = torch.Generator().manual_seed(seed), []
     for label in labels.unique():
         members = (labels == label).nonzero().squeeze(1)
@@ -140,7 +143,7 @@ def epoch_batches(pictures: Pictures, flags: argparse.Namespace, where: Hardware
 
 def training_loader(pictures: Pictures, view: Callable[[Tensor], Tensor], batches: EpochBatches,
                     flags: argparse.Namespace, where: Hardware) -> DataLoader:
-    """Random views and labels in this order."""
+    """Batches of random views (B, 3, S, S) and labels (B,) in this order."""
     return make_loader(LabelledCrops(pictures, view, flags.seed), batches, flags.num_workers, where)
 
 

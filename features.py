@@ -1,4 +1,4 @@
-"""Frozen features of pictures (appendix, "Evaluation protocols"): what k-NN and every other evaluation reads.
+"""Frozen features of pictures (appendix F, "Evaluation Protocols"): what k-NN and every other evaluation reads.
 
 Shapes: n pictures, S pixels, D width of the features.
 """
@@ -35,7 +35,10 @@ class EvaluationView:
 
 
 def fit_to_patches(image: Tensor, short_side: int, patch_size: int) -> Tensor:
-    """Resize so that the short side is near short_side and both are multiples of the patch: uint8 (3, H, W), any."""
+    """Resize so that the short side is near short_side and both are multiples of the patch, in pixels.
+
+    uint8 (3, H, W), whatever H and W -> uint8 (3, H', W').
+    """
     scale = short_side / min(image.shape[-2:])
     size = [max(1, round(side * scale / patch_size)) * patch_size for side in image.shape[-2:]]
     return resize(image, size, InterpolationMode.BICUBIC, antialias=True)

@@ -1,4 +1,7 @@
-"""Films: frames in, from a folder, an animated picture or a video file; an animation out."""
+"""Films: frames in, from a folder, an animated picture or a video file; an animation out.
+
+Not in the paper: the release's video_generation.py draws attention on films, as visualize_attention.py does here.
+"""
 import re
 import shutil
 import subprocess

@@ -36,7 +36,7 @@ class Hardware(NamedTuple):
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def total(self, tensor: Tensor, operation=dist.ReduceOp.SUM) -> Tensor:
-        """The sum over all processes, the same in each."""
+        """The sum over all processes, entry by entry, the same in each."""
         if self.world_size == 1:
             return tensor
         tensor = tensor.clone()
@@ -48,7 +48,7 @@ class Hardware(NamedTuple):
         return self.total(tensor, dist.ReduceOp.MAX)
 
     def mean(self, tensor: Tensor) -> Tensor:
-        """The mean over all processes."""
+        """The mean over all processes, entry by entry."""
         return self.total(tensor) / self.world_size
 
     def gather(self, rows: Tensor) -> Tensor:

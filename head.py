@@ -1,9 +1,9 @@
-"""The projection head (Sec. 3.2, "Network architecture"; appendix C, "Projection head"): features -> logits.
+"""The projection head (Sec. 3.1, "Network architecture"; appendix C, Fig. 9): features -> logits.
 
 An MLP, an l2-normalised bottleneck, and a linear layer to K prototypes whose rows are weight-normalised. With
 the rows' gain frozen at 1 the logits are cosines: of the feature with each prototype. No batch normalisation by
-default, and no predictor: these, the number of layers, their activation and the bottleneck are what the appendix tries
-out. Names are the released checkpoints': last_layer.weight_g (gain), last_layer.weight_v.
+default, and no predictor: these, the number of layers, their activation and the bottleneck are what appendices B and C
+try out. Names are the released checkpoints': last_layer.weight_g (gain), last_layer.weight_v.
 
 Shapes: B features, D = in_dim, K = out_dim prototypes.
 """

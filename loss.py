@@ -1,15 +1,15 @@
-"""The loss (Sec. 3.1, Eq. 3), its centering and its sharpening (Sec. 3.1, "Avoiding collapse").
+"""The loss (Sec. 3.1, Eq. 1 to 3), its centering (Eq. 4) and its sharpening (Sec. 3.1, "Avoiding collapse").
 
 The student is to predict, from one view of a picture, what the teacher says of another. The teacher's logits are
 centered (so that no prototype wins everywhere) and sharpened by a low temperature (so that not all win equally);
-each alone collapses, one to a one-hot output and one to the uniform output, where the loss is ln K. H = entropy of
-the teacher + KL, and both parts are kept, since they show which collapse it is (Fig. 7).
+each alone collapses, one to a one-hot output and one to the uniform output, where the loss is ln K. The loss is the
+teacher's entropy + KL (Eq. 5), and both parts are kept, since they show which collapse it is (Fig. 7).
 
 Departures: the paper sums over the pairs of views, the release averages, and so does this file; the paper's text
 writes g + c, its Algorithm 1 and the release subtract the center, and so does this file.
 
-In place of centering, the ablations' teachers share the prototypes out among the batch (SwAV's Sinkhorn-Knopp, and
-its first iteration, which the paper calls a softmax over the batch), both global views taken as one batch.
+In place of centering, the teachers of Tables 7 and 15 share the prototypes out among the batch (SwAV's
+Sinkhorn-Knopp, and its first iteration, a softmax over the batch), both global views taken as one batch.
 
 Shapes: B images, V views of each (the first two are global), K prototypes; logits are view-major, (V * B, K).
 """
@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 
 class CrossEntropy(torch.autograd.Function):
-    """sum over v, b, k of -p log softmax(s / tau): logits s (V * B, K), tau -> scalar.
+    """sum over v, b, k of -p log softmax(s / tau) (Eq. 2, the sums of Eq. 3 in p): s (V * B, K), P (B, K) -> scalar.
 
     p, what view v is to predict, is the sum of the teacher's outputs on the other global views: P_2 for view 1, P_1
     for view 2, P_1 + P_2 for local views. The gradient (n softmax(s / tau) - p) / tau, with n = sum_k p, falls out of
@@ -42,7 +42,7 @@ class CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_total: Tensor):
+    def backward(ctx, grad_total: Tensor) -> tuple[Tensor, None, None, None]:
         gradient, ctx.gradient = ctx.gradient, None  # scaled in place, so it serves once
         if gradient is None:
             raise RuntimeError("this loss went backward before: compute it again")
@@ -105,7 +105,7 @@ class DINOLoss(nn.Module):
         self.teacher_entropy = self.kl = torch.tensor(0.0)  # of the last forward, in nats; their sum is its loss
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, teacher_temp: float) -> Tensor:
-        """mean over x in {g1, g2} and views x' != x of H(P_t(x), P_s(x')): (V * B, K), (2 * B, K) -> scalar."""
+        """mean over x in {g1, g2} and views x' != x of H(P_t(x), P_s(x')) (Eq. 3): (V * B, K), (2 * B, K) -> scalar."""
         B = batch_size(student_logits, teacher_logits)
         log_p_teacher = self.log_targets(teacher_logits.detach().float(), teacher_temp)
         p_teacher = log_p_teacher.exp()
@@ -114,11 +114,11 @@ class DINOLoss(nn.Module):
         sum_over_pairs = cross_entropy if torch.compiler.is_compiling() else CrossEntropy.apply
         pairs = 2 * (len(student_logits) // B) - 2  # a view never predicts itself
         loss = sum_over_pairs(student_logits, *p_teacher.split(B), self.student_temp) / (pairs * B)
-        self.kl = loss.detach() - self.teacher_entropy
+        self.kl = loss.detach() - self.teacher_entropy  # Eq. 5
         return loss
 
     def log_targets(self, teacher_logits: Tensor, teacher_temp: float) -> Tensor:
-        """log P_t = log softmax((g - c) / tau), or the ablations' assignments: (2 * B, K) -> (2 * B, K)."""
+        """log P_t = log softmax((g - c) / tau) (Eq. 1), or Sinkhorn-Knopp's shares: (2 * B, K) -> (2 * B, K)."""
         if self.iterations:
             return sinkhorn_knopp(teacher_logits / teacher_temp, self.iterations, self.total, self.largest)
         return ((teacher_logits - self.center) / teacher_temp).log_softmax(dim=-1)

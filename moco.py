@@ -1,4 +1,5 @@
-"""MoCo-v2's loss (He et al. 2020, Eq. 1; Chen et al. 2020), for Table 7, row 8: tell the own picture from many others.
+"""MoCo-v2's loss (He et al. 2020, Eq. 1 there; Chen et al. 2020), for Table 7, row 8, and Table 14: tell the own
+picture from many others.
 
 MoCo-v2 itself is this loss at temperature 0.2 with a momentum teacher (0.999, constant), no multi-crop, and a head of
 one hidden layer that ends in 128 outputs (DINO's appendix B gives it a larger one: ablation_rows.py). Departures: both

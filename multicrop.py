@@ -1,11 +1,12 @@
-"""Multi-crop (Sec. 3.1; appendix, "Multi-crop"; from SwAV): two global views and several small local ones.
+"""Multi-crop (Sec. 3.1; appendix E; from SwAV): two global views and several small local ones.
 
-Each view is a random crop, resized, flipped, and recoloured by BYOL's augmentations. The crop is resized as uint8 by
-torchvision; every later step works in float on the small crop, with torchvision's formulas, per picture, in place
-where it can: fresh memory costs more than arithmetic here. The release blurs with Pillow, whose Gaussian is three box
-blurs: its pixels differ from ours by 0.4 of 255 on average.
+Each view is a random crop, resized, flipped, and recoloured by BYOL's augmentations (Sec. 3.2). The crop is resized
+as uint8 by torchvision; every later step works in float on the small crop, with torchvision's formulas, per picture,
+in place where it can: fresh memory costs more than arithmetic here. The release blurs with Pillow, whose Gaussian is
+three box blurs: its pixels differ from ours by 0.4 of 255 on average.
 
-Shapes: B images, V views, S the side of a view in pixels, K prototypes; a single view is (3, S, S) in 0 ... 1.
+Shapes: B images, V views, S the side of a view in pixels, K prototypes; a single view is (3, S, S) in 0 ... 1, or
+(1, S, S) once it is grey.
 """
 import math
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from itertools import groupby
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2.functional import pil_to_tensor, resized_crop  # v1 would resize uint8 as float
@@ -30,7 +32,10 @@ def grey(image: Tensor) -> Tensor:
 
 
 def blend_(image: Tensor, other: Tensor, factor: float) -> Tensor:
-    """In place, factor * image + (1 - factor) * other, clamped: brightness, contrast, saturation by the other."""
+    """In place, factor * image + (1 - factor) * other, clamped: brightness, contrast, saturation by the other.
+
+    other: anything that expands to (3, S, S).
+    """
     return image.lerp_(other.expand_as(image), 1 - factor).clamp_(0, 1)
 
 
@@ -51,9 +56,10 @@ def shift_hue_(image: Tensor, turn: float) -> Tensor:
 
 
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
-    """Convolve with exp(-x^2 / 2 sigma^2), columns then rows; taps to about 3 sigma, reflected at the border.
+    """Convolve with exp(-x^2 / 2 sigma^2), sigma in pixels, along x, then along y; taps to about 3 sigma.
 
-    In the padded picture as one line of memory, the pixel to the right is 1 step away, the one below a row's length.
+    The border is reflected. In the padded picture as one line of memory, the pixel to the right is 1 step away, the one
+    below a row's length.
     """
     radius = min(round(3 * sigma), min(image.shape[-2:]) - 1)
     weights = [math.exp(-0.5 * (x / sigma) ** 2) for x in range(-radius, radius + 1)]
@@ -111,7 +117,7 @@ class MultiCrop:
         self.views = [(global_size, global_scale, blur[0], 0.0), (global_size, global_scale, blur[1], solarize),
                       *[local] * local_number]
 
-    def __call__(self, image) -> list[Tensor]:
+    def __call__(self, image: Image.Image | Tensor) -> list[Tensor]:
         image = image if isinstance(image, Tensor) else pil_to_tensor(image.convert("RGB"))
         if image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3:
             raise ValueError(f"a picture must be a uint8 tensor (3, H, W), not {image.dtype} {tuple(image.shape)}")

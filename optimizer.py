@@ -1,11 +1,17 @@
-"""The optimiser (Sec. 3.2, "Implementation details"): AdamW for ViTs, SGD or LARS for convnets; decay and clipping."""
+"""The optimiser (Sec. 3.2, "Implementation details"): AdamW for ViTs, SGD or LARS for convnets; decay and clipping.
+
+The paper names AdamW and the decay's schedule alone: which tensors decay, clipping, SGD and LARS are the release's.
+"""
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 
 def parameter_groups(student: nn.Module) -> list[dict]:
-    """Matrices decay; biases and the 1-d scales of normalisations do not (release: positions and [CLS] do)."""
+    """Matrices decay, as in the release positions and [CLS] too; biases and the scales of normalisations do not.
+
+    "decays" tells whoever sets a step's weight decay which group it is for.
+    """
     params = [param for param in student.parameters() if param.requires_grad]
     return [{"params": [param for param in params if param.ndim > 1], "decays": True},
             {"params": [param for param in params if param.ndim <= 1], "decays": False, "weight_decay": 0.0}]

@@ -177,7 +177,10 @@ def plain_step(student: MultiCropNetwork, teacher: MultiCropNetwork, dino_loss: 
 
 
 def plain_knn(train_features: Tensor, train_labels: Tensor, test_features: Tensor, num_classes: int) -> Tensor:
-    """The votes of the 20 nearest, through a one-hot vector for each neighbour, a hundredth at a time."""
+    """The votes of the 20 nearest, through a one-hot vector for each neighbour, a hundredth at a time.
+
+    features (m, D) and labels (m,) of those that vote, features (n, D) of those asked -> (n, num_classes).
+    """
     train_features, votes = F.normalize(train_features, dim=1), []
     for rows in F.normalize(test_features, dim=1).chunk(100):
         cosines, nearest = (rows @ train_features.T).topk(20, dim=1)

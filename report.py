@@ -1,4 +1,7 @@
-"""What a run shows: log.txt, curves.png, attention.png, and a last paragraph in plain words (Fig. 1, 4, 6, 7)."""
+"""What a run shows: log.txt, curves.png, attention.png, and a last paragraph in plain words (Fig. 1, 4, 6 and 7).
+
+Shapes: B pictures, S pixels, h heads, r x c patches.
+"""
 import json
 import math
 from pathlib import Path
@@ -40,7 +43,10 @@ def line(record: dict, epochs: int, out_dim: int) -> str:
 
 
 def collapse(record: dict, out_dim: int) -> str:
-    """A loud line if the teacher says the same of every picture, else "" (Sec. 5.3, Fig. 7): KL -> 0 both ways."""
+    """A loud line if the teacher says the same of every picture, else "" (Sec. 5.3, Eq. 5, Fig. 7): KL -> 0 both ways.
+
+    Entropy -> ln K is the uniform output, as without sharpening; entropy -> 0 a one-hot output, as without centering.
+    """
     if "train_kl" not in record:
         return ""
     entropy, kl, log_k = record["train_entropy"], record["train_kl"], math.log(out_dim)
@@ -93,7 +99,10 @@ def unnormalised(views: Tensor, view: EvaluationView) -> Tensor:
 
 def draw_attention(path: Path, views: Tensor, view: EvaluationView, attention: Tensor, untrained: Tensor,
                    patch_size: int, mass: float = 0.6) -> None:
-    """One row a picture: it, the mean over heads untrained and trained, each head, the mask of the mean's `mass`."""
+    """One row a picture: it, the mean over heads untrained and trained, each head, the mask of the mean's `mass`.
+
+    views (B, 3, S, S), attention and untrained (B, h, r, c).
+    """
     heads = attention.shape[1]
     titles = ["picture", "untrained", "trained", *(f"head {j}" for j in range(heads)), f"{mass:.0%} of trained"]
     figure, grid = plt.subplots(len(views), len(titles), figsize=(1.4 * len(titles), 1.4 * len(views) + 0.3),

@@ -1,6 +1,6 @@
 """The state of a run: built from the settings, and saved so that a stopped training ends bit for bit where it would.
 
-No generator is among it: every step and every picture seeds its own randomness (see data.py and train.py).
+No generator is among it: every step and every picture seeds its own randomness (see sampling.py and train.py).
 """
 import dataclasses
 from dataclasses import dataclass, field

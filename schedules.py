@@ -5,8 +5,8 @@ import math
 def cosine(step: int, total_steps: int, start: float, end: float, warmup_steps: int = 0) -> float:
     """Linear from 0 to start over the warm-up, then start -> end on half a cosine.
 
-    Used for the learning rate (with warm-up), the weight decay and the teacher momentum. As in the release, the
-    last warm-up step has the full value and the step after the last would have the end value.
+    Used for the learning rate (with warm-up), the weight decay and the teacher momentum (Sec. 3.1). As in the release,
+    the last warm-up step has the full value and the step after the last would have the end value.
     """
     if step < warmup_steps:
         return start * step / max(1, warmup_steps - 1)

@@ -17,6 +17,8 @@ from imagenet import IMAGENET_MEAN, IMAGENET_STD
 
 @dataclass
 class Settings:
+    """All that a training can be told: views in pixels, scales as shares of the area, warm-ups in epochs."""
+
     # -- data
     # a recipe by name: demo, small, vits16, vits8, vitb16, vitb8, resnet50; by default demo without data and
     # vits16 with data

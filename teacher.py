@@ -2,8 +2,8 @@
 
 The teacher is built from the student's weights and then follows them as an exponential moving average (EMA); no
 gradient ever reaches it. Parameters only: buffers, such as a batch normalisation's running statistics, are its own.
-Three worse teachers of Fig. 6 are there to be tried: the student of the previous epoch, of the previous iteration, and
-the student itself.
+Three worse teachers (Sec. 5.2, Fig. 6) are there to be tried: the student of the previous epoch, of the previous
+iteration, and the student itself.
 """
 import copy
 

@@ -1,4 +1,4 @@
-"""The training loop (Algorithm 1): two views to the teacher, all views to the student, the teacher follows.
+"""The training loop (Algorithm 1, Fig. 2): two views to the teacher, all to the student, the teacher follows.
 
     torchrun train.py                                                       # the demo, on whatever machine
     python train.py --data_path photos/ --output_dir runs/mine              # your pictures, one process
@@ -6,7 +6,8 @@
 
 This is the one file that sees data, networks, loss and teacher at once, and the one that applies device, processes,
 precision and compilation to them. Randomness is a function of (seed, step) and of (seed, epoch, picture), so a run
-that was stopped anywhere goes on as if it had not been.
+that was stopped anywhere goes on as if it had not been. Algorithm 1 shows no local crops; release: the gradients are
+clipped, and those of the prototypes dropped during the first epochs.
 """
 import math
 import signal

@@ -1,4 +1,4 @@
-"""Draw where the [CLS] token looks (Fig. 1, 3 and 8-10): the heads of the last block, on pictures or films of your own.
+"""Draw where the [CLS] token looks (Fig. 1, 3 and 10): the heads of the last block, on pictures or films of your own.
 
     python visualize_attention.py --pretrained_weights runs/mine/checkpoint.pth --image_path cat.jpg --threshold 0.6
     python visualize_attention.py --pretrained dino_vits8 --image_path cat.jpg dog.jpg --pca

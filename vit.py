@@ -1,14 +1,14 @@
-"""The Vision Transformer (Sec. 3.2, "Vision Transformer"): a picture is a sequence of patches and a [CLS] token.
+"""The Vision Transformer (Sec. 3.2, Table 1): a picture is a sequence of patches and a [CLS] token.
 
 There is no classifier: the normalised [CLS] token of the last block is the feature that DINO's head, k-NN and all
 evaluations read. Parameter names and shapes are those of the released checkpoints (and of timm's), so their
 weights load with strict=True. Positions are learnt on a square grid and interpolated to any other grid exactly as
-the release does it. Not in the paper: vit_nano, a network for the classroom, and init_std: narrow networks learn
-within minutes only from wider initial weights.
+the release does it; stochastic depth is the release's too. Not in the paper: vit_nano, a network for the classroom,
+and init_std: narrow networks learn within minutes only from wider initial weights.
 
-Shapes: B images, C channels, H x W pixels, N patches, D width (embed_dim), h heads, d = D / h.
+Shapes: B images, C channels, H x W pixels, N patches (within a block tokens: [CLS] is one of them), D width
+(embed_dim), h heads, d = D / h.
 """
-
 from collections.abc import Callable
 
 import torch
@@ -182,7 +182,10 @@ class VisionTransformer(nn.Module):
         return self.norm(x)[:, 0]
 
     def get_last_selfattention(self, images: Tensor) -> Tensor:
-        """The last block's attention probabilities: (B, C, H, W) -> (B, h, 1 + N, 1 + N); row 0 is [CLS] looking."""
+        """The last block's attention probabilities: (B, C, H, W) -> (B, h, 1 + N, 1 + N), rows sum to 1.
+
+        Row 0 is [CLS] looking (Fig. 1, 3 and 10), row 1 + i patch i (Fig. 8).
+        """
         x = self.tokens(images)
         for block in self.blocks[:-1]:
             x = block(x)

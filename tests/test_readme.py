@@ -1,4 +1,4 @@
-"""What the README says of the source is true: its table of places, its commands' flags; those of the exercises too."""
+"""What the README says of the source is true: its tables, its commands' flags; those of the exercises too."""
 import ast
 import re
 from dataclasses import fields
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ablation_rows import STUDIES
 from exercise_rows import LADDER
 from settings import Settings
 
@@ -26,7 +27,20 @@ def names_in(file: Path) -> set[str]:
     return names
 
 
+def numbered(text: str) -> set[tuple[str, int]]:
+    """What a text names of the paper: "Tables 3 and 4, Fig. 5 to 7" -> ("Table", 3) ... ("Fig", 7)."""
+    found, number_list = set(), r"\d+(?:(?:, | and | to )\d+)*"
+    for kind, listed in re.findall(rf"\b(Eq|Fig|Table|Algorithm)s?\.? ({number_list})", " ".join(text.split())):
+        for first, _, last in (part.partition(" to ") for part in re.split(", | and ", listed)):
+            found |= {(kind, number) for number in range(int(first), int(last or first) + 1)}
+    return found
+
+
 PLACES = re.findall(r"`(\w+\.py):([\w.]+)`", README)
+ROWS = re.findall(r"^\| (.+?) \| (.+?) \| .*\|$", README.partition("## From the paper to the code")[2], re.M)[1:]
+READING = re.findall(r"^\| (\d+) \| (`.+?`) \|", README.partition("## Reading order")[2], re.M)
+PAPER = {(kind, number) for kind, most in (("Algorithm", 1), ("Eq", 5), ("Fig", 11), ("Table", 15))
+         for number in range(1, most + 1)}
 
 
 def test_the_paper_to_code_table_is_there():
@@ -37,6 +51,30 @@ def test_the_paper_to_code_table_is_there():
 def test_every_place_that_the_readme_names_exists(file, name):
     assert (REPO / file).exists(), f"README names {file}, which is not there"
     assert name in names_in(REPO / file), f"README names {file}:{name}, which is not there"
+
+
+def test_every_equation_figure_and_table_of_the_paper_stands_in_the_readme():
+    missing = PAPER - numbered("; ".join(what for what, _ in ROWS))
+    assert not missing, f"the paper-to-code table has no row for {sorted(missing)}"
+
+
+@pytest.mark.parametrize(("what", "where"), [row for row in ROWS if numbered(row[0]) and ".py" in row[1]])
+def test_the_number_that_a_row_names_is_found_in_its_files(what, where):
+    """So a search for "Eq. 4" in the sources leads to it."""
+    there = set().union(*(numbered((REPO / file).read_text()) for file in re.findall(r"\w+\.py", where)))
+    for kind, number in numbered(what):
+        assert (kind, number) in there, f"README sends a reader of {kind} {number} to {where}, where it is not named"
+
+
+@pytest.mark.parametrize(("minutes", "files"), READING)
+def test_the_minutes_of_the_reading_order_are_plausible(minutes, files):
+    lines = sum(len((REPO / file).read_text().splitlines()) for file in re.findall(r"\w+\.py", files))
+    assert 10 < lines / int(minutes) < 45, f"{files}: {lines} lines in {minutes} minutes (15 a minute read, 40 skimmed)"
+
+
+def test_every_study_that_is_shown_exists():
+    for study in re.findall(r"ablations\.py (\w+)", COMMANDS):
+        assert study in (*STUDIES, "all"), f"README or EXERCISES shows ablations.py {study}, which is no study"
 
 
 def test_every_training_flag_that_is_shown_exists():
