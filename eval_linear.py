@@ -6,8 +6,8 @@ rate lr * batch / 256 on a cosine to 0, random crops and flips to train on, the 
 head of its own, and one pass trains them all; the best is picked by its validation accuracy, as paper and release do,
 which flatters it a little. Departures: the release trains one lr a run and tells its best epoch, here the last counts;
 an epoch's incomplete last batch is left out; the release's [CLS] and mean patch token alternate number by number, here
-one follows the other. --cached trains on centre views, as Tables 10 and 12 do, which solve a logistic regression.
-ViT-S/16 after DINO: 77.0 % on ImageNet; of 1 % of the labels 64.5 % (Table 12).
+one follows the other. --cached learns from centre views, as Tables 10 and 12 do, which solve a logistic regression.
+ViT-S/16 after DINO: 77.0 % on ImageNet, with 1 % of the labels 64.5 % (Table 12).
 
     python eval_linear.py --pretrained_weights runs/demo/checkpoint.pth                 # embedded pictures, --cached
     python eval_linear.py --pretrained_weights runs/mine/checkpoint.pth --data_path photos/ --cached
@@ -21,6 +21,7 @@ Shapes: B images, S pixels, D width, d of the joined features, C classes, H head
 """
 import copy
 import math
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -46,20 +47,11 @@ PAPER = {("vit_small", 16): 77.0, ("vit_small", 8): 79.7, ("vit_base", 16): 78.2
 SWEEP = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5]  # the release's default for ViTs is 0.001
 
 
-def linear_features(backbone: nn.Module, images: Tensor, n_last_blocks: int, avgpool: bool) -> Tensor:
+class FrozenFeatures(nn.Module):
     """[CLS] of the last blocks, joined, then the last mean patch token if avgpool: (B, 3, S, S) -> (B, d).
 
-    d = D * (n_last_blocks + avgpool); of a convnet, whatever the two say, its pooled features.
+    d, here width, is D * (n_last_blocks + avgpool); of a convnet come its pooled features.
     """
-    if not hasattr(backbone, "get_intermediate_layers"):
-        return backbone(images)
-    layers = backbone.get_intermediate_layers(images, n_last_blocks)
-    mean_patch = [layers[-1][:, 1:].mean(dim=1)] if avgpool else []
-    return torch.cat([layer[:, 0] for layer in layers] + mean_patch, dim=1)
-
-
-class FrozenFeatures(nn.Module):
-    """linear_features of one backbone: images (B, 3, S, S) -> (B, width)."""
 
     def __init__(self, backbone: nn.Module, n_last_blocks: int, avgpool: bool):
         super().__init__()
@@ -67,7 +59,11 @@ class FrozenFeatures(nn.Module):
         self.width = backbone.embed_dim * (n_last_blocks + avgpool)
 
     def forward(self, images: Tensor) -> Tensor:
-        return linear_features(self.backbone, images, self.n_last_blocks, self.avgpool)
+        if not hasattr(self.backbone, "get_intermediate_layers"):
+            return self.backbone(images)
+        layers = self.backbone.get_intermediate_layers(images, self.n_last_blocks)
+        mean_patch = [layers[-1][:, 1:].mean(dim=1)] if self.avgpool else []
+        return torch.cat([layer[:, 0] for layer in layers] + mean_patch, dim=1)
 
 
 class TrainingView:
@@ -131,7 +127,7 @@ def accuracies(heads: nn.ModuleList, features: Tensor, labels: Tensor) -> list[t
             for one in logits]  # topk takes NaN for the largest number of all
 
 
-def blocks_to_read(flags, backbone: nn.Module, arch: str) -> tuple[int, bool]:
+def blocks_to_read(flags: Namespace, backbone: nn.Module, arch: str) -> tuple[int, bool]:
     """(--n_last_blocks, --avgpool_patchtokens), where not given the paper's for this arch; checked against it."""
     blocks = len(getattr(backbone, "blocks", []))
     if not blocks:
@@ -145,8 +141,8 @@ def blocks_to_read(flags, backbone: nn.Module, arch: str) -> tuple[int, bool]:
     return n_last_blocks, avgpool if flags.avgpool_patchtokens is None else flags.avgpool_patchtokens
 
 
-def make_source(network: FrozenFeatures, pictures: Pictures, view: EvaluationView, batches: EpochBatches, flags,
-                where: Hardware) -> Callable[[], Iterable[tuple[Tensor, Tensor]]]:
+def make_source(network: FrozenFeatures, pictures: Pictures, view: EvaluationView, batches: EpochBatches,
+                flags: Namespace, where: Hardware) -> Callable[[], Iterable[tuple[Tensor, Tensor]]]:
     """What gives an epoch's batches of features (B, d) and labels (B,): of augmented views, or with --cached of the
     centre views, whose features are taken once."""
     if flags.cached:
@@ -165,7 +161,7 @@ def make_source(network: FrozenFeatures, pictures: Pictures, view: EvaluationVie
 
 
 def recipe_of(network: FrozenFeatures, pictures: Pictures, view: EvaluationView, batches: EpochBatches, classes: int,
-              flags) -> dict:
+              flags: Namespace) -> dict:
     """What must agree for heads to be evaluated, and besides for their training to go on."""
     recipe = {"weights": evaluation.fingerprint(network.backbone), "n_last_blocks": network.n_last_blocks,
               "avgpool_patchtokens": network.avgpool, "eval_size": view.size, "classes": classes, "lr": flags.lr}
@@ -176,8 +172,11 @@ def recipe_of(network: FrozenFeatures, pictures: Pictures, view: EvaluationView,
 
 def train(heads: nn.ModuleList, optimizer: torch.optim.SGD, run: Progress, batches: EpochBatches,
           source: Callable[[], Iterable[tuple[Tensor, Tensor]]], validate: Callable[[], list[tuple[float, float]]],
-          flags, where: Hardware) -> None:
-    """The epochs that are still to do, each kept in --output_dir; ten times on the way, how far it is."""
+          flags: Namespace, where: Hardware) -> None:
+    """The epochs that are still to do, each kept in --output_dir; ten times on the way, how far it is.
+
+    validate: -> (top-1, top-5) in % of each head.
+    """
     while run.epoch < flags.epochs:
         batches.epoch = run.epoch
         set_lr(optimizer, run.epoch, flags.epochs)
@@ -204,7 +203,7 @@ def table(scores: list[tuple[float, float]], lrs: list[float], args: dict) -> tu
             {f"{args['arch']}, best (lr {lrs[best]:g}), top-1 %": paper} if paper else {})
 
 
-def evaluate(flags, where: Hardware) -> None:
+def evaluate(flags: Namespace, where: Hardware) -> None:
     """Train the heads, or with --evaluate take those of --output_dir; then a table of the sweep."""
     evaluation.require(flags, n_last_blocks=flags.n_last_blocks >= 0, epochs=flags.epochs >= 1,
                        lr=min(flags.lr) > 0, fraction=0 < flags.fraction <= 1)

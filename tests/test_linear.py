@@ -19,7 +19,6 @@ from eval_linear import (
     TrainingView,
     accuracies,
     blocks_to_read,
-    linear_features,
     make_heads,
     make_optimizer,
     make_source,
@@ -41,7 +40,7 @@ def small_vit() -> VisionTransformer:
 
 
 def test_features_are_the_last_blocks_cls_tokens_joined_then_the_mean_patch():
-    """Sec. 4.1 and appendix: ViT-S joins [CLS] of the last blocks, ViT-B the last [CLS] and the mean patch token."""
+    """Appendix F.2: ViT-S joins [CLS] of the last blocks, ViT-B the last [CLS] and the mean patch token."""
     vit, images = small_vit(), torch.randn(5, 3, 14, 14)
     x, outputs = vit.tokens(images), []
     for block in vit.blocks:
@@ -49,8 +48,8 @@ def test_features_are_the_last_blocks_cls_tokens_joined_then_the_mean_patch():
         outputs.append(vit.norm(x))
     like_small = torch.cat([outputs[1][:, 0], outputs[2][:, 0]], dim=1)
     like_base = torch.cat([outputs[2][:, 0], sum(outputs[2][:, i] for i in range(1, 5)) / 4], dim=1)
-    torch.testing.assert_close(linear_features(vit, images, 2, False), like_small)
-    torch.testing.assert_close(linear_features(vit, images, 1, True), like_base)
+    torch.testing.assert_close(FrozenFeatures(vit, 2, False)(images), like_small)
+    torch.testing.assert_close(FrozenFeatures(vit, 1, True)(images), like_base)
     for n, avgpool in ((1, False), (2, False), (3, True)):
         network = FrozenFeatures(vit, n, avgpool)
         assert network(images).shape == (5, network.width), "the heads are made for this width"
