@@ -18,6 +18,7 @@ Shapes: B pictures, n in the database, N patches, D width.
 """
 import io
 import tempfile
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -161,7 +162,7 @@ def open_copydays(folder: Path) -> tuple[Pictures, dict[str, Pictures]]:
         name: Pictures(files, [number[file.stem[:-2]] for file in files]) for name, files in blocks.items()}
 
 
-def open_copies(flags, where: Hardware) -> Copies:
+def open_copies(flags: Namespace, where: Hardware) -> Copies:
     """Copydays' layout with the folders that the flags name, or copies made in memory."""
     if not flags.data_path or flags.dataset:
         if flags.distractors or flags.whiten:
@@ -207,7 +208,7 @@ def main(argv: list[str] | None = None) -> None:
     evaluation.run(parser, evaluate, argv)
 
 
-def evaluate(flags, where: Hardware) -> None:
+def evaluate(flags: Namespace, where: Hardware) -> None:
     """Make copies, or find them: a table of mAPs by block, whitened and not."""
     if flags.make:
         train, val = evaluation.load_pictures(flags, where)

@@ -23,6 +23,7 @@ class folders: each picture (of val/, if there is one) ranks the others, and tho
 Shapes: q queries, n pictures in the database, D width.
 """
 import math
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
@@ -136,21 +137,24 @@ def main(argv: list[str] | None = None) -> None:
     evaluation.run(parser, evaluate, argv)
 
 
-def evaluate(flags, where: Hardware) -> None:
+def evaluate(flags: Namespace, where: Hardware) -> None:
     """The ground truths that --data_path holds, else its labels, and a table of mAPs."""
     backbone, args = evaluation.load_backbone(flags, where)
     network = MultiScale(backbone, args["patch_size"], *([] if flags.multiscale else [(1,)]))
     folder = Path(flags.data_path)
     truths = sorted([*folder.glob("gnd_*.pkl"), *folder.glob("*/gnd_*.pkl")]) if flags.data_path else []
-    measure = labelled if flags.dataset or not truths else revisited
-    measured, data = measure(network, args, truths, flags, where)
+    if flags.dataset or not truths:
+        measured, data = labelled(network, args, flags, where)
+    else:
+        measured, data = revisited(network, args, truths, flags, where)
     paper = PAPER.get((args["arch"], args["patch_size"]), {})
     medium = PAPER["vit_small", 16]["roxford5k, medium, mAP %"]
     evaluation.tell(flags, where, f"image retrieval (Table 3: ViT-S/16 has mAP {medium} on ROxford, medium)", args,
                     f"{data}, {'three scales' if flags.multiscale else 'one scale'}", measured, paper)
 
 
-def revisited(network: nn.Module, args: dict, truths: list[Path], flags, where: Hardware) -> tuple[dict, str]:
+def revisited(network: nn.Module, args: dict, truths: list[Path], flags: Namespace,
+              where: Hardware) -> tuple[dict[str, float], str]:
     """(mAP of every benchmark and level, what data it was)."""
     if flags.skip_bad_images:
         raise InputError("--skip_bad_images does not go with a ground truth, which numbers its pictures: mend them")
@@ -165,7 +169,7 @@ def revisited(network: nn.Module, args: dict, truths: list[Path], flags, where: 
     return measured, f"{evaluation.source(flags)}: long side {view.size} pixels"
 
 
-def labelled(backbone: nn.Module, args: dict, truths: list[Path], flags, where: Hardware) -> tuple[dict, str]:
+def labelled(network: nn.Module, args: dict, flags: Namespace, where: Hardware) -> tuple[dict[str, float], str]:
     """The same of labelled pictures: (mAP of the network and of raw pixels, what data it was)."""
     train, val = evaluation.load_pictures(flags, where)
     pictures = train if val is None or val.labels is None else val
@@ -173,12 +177,12 @@ def labelled(backbone: nn.Module, args: dict, truths: list[Path], flags, where: 
         raise InputError(f"--data_path {flags.data_path!r} has neither labels nor gnd_*.pkl: put pictures into class "
                          "folders")
     pictures = pictures.subset((pictures.labels >= 0).nonzero().squeeze(1))
-    view, networks = evaluation.evaluation_view(flags, args), {args["arch"]: backbone}
+    view, networks = evaluation.evaluation_view(flags, args), {args["arch"]: network}
     if len(pictures) <= 20_000:  # more raw pixels than that fill the memory
         networks["raw pixels"] = Pixels()
     measured = {f"{name}, same class, mAP %": same_class_map(extract_features(
-        network, pictures, view, where, **evaluation.loading(flags, where)), pictures.labels)
-        for name, network in networks.items()}
+        one, pictures, view, where, **evaluation.loading(flags, where)), pictures.labels)
+        for name, one in networks.items()}
     return measured, f"{evaluation.source(flags)}: {len(pictures)} pictures rank each other, {view.size} pixels"
 
 

@@ -12,6 +12,7 @@ exp(cosine / 0.07). Nothing is trained and nothing is augmented. ViT-S/16 after 
 
 Shapes: N pictures that vote, n pictures asked, D width, C classes.
 """
+from argparse import Namespace
 from typing import NamedTuple
 
 import torch
@@ -106,7 +107,7 @@ def main(argv: list[str] | None = None) -> None:
     evaluation.run(parser, evaluate, argv)
 
 
-def evaluate(flags, where: Hardware) -> None:
+def evaluate(flags: Namespace, where: Hardware) -> None:
     """Features from the network or from a file, then a table of top-1 and top-5 for every k."""
     evaluation.require(flags, nb_knn=min(flags.nb_knn) >= 1, temperature=flags.temperature > 0)
     features, args, data = load_features(flags) if flags.load_features else features_of(flags, where)
@@ -124,7 +125,7 @@ def evaluate(flags, where: Hardware) -> None:
                     measured, {f"{args['arch']}, k = 20, top-1 %": paper} if paper else {})
 
 
-def features_of(flags, where: Hardware) -> tuple[dict[str, LabelledFeatures], dict, str]:
+def features_of(flags: Namespace, where: Hardware) -> tuple[dict[str, LabelledFeatures], dict, str]:
     """(features of the network and of raw pixels by name, the network's flags, what data it was)."""
     backbone, args = evaluation.load_backbone(flags, where)
     *split, asked = evaluation.load_labelled(flags, where)
@@ -138,7 +139,7 @@ def features_of(flags, where: Hardware) -> tuple[dict[str, LabelledFeatures], di
                             f"({asked}), {len(split[0].classes)} classes, {view.size} pixels")
 
 
-def load_features(flags) -> tuple[dict[str, LabelledFeatures], dict, str]:
+def load_features(flags: Namespace) -> tuple[dict[str, LabelledFeatures], dict, str]:
     """The same from a file that --dump_features wrote; --pretrained_weights becomes what it was then."""
     stored = read_checkpoint(flags.load_features)
     try:

@@ -18,6 +18,7 @@ patches count, also where several tie for the fifth place; 0.229, not 0.228, is 
 
 Shapes: T frames of H x W pixels, r x c patches, m context frames, D width, C labels (the objects' and the ground's).
 """
+from argparse import Namespace
 from collections import deque
 from functools import partial
 from pathlib import Path
@@ -140,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
     evaluation.run(parser, evaluate, argv)
 
 
-def evaluate(flags, where: Hardware) -> None:
+def evaluate(flags: Namespace, where: Hardware) -> None:
     """Follow the objects of every sequence, write, score, and tell; the sequences are shared over the processes."""
     evaluation.require(flags, n_last_frames=flags.n_last_frames >= 0, topk=flags.topk >= 1,
                        size_mask_neighborhood=flags.size_mask_neighborhood >= 0, temperature=flags.temperature > 0)

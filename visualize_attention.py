@@ -12,6 +12,7 @@ The positions are interpolated, so a picture of any shape keeps its shape.
 
 Shapes: H x W pixels, r x c patches, h heads, D width.
 """
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from subprocess import CalledProcessError
@@ -106,7 +107,7 @@ def look(backbone: nn.Module, args: dict, image: Tensor, short_side: int, device
 
 
 @torch.no_grad()
-def draw_pictures(backbone: nn.Module, args: dict, flags, device: torch.device) -> str:
+def draw_pictures(backbone: nn.Module, args: dict, flags: Namespace, device: torch.device) -> str:
     """Look at all pictures and write the figure and the files -> what was written."""
     output, patch, drawn, tokens = Path(flags.output_dir), backbone.patch_size, [], []
     for image in [decode(path) for path in flags.image_path]:
@@ -127,7 +128,7 @@ def draw_pictures(backbone: nn.Module, args: dict, flags, device: torch.device) 
     return f"{output / 'attention.png'}, and the single pictures beside it"
 
 
-def draw_film(backbone: nn.Module, args: dict, flags, device: torch.device) -> str:
+def draw_film(backbone: nn.Module, args: dict, flags: Namespace, device: torch.device) -> str:
     """Look at each frame, and write its files and the animation of all panels side by side -> what was written."""
     output, figure = Path(flags.output_dir), None
     writer, path = animation_writer(output / "attention", flags.fps)
