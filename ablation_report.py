@@ -11,6 +11,8 @@ from statistics import mean, median, stdev
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from ablation_rows import Row, Study, as_flags
 from attention import cls_attention, keep_mass, to_pixels
@@ -70,7 +72,7 @@ def surprises(study: Study, lines: list[dict]) -> list[str]:
             for row in study.rows for line in of_row(lines, row) if row.verdict not in (None, line["verdict"])]
 
 
-def draw_rows(figure, study: Study, lines: list[dict]) -> None:
+def draw_rows(figure: Figure, study: Study, lines: list[dict]) -> None:
     """Each seed's k-NN, of teacher and student since a young average lags behind, and the paper's numbers."""
     axes = figure.subplots()
     for i, row in enumerate(study.rows):
@@ -86,7 +88,7 @@ def draw_rows(figure, study: Study, lines: list[dict]) -> None:
     axes.invert_yaxis()
 
 
-def draw_curve(axes, lines: list[dict], key: str, color: str, style: str, label: str) -> None:
+def draw_curve(axes: Axes, lines: list[dict], key: str, color: str, style: str, label: str) -> None:
     """The mean over the seeds against the epoch, and from the lowest to the highest; k-NN begins untrained.
 
     Curves with several values an epoch are drawn where the part of it ends that each is the mean of.
@@ -101,7 +103,7 @@ def draw_curve(axes, lines: list[dict], key: str, color: str, style: str, label:
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 
-def draw_teachers(figure, study: Study, lines: list[dict]) -> None:
+def draw_teachers(figure: Figure, study: Study, lines: list[dict]) -> None:
     """Fig. 6: k-NN of teacher and student through training."""
     axes = figure.subplots()
     for i, row in enumerate(study.rows):
@@ -110,7 +112,7 @@ def draw_teachers(figure, study: Study, lines: list[dict]) -> None:
     axes.set(xlabel="epoch", ylabel="k-NN top-1, %", ylim=(0, None))
 
 
-def draw_collapse(figure, study: Study, lines: list[dict]) -> None:
+def draw_collapse(figure: Figure, study: Study, lines: list[dict]) -> None:
     """Fig. 7: the teacher's entropy between 0 and ln K, and the KL, along the steps."""
     panels = figure.subplots(1, 2)
     for axes, key, title in zip(panels, ("entropy_curve", "kl_curve"), ("teacher's entropy", "KL")):
@@ -122,7 +124,7 @@ def draw_collapse(figure, study: Study, lines: list[dict]) -> None:
         panels[0].axhline(log_k, color="grey", linestyle="--", label=f"ln K = {log_k:.3f}")
 
 
-def draw_costs(figure, study: Study, lines: list[dict]) -> None:
+def draw_costs(figure: Figure, study: Study, lines: list[dict]) -> None:
     """Fig. 5 and Table 8: k-NN against its cost: images/s of training and of features, and memory, where measured."""
     costs = [("images/s in training", lambda line: median(line["images_per_s"])),
              ("images/s of features", lambda line: line.get("features_per_s")),

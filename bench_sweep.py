@@ -26,6 +26,7 @@ from settings import Settings, check
 
 matplotlib.use("Agg")  # draws to files, needs no screen
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
 AXES = {"patch_size": "patch size, pixels", "local_crops_number": "local crops",
         "batch_size_per_gpu": "pictures a step"}
@@ -83,7 +84,7 @@ def line(row: dict) -> str:
            f"{row['features_per_s']:>10.1f} features/s"
 
 
-def draw_curve(panel, axis: str, key: str, rows: list[dict]) -> None:
+def draw_curve(panel: Axes, axis: str, key: str, rows: list[dict]) -> None:
     """One number against what changed, and the paper's, scaled to meet our first point."""
     points = {row[axis]: row[key] for row in rows if row.get(key)}
     if not points:

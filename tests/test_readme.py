@@ -72,9 +72,11 @@ def test_the_minutes_of_the_reading_order_are_plausible(minutes, files):
     assert 10 < lines / int(minutes) < 45, f"{files}: {lines} lines in {minutes} minutes (15 a minute read, 40 skimmed)"
 
 
-def test_every_study_that_is_shown_exists():
+def test_every_study_that_is_shown_exists_and_every_study_is_shown():
     for study in re.findall(r"ablations\.py (\w+)", COMMANDS):
         assert study in (*STUDIES, "all"), f"README or EXERCISES shows ablations.py {study}, which is no study"
+    for study in STUDIES:
+        assert re.search(rf"(`|ablations\.py ){study}\b", README), f"README does not say what the study {study} is"
 
 
 def test_every_training_flag_that_is_shown_exists():
