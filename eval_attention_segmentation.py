@@ -61,19 +61,19 @@ class MaskedPictures(Dataset):
 
 
 def read_embedded(item: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """One object, and no pixel in doubt."""
+    """The embedded picture and its mask (H, W): one object, and no pixel in doubt."""
     image, mask = item
     return image, mask.unsqueeze(0), torch.zeros_like(mask)
 
 
 def read_pet(item: tuple[Image.Image, Image.Image]) -> tuple[Tensor, Tensor, Tensor]:
-    """Oxford Pets' trimap: 1 the pet, 2 the ground, 3 the border between them."""
+    """Oxford Pets' picture and trimap: 1 the pet, 2 the ground, 3 the border between them, void."""
     trimap = pil_to_tensor(item[1])
     return pil_to_tensor(to_rgb(item[0])), trimap == 1, trimap[0] == 3
 
 
 def read_voc(item: tuple[Path, Path]) -> tuple[Tensor, Tensor, Tensor]:
-    """VOC12's mask, a palette picture: 0 the ground, 255 void, any other number an object."""
+    """VOC12's picture and mask, a palette picture: 0 the ground, 255 void, any other number an object."""
     picture, mask = item
     image = decode(picture)
     try:

@@ -14,7 +14,7 @@ are stretched to squares. Departures: the release ranks the first 20 only, and i
 digits. --make writes original/ and strong/ of any pictures: each blurred, set on a mottled ground, as if printed and
 scanned, cut, and compressed.
 
-Shapes: B pictures, n in the database, N patches, D width.
+Shapes: B pictures, n of any set, N patches, D width.
 """
 import io
 import tempfile
@@ -230,7 +230,10 @@ def evaluate(flags: Namespace, where: Hardware) -> None:
 
 
 def find_copies(copies: Copies, describe: Callable[[Pictures], Tensor]) -> dict[str, float]:
-    """mAP in % of every block and of all strong copies; of whitened descriptors too, if there are pictures for it."""
+    """mAP in % of every block and of all strong copies; of whitened descriptors too, if there are pictures for it.
+
+    describe: n pictures -> their descriptors (n, 2 D).
+    """
     database = torch.cat([describe(part) for part in (copies.originals, copies.distractors) if part is not None])
     labels = torch.full((len(database),), -1)
     labels[:len(copies.originals)] = copies.originals.labels

@@ -44,7 +44,7 @@ class InfoNCE(DINOLoss):
 
     @torch.no_grad()
     def update_center(self, teacher_logits: Tensor) -> None:
-        """There is no center: the step's keys enter the queue, and as many of the oldest leave it."""
+        """There is no center: the step's keys (2 * B, d) enter the queue (L, d), and as many of the oldest leave it."""
         keys = self.gather(torch.cat(self.keys))[-len(self.queue):]
         self.queue.copy_(torch.cat([self.queue[len(keys):], keys]))
         self.keys.clear()

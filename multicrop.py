@@ -76,12 +76,15 @@ def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
 
 
 def solarize(image: Tensor) -> Tensor:
-    """Invert what is at least half bright, 128 of 255: x -> |x - [x >= 128 / 255]|."""
+    """Invert what is at least half bright, 128 of 255: x -> |x - [x >= 128 / 255]|, whatever the shape."""
     return image.sub(image.clone().ge_(128 / 255)).abs_()
 
 
 def color_jitter_(image: Tensor, strengths: Sequence[float]) -> Tensor:
-    """In place, in random order: blend by factors from 1 -+ strength with black, the mean grey, grey; turn the hue."""
+    """In place, in random order: blend by factors from 1 -+ strength with black, the mean grey, grey; turn the hue.
+
+    image (3, S, S); strengths of brightness, contrast, saturation, and of the hue in circles.
+    """
     for operation, draw in zip(torch.randperm(4).tolist(), torch.rand(4).tolist(), strict=True):
         strength = strengths[operation]
         least = max(0.0, 1 - strength)
