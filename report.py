@@ -50,9 +50,10 @@ def collapse(record: dict, out_dim: int) -> str:
     if "train_kl" not in record:
         return ""
     entropy, kl, log_k = record["train_entropy"], record["train_kl"], math.log(out_dim)
-    if entropy > 0.99 * log_k:
-        return (f"COLLAPSE, uniform: entropy {entropy:.3f} within 1 % of ln K = {log_k:.3f}, nothing is learnt: try a "
-                "lower --teacher_temp and --warmup_teacher_temp, a lower --lr, a longer --freeze_last_layer")
+    if entropy > (0.95 if kl < 0.01 * log_k else 0.99) * log_k:
+        return (f"COLLAPSE, uniform: entropy {entropy:.3f}, as good as ln K = {log_k:.3f}, and KL {kl:.3f}: nothing is "
+                "learnt: try a lower --teacher_temp and --warmup_teacher_temp, a lower --lr, a longer "
+                "--freeze_last_layer")
     if entropy < 0.03 * log_k and kl < 0.03 * log_k:
         return (f"COLLAPSE, one-hot: entropy near 0 ({entropy:.3f}) and KL too ({kl:.3f}), so every picture seems to "
                 "get the same prototype: try --center_momentum 0.9, a higher --teacher_temp, a lower --lr")
