@@ -49,7 +49,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict, path: str | Pa
     groups = optimizer.state_dict()["param_groups"]
     params = [param for group in optimizer.param_groups for param in group["params"]]
     try:
-        fits = len(groups) == len(state["param_groups"]) and all(
+        fits = isinstance(state, dict) and len(groups) == len(state["param_groups"]) and all(
             math.isfinite(theirs[name]) if isinstance(value, float) else theirs.get(name, value) == value
             for ours, theirs in zip(groups, state["param_groups"]) for name, value in ours.items())
         fits = fits and all(parts.keys() == STATES[type(optimizer).__name__] for parts in state["state"].values())

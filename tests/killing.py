@@ -1,11 +1,15 @@
 """Trainings that are made to die: children of a process that has loaded everything, so that a start costs no seconds.
 
+As a script it is the training of one of torchrun's processes, of which DEATHS says where which of them dies.
+
 A child dies by a signal from outside, or by one that it sends itself at the n-th call of a function, in Python or in
 C, which its profiler counts: nothing of the product is changed for that.
 """
+import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -78,6 +82,16 @@ def status_of(child: multiprocessing.Process, seconds: float = 120) -> int:
     return child.exitcode
 
 
+def start_ranks(flags: list[str], folder: Path, deaths: dict[int, Death],
+                world_size: int = 2) -> list[multiprocessing.Process]:
+    """Start all processes of a run, as a launcher would; process r says what it says into the file said-r."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [start(flags, folder / f"said-{rank}", deaths.get(rank), RANK=str(rank), LOCAL_RANK=str(rank), **shared)
+            for rank in range(world_size)]
+
+
 def train_until(flags: list[str], said: Path, seconds: float, number: int) -> int:
     """Train, send the signal after so many seconds if it is still there -> its exit status."""
     child = start(flags, said)
@@ -87,3 +101,10 @@ def train_until(flags: list[str], said: Path, seconds: float, number: int) -> in
     return status_of(child)
 
 
+if __name__ == "__main__":
+    import train
+
+    for restart, rank, *death in json.loads(os.environ["DEATHS"]):
+        if [restart, rank] == [int(os.environ[name]) for name in ("TORCHELASTIC_RESTART_COUNT", "RANK")]:
+            die_at(Death(*death))
+    train.main(sys.argv[1:])
