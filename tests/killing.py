@@ -56,6 +56,7 @@ def live(flags: list[str], said: str, death: Death | None, environment: dict[str
     os.dup2(file, 1)
     os.dup2(file, 2)
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of the loader's workers, as in a training of its own
     if death:
         die_at(death)
     train.main(flags)
@@ -71,7 +72,7 @@ def start(flags: list[str], said: Path, death: Death | None = None, **environmen
     return child
 
 
-def status_of(child: multiprocessing.Process, seconds: float = 120) -> int:
+def status_of(child: multiprocessing.Process, seconds: float = 300) -> int:
     """Its exit status, a signal's number negative; an assertion fails if it outlives so many seconds."""
     child.join(seconds)
     alive = child.is_alive()

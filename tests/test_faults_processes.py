@@ -93,7 +93,7 @@ def test_torchrun_restarts_a_run_whose_process_was_killed_and_it_ends_the_same(p
     began = time.monotonic()
     ended = subprocess.run([*torchrun, "tests/killing.py", *flags_of_two(photos, tmp_path / "run"), "--patience",
                             "1"], cwd=REPO, env=environment, stdout=subprocess.PIPE,
-                           stderr=subprocess.STDOUT, text=True, timeout=240)
+                           stderr=subprocess.STDOUT, text=True, timeout=600)
     assert ended.returncode == 0, ended.stdout
     assert ended.stdout.count("continuing") == 2 and "error: another process of this run is lost" in ended.stdout
     print(f"{time.monotonic() - began:.0f} s with two restarts")
