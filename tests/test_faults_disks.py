@@ -87,8 +87,7 @@ def test_a_disk_that_becomes_read_only_is_one_line(photos, undisturbed, disk, tm
     assert_same(disk / "run", undisturbed)
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
-@pytest.mark.parametrize("harm", ["lost", "broken", "a pipe"])
+@pytest.mark.parametrize(("harm", "workers"), [("lost", "0"), ("lost", "1"), ("broken", "1"), ("a pipe", "0")])
 def test_a_picture_that_is_lost_or_breaks_during_the_run_is_named(harm, workers, photos, undisturbed, tmp_path):
     """In the second epoch. When it is there again the run goes on, and ends as if nothing had been."""
     flags, said = [*command(photos, tmp_path / "run"), "--num_workers", workers], tmp_path / "said"
