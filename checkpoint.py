@@ -8,7 +8,6 @@ import argparse
 import codecs
 import hashlib
 import os
-import pickle
 import re
 import warnings
 import zipfile
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from backbone import build_backbone
 from commandline import InputError, brief
+from strict import check_flags, load_strictly, whole_numbers
 
 URL = "https://dl.fbaipublicfiles.com/dino/{0}/{0}.pth"
 PRETRAINED = {  # --pretrained name -> the authors' file, and the start of its MD5 or SHA-256 (no hash is published
@@ -32,9 +32,8 @@ PRETRAINED = {  # --pretrained name -> the authors' file, and the start of its M
     "dino_vitb8": ("dino_vitbase8_pretrain", "md5", "556550"),
     "dino_resnet50": ("dino_resnet50_pretrain", "sha256", "156f8c4166a23dc2951ae811e39d76a0"),
 }
+VIT_SHAPES = ("cls_token", "pos_embed", "patch_embed.proj.weight")
 SIZES = {(128, 4): "vit_nano", (192, 12): "vit_tiny", (384, 12): "vit_small", (768, 12): "vit_base"}  # width, blocks
-UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
-              pickle.UnpicklingError, zipfile.BadZipFile)
 # what the release's full checkpoints hold beside tensors: their flags, and learning rates as NumPy numbers
 RELEASE_TYPES = [argparse.Namespace, np.dtype, type(np.dtype(np.float64)), codecs.encode,
                  (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"), np.float64(0).__reduce__()[0]]
@@ -62,12 +61,16 @@ def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
 
 def read_checkpoint(path: str | Path) -> dict:
     """Read a checkpoint onto the CPU without running code from it; raises InputError that says what is wrong."""
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise InputError(f"no checkpoint at {str(path)!r}: check the path")
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as records:  # which PyTorch stores as they are
+                if sum(record.file_size for record in records.infolist()) > os.path.getsize(path):
+                    raise ValueError
         with torch.serialization.safe_globals(RELEASE_TYPES), warnings.catch_warnings(action="ignore"):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
+    except Exception as error:  # what a torn or hostile file raises can be anything
         refused = re.search(r"GLOBAL \S+|Unsupported (operand|class)[^\n]*", str(error))
         reason = (f"holds code or objects beside tensors ({refused[0]}), which are never run" if refused else
                   "is truncated or no checkpoint of PyTorch")
@@ -81,7 +84,8 @@ def checkpoint_args(checkpoint: dict) -> dict:
     """The flags of the run that made it: a plain dict, empty where the file has none."""
     args = checkpoint.get("args", {})
     args = vars(args) if isinstance(args, argparse.Namespace) else args
-    return {name: value for name, value in args.items() if value is not None} if isinstance(args, dict) else {}
+    plain = lambda value: isinstance(value, (str, int, float)) or (isinstance(value, tuple) and all(map(plain, value)))
+    return {name: value for name, value in args.items() if plain(value)} if isinstance(args, dict) else {}
 
 
 def split_weights(checkpoint: dict, key: str, path: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -98,6 +102,10 @@ def split_weights(checkpoint: dict, key: str, path: str | Path) -> tuple[dict[st
         raise InputError(f"{str(path)!r} holds no weights by name: use another file")
     if not any(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{str(path)!r} holds no tensors: use another file")
+    for name, value in state.items():
+        if isinstance(value, Tensor) and value.numel() > whole_numbers(value):
+            raise InputError(f"{name[:50]} of {str(path)!r} claims {tuple(value.shape)} and holds less: use another "
+                             "copy of it")
     state = {re.sub(r"^((module|_orig_mod)\.)+", "", name): value for name, value in state.items()}
     parts = {part: {name.removeprefix(part): value for name, value in state.items() if name.startswith(part)}
              for part in ("backbone.", "head.")}
@@ -106,30 +114,19 @@ def split_weights(checkpoint: dict, key: str, path: str | Path) -> tuple[dict[st
     return {name: value for name, value in state.items() if not name.startswith(("head.", "fc."))}, {}
 
 
-def load_strictly(module: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
-    """load_state_dict(strict=True), or an InputError with the keys and shapes that do not fit."""
-    want, have = module.state_dict(), {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    missing, unexpected = [name for name in want if name not in have], [name for name in state if name not in want]
-    shapes = [f"{name} {tuple(have[name].shape)} for {tuple(want[name].shape)}"
-              for name in want if name in have and have[name].shape != want[name].shape]
-    problems = [f"{what} {len(names)} ({', '.join(names[:5])}{' ...' if len(names) > 5 else ''})"
-                for what, names in (("missing", missing), ("unexpected", unexpected), ("other shapes", shapes))
-                if names]
-    if problems:
-        raise InputError(f"the weights of {str(path)!r} do not fit the network: {', '.join(problems)}: check --arch, "
-                         "--patch_size, and --out_dim and the head's sizes")
-    module.load_state_dict(state, strict=True)
-
-
 def describe(state: dict[str, Tensor], path: str | Path) -> dict:
     """A ViT's arch, patch_size, img_size and in_chans, read from its weights' shapes; of a convnet, nothing."""
     if "cls_token" not in state:
         return {}
-    axes = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4}
-    if any(getattr(state.get(name), "ndim", None) != ndim for name, ndim in axes.items()):
-        raise InputError(f"{str(path)!r} lacks one of {', '.join(axes)} in its usual shape: no ViT that this reads")
+    shapes = [tuple(getattr(state.get(name), "shape", ())) for name in VIT_SHAPES]
+    match shapes:
+        case [(1, 1, width), (1, _, wide), (deep, in_chans, patch_size, side)] if (wide, deep, side) == (
+                width, width, patch_size) and 0 not in (width, in_chans, side):
+            pass
+        case _:
+            raise InputError(f"{str(path)!r} lacks one of {', '.join(VIT_SHAPES)} in its usual shape: no ViT that this "
+                             "reads")
     depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
-    width, (in_chans, patch_size) = state["cls_token"].shape[-1], state["patch_embed.proj.weight"].shape[1:3]
     if (width, depth) not in SIZES:
         raise InputError(f"{str(path)!r} is a ViT of width {width} with {depth} blocks: this reads "
                          f"{', '.join(SIZES.values())}")
@@ -145,6 +142,7 @@ def load_backbone(path: str | Path, key: str = "teacher", arch: str = "",
     """
     checkpoint = read_checkpoint(path)
     state, args = split_weights(checkpoint, key, path)[0], checkpoint_args(checkpoint)
+    check_flags(args, path)
     found = {"arch": arch or args.get("arch")} | describe(state, path)
     for flag, asked in (("arch", arch), ("patch_size", patch_size)):
         if asked and found.get(flag) not in (None, asked):

@@ -5,6 +5,8 @@ evaluations alone; DINO never sees them.
 """
 import io
 import os
+import struct
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +24,9 @@ from creatures import CLASSES, make_creatures
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
               ".jp2", ".tga", ".avif")
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)  # what a broken file raises
+# what broken files raise
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError,
+              MemoryError, NotImplementedError, struct.error, zlib.error, Image.DecompressionBombError)
 DATASETS = {  # --dataset name -> torchvision class, and its arguments for the training and the test part
     "cifar10": ("CIFAR10", {"train": True}, {"train": False}),
     "cifar100": ("CIFAR100", {"train": True}, {"train": False}),
@@ -56,11 +60,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def decode(source: str | Path | bytes) -> Tensor:
     """A picture file (or its bytes) -> uint8 (3, H, W); raises InputError that names a file it cannot read."""
+    if not isinstance(source, bytes) and not os.path.isfile(source):  # a pipe would be waited for without end
+        raise InputError(f"no picture at {str(source)!r}: check the path")
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             return pil_to_tensor(to_rgb(image))
-    except FileNotFoundError:
-        raise InputError(f"no picture at {str(source)!r}: check the path") from None
     except UNREADABLE as error:
         name = "these bytes" if isinstance(source, bytes) else repr(str(source))
         raise InputError(f"cannot read the picture {name} ({brief(error)}): mend it or take it away; of a folder, "
@@ -196,10 +200,10 @@ def open_pictures(data_path: str = "", dataset: str = "", download: bool = False
         everything = Pictures(drawn.images, drawn.labels, CLASSES, drawn.masks)
         return everything.subset(torch.arange(4000)), everything.subset(torch.arange(4000, 5000))
     root = Path(data_path)
-    if not root.is_dir():
-        raise InputError(f"--data_path {data_path!r} is {'a file' if root.exists() else 'not there'}: "
+    if not os.path.isdir(root):
+        raise InputError(f"--data_path {data_path!r} is {'a file' if os.path.exists(root) else 'not there'}: "
                          "it must be a folder of pictures")
-    folders = {path.name for path in root.iterdir() if path.is_dir()}
+    folders = {Path(folder).name for folder in next(os.walk(root, followlinks=True), [[], []])[1]}
     if "train" not in folders or (not {"val", "test"} & folders and folders != {"train"}):  # train may be a class
         return open_folder(root), None
     train = open_folder(root / "train")

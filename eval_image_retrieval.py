@@ -23,11 +23,12 @@ class folders: each picture (of val/, if there is one) ranks the others, and tho
 Shapes: q queries, n pictures in the database, D width.
 """
 import math
+import operator
+import os
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -82,10 +83,10 @@ def read_ground_truth(file: Path) -> tuple[list[Path], list[Path], list[dict[str
     """gnd_*.pkl -> (the database's files, the queries' files, of each query bbx and the numbers easy, hard, junk)."""
     truth = read_plain_pickle(file)
     try:
-        database, queries = ([file.parent / "jpg" / f"{name}.jpg" for name in truth[key]] for key in
+        database, queries = ([file.parent / "jpg" / (name + ".jpg") for name in truth[key]] for key in
                              ("imlist", "qimlist"))
         judged = [{"bbx": [float(side) for side in one["bbx"]]} |
-                  {key: np.asarray(one[key], dtype=int).tolist() for key in ("easy", "hard", "junk")}
+                  {key: [operator.index(number) for number in one[key]] for key in ("easy", "hard", "junk")}
                   for one in truth["gnd"]]
         fits = len(queries) == len(judged) and any(one["easy"] or one["hard"] for one in judged) and all(
             len(one["bbx"]) == 4 and all(map(math.isfinite, one["bbx"]))
@@ -96,7 +97,7 @@ def read_ground_truth(file: Path) -> tuple[list[Path], list[Path], list[dict[str
     if not fits:
         raise InputError(f"{str(file)!r} is no ground truth of the revisited benchmarks (imlist, qimlist, and gnd with "
                          "bbx, easy, hard, junk of each query, not all of them empty): use the published file")
-    missing = [path for path in database + queries if not path.is_file()]
+    missing = [path for path in database + queries if not os.path.isfile(path)]
     if missing:
         raise InputError(f"{len(missing)} pictures of {str(file)!r} are missing, first {str(missing[0])!r}: put all of "
                          "them there")

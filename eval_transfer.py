@@ -32,10 +32,10 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 from tqdm import tqdm
 
+import batch_norm
 import evaluation
 import hardware
 from backbone import VITS, build_backbone
-from checkpoint import load_strictly
 from commandline import InputError
 from data import Pictures
 from eval_knn import top_accuracy
@@ -46,6 +46,7 @@ from optimizer import make_optimizer
 from sampling import seed_of
 from schedules import cosine
 from settings import PRESETS, Settings
+from strict import load_strictly
 
 PAPER = {  # Table 6, top-1; of its row "supervised" ImageNet alone: the other columns are of those weights, fine-tuned
     ("vit_small", 16): {"from scratch": {"imagenet": 79.9},
@@ -132,7 +133,7 @@ def build_network(flags: Namespace, start: tuple[nn.Module, dict] | None, classe
                               about["num_heads"], drop_path_rate=flags.drop_path_rate, init_std=about["init_std"])
     if start:
         load_strictly(backbone, pretrained.state_dict(), flags.pretrained_weights or flags.pretrained)
-    return hardware.synchronise_batch_norms(Classifier(backbone, classes), where).to(where.device), about
+    return batch_norm.synchronise_batch_norms(Classifier(backbone, classes), where).to(where.device), about
 
 
 def recipe_of(pictures: Pictures, start: tuple[nn.Module, dict] | None, about: dict, classes: int, flags: Namespace,

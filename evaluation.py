@@ -9,7 +9,6 @@ import math
 import time
 import zlib
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from torch.utils.data import DataLoader
 
 import checkpoint
 import hardware
+import strict
 from backbone import build_backbone
 from commandline import CommandLine, InputError, brief, errors_in_one_line
 from data import Pictures, knn_split, open_pictures, without_unreadable
@@ -55,7 +55,7 @@ def command_line(description: str | None, batch_size: int = 100, videos: bool = 
 def run(parser: CommandLine, evaluate: Callable[[argparse.Namespace, Hardware], None], argv: list[str] | None) -> None:
     """Read the flags, join the processes, evaluate; bad input is one line and exit status 2."""
     flags = parser.parse_args(argv)
-    with errors_in_one_line(), hardware.start(flags.device, flags.precision, patience=timedelta(days=1)) as where:
+    with errors_in_one_line(), hardware.start(flags.device, flags.precision, patience=24 * 60) as where:
         for flag, value in vars(flags).items():
             for number in value if isinstance(value, list) else [value]:
                 require(flags, **{flag: not isinstance(number, float) or math.isfinite(number)})
@@ -203,14 +203,17 @@ class Progress:
     def load(self) -> None:
         """Go on where the file is; raises InputError if another recipe made it, or another script."""
         stored = checkpoint.read_checkpoint(self.path)
-        if not {"recipe", "epoch", "parts"} <= stored.keys() or stored["parts"].keys() != self.parts.keys():
+        kinds = {"recipe": dict, "epoch": int, "parts": dict}
+        if any(not isinstance(stored.get(name), kind) for name, kind in kinds.items()) or (
+                stored["parts"].keys() != self.parts.keys()):
             raise InputError(f"{str(self.path)!r} was not written by this evaluation: choose another --output_dir")
         for name, new in self.recipe.items():
             if (old := stored["recipe"].get(name)) != new:
                 raise InputError(f"{str(self.path)!r} was made with another {name} ({old}, not {new}): choose another "
                                  "--output_dir, or what it was made with")
         for name, part in self.parts.items():
-            part.load_state_dict(stored["parts"][name])
+            load = strict.load_strictly if isinstance(part, nn.Module) else strict.load_optimizer
+            load(part, stored["parts"][name], self.path)
         self.epoch, self.recipe = stored["epoch"], stored["recipe"]
 
 

@@ -2,6 +2,7 @@
 
 Shapes: n pictures, S pixels, D width of the features.
 """
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,9 +13,12 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import center_crop, resize
 from tqdm import tqdm
 
+from commandline import InputError
 from data import Pictures
 from hardware import Hardware, leave_signals_to_training
 from imagenet import IMAGENET_MEAN, IMAGENET_STD
+
+MOST_PIXELS = 2 ** 24  # of a whole picture that a network looks at
 
 
 class EvaluationView:
@@ -29,6 +33,9 @@ class EvaluationView:
         self.mean, self.std = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
 
     def __call__(self, image: Tensor) -> Tensor:
+        longest = 50 * min(image.shape[-2:])  # of a strip the rest is cut off in any case, resized or not
+        if max(image.shape[-2:]) > longest:
+            image = center_crop(image, [min(side, longest) for side in image.shape[-2:]])
         if min(image.shape[-2:]) != self.short_side:
             image = resize(image, self.short_side, InterpolationMode.BICUBIC, antialias=True)
         return (center_crop(image, [self.size, self.size]).float() / 255 - self.mean) / self.std
@@ -41,6 +48,9 @@ def fit_to_patches(image: Tensor, short_side: int, patch_size: int) -> Tensor:
     """
     scale = short_side / min(image.shape[-2:])
     size = [max(1, round(side * scale / patch_size)) * patch_size for side in image.shape[-2:]]
+    if math.prod(size) > MOST_PIXELS:
+        raise InputError(f"a picture of {image.shape[-1]} x {image.shape[-2]} pixels would become one of {size[1]} x "
+                         f"{size[0]}: cut it, or ask for a smaller size")
     return resize(image, size, InterpolationMode.BICUBIC, antialias=True)
 
 

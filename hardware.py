@@ -3,6 +3,7 @@
 One process works without a launcher; under torchrun there are several, one a GPU (nccl) or on CPUs (gloo).
 """
 import os
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,6 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
 from commandline import InputError, brief
@@ -67,9 +67,10 @@ class Hardware(NamedTuple):
 
     def all_see(self, path: Path) -> bool:
         """Whether the file is there, the same for all processes; raises InputError if only some see it."""
-        if not self.any(path.exists()):
+        there = os.path.exists(path)  # where the path cannot be looked at, writing will say why
+        if not self.any(there):
             return False
-        if self.any(not path.exists()):
+        if self.any(not there):
             raise InputError(f"not all hosts see {str(path)!r}: put --output_dir on a folder that they share")
         return True
 
@@ -122,22 +123,45 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
 
 
 @contextmanager
-def start(device: str = "auto", precision: str = "auto", patience: timedelta | None = None) -> Iterator[Hardware]:
-    """Join the processes that torchrun started, if it did; leave them at the end. patience: with one that is late."""
+def start(device: str = "auto", precision: str = "auto", patience: float = 30) -> Iterator[Hardware]:
+    """Join the processes that torchrun started, if it did; leave them at the end. patience: minutes, with a late one.
+
+    Raises InputError where another process, or one of the loader's, is lost.
+    """
     chosen = choose_device(device)
     launched = int(os.environ.get("WORLD_SIZE", 1)) > 1
     if launched and chosen.type == "mps":
         raise InputError("several processes cannot share a Mac's GPU: start one, with python, or take --device cpu")
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    if launched:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timeout=patience)
-    try:
-        yield Hardware(dist.get_rank() if launched else 0, dist.get_world_size() if launched else 1, chosen,
-                       choose_dtype(precision, chosen))
-    finally:
+    with losses_named(launched):
         if launched:
-            dist.destroy_process_group()
+            dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
+                                    timeout=timedelta(minutes=patience))
+        try:
+            yield Hardware(dist.get_rank() if launched else 0, dist.get_world_size() if launched else 1, chosen,
+                           choose_dtype(precision, chosen))
+        finally:
+            if launched and dist.is_initialized():
+                dist.destroy_process_group()
+
+
+LOST = r"gloo|NCCL|[Cc]onnection|[Tt]imed? ?out|[Ss]ocket|recvValue|TCPStore"  # what is said of a process that is gone
+
+
+@contextmanager
+def losses_named(launched: bool) -> Iterator[None]:
+    """A loader's worker that was killed, another process that is gone: PyTorch's RuntimeErrors -> InputError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" in str(error):
+            raise InputError(f"a process of the loader was killed ({brief(error)}), as when memory is full: start "
+                             "again, with a lower --num_workers if that was it; what was saved is untouched") from None
+        if launched and re.search(LOST, str(error)):
+            raise InputError(f"another process of this run is lost, or was not heard for too long ({brief(error)}): "
+                             "look for its own message; the same command goes on from what was saved") from None
+        raise
 
 
 def compile_hot_path(modules: list[nn.Module], wanted: str, hardware: Hardware) -> str:
@@ -209,46 +233,3 @@ def leave_signals_to_training(worker: int) -> None:
         os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-class GlooBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch normalisation with the statistics of all processes: what nn.SyncBatchNorm is on GPUs, for CPUs.
-
-    Every process must hold equally many samples. (B, C, ...) -> the same shape.
-    """
-
-    def _check_input_dim(self, x: Tensor) -> None:
-        """Any number of axes."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)
-        axes, world_size = [0, *range(2, x.ndim)], dist.get_world_size()
-        mean = all_reduce(x.float().mean(axes, keepdim=True)) / world_size
-        variance = all_reduce((x - mean).square().mean(axes, keepdim=True)) / world_size
-        with torch.no_grad():
-            n = x.numel() // x.shape[1] * world_size
-            self.running_mean.lerp_(mean.flatten(), self.momentum)
-            self.running_var.lerp_(variance.flatten() * n / (n - 1), self.momentum)
-            self.num_batches_tracked += 1
-        shape = mean.shape
-        return (x - mean) / (variance + self.eps).sqrt() * self.weight.view(shape) + self.bias.view(shape)
-
-
-def average_buffers(network: nn.Module, where: Hardware) -> None:
-    """Let all processes have the mean of their running statistics, where batch normalisation is not synchronised."""
-    for buffer in network.buffers():
-        if buffer.is_floating_point():
-            buffer.copy_(where.mean(buffer))
-
-
-def synchronise_batch_norms(network: nn.Module, where: Hardware) -> nn.Module:
-    """Make every batch normalisation use the batch of all processes, as the paper's ResNet-50 does."""
-    if where.world_size == 1:
-        return network
-    if where.device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.__class__ = GlooBatchNorm  # keeps its weights, buffers and names
-    return network

@@ -3,7 +3,7 @@
 The paper names AdamW and the decay's schedule alone: which tensors decay, clipping, SGD and LARS are the release's.
 """
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
@@ -17,13 +17,19 @@ def parameter_groups(student: nn.Module) -> list[dict]:
             {"params": [param for param in params if param.ndim <= 1], "decays": False, "weight_decay": 0.0}]
 
 
-def clip_gradients(student: nn.Module, max_norm: float) -> None:
-    """Scale each parameter's gradient down to at most max_norm, each tensor by itself (release), 0: not at all."""
+def clip_gradients(student: nn.Module, max_norm: float) -> Tensor:
+    """Scale each parameter's gradient down to at most max_norm, each tensor by itself (release), 0: not at all.
+
+    Returns the largest norm before, NaN if one is: a scalar, which a GPU need not be waited for.
+    """
+    norms = []
     for param in student.parameters():
-        if max_norm and param.grad is not None:
-            factor = max_norm / (param.grad.norm() + 1e-6)
-            if param.device.type != "cpu" or factor < 1:  # only a CPU can look without waiting
+        if param.grad is not None:
+            norms.append(param.grad.norm())
+            factor = max_norm / (norms[-1] + 1e-6)
+            if max_norm and (param.device.type != "cpu" or factor < 1):  # only a CPU can look without waiting
                 param.grad.mul_(factor.clamp(max=1))
+    return torch.stack(norms).max()
 
 
 class LARS(Optimizer):

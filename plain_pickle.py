@@ -3,6 +3,7 @@
 A pickle is a program: it may call any function by its name. Here the names it may call are those that NumPy writes for
 numbers and arrays, and each of them is a function of this file.
 """
+import os
 import pickle
 import re
 from pathlib import Path
@@ -58,6 +59,8 @@ class PlainUnpickler(pickle._Unpickler):
 
 def read_plain_pickle(path: str | Path):
     """The file's lists, dicts, text, numbers and arrays of numbers; raises InputError that says what is wrong."""
+    if not os.path.isfile(path):
+        raise InputError(f"no pickle at {str(path)!r}: check the path")
     try:
         with open(path, "rb") as file:
             return PlainUnpickler(file, encoding="latin1").load()

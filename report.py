@@ -25,9 +25,10 @@ def write_log(path: Path, history: list[dict]) -> None:
     write_whole(path, lambda part: part.write_text("".join(json.dumps(record) + "\n" for record in history)))
 
 
-def kept_name(epoch: int, every: int) -> list[str]:
-    """The name of the checkpoint to keep after this epoch, if it is one of every so many: checkpoint0020.pth."""
-    return [f"checkpoint{epoch:04d}.pth"] if every and epoch % every == 0 else []
+def kept_name(run: RunState, every: int) -> list[str]:
+    """The name of the checkpoint to keep of a run at the end of one of every so many epochs: checkpoint0020.pth."""
+    ended = every and run.epoch and not run.pictures and run.epoch % every == 0
+    return [f"checkpoint{run.epoch:04d}.pth"] if ended else []
 
 
 def line(record: dict, epochs: int, out_dim: int) -> str:

@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import hardware
+import batch_norm
 from backbone import build_backbone
 from byol import SquaredDistance
-from checkpoint import checkpoint_args, describe, load_strictly, read_checkpoint, save_checkpoint, split_weights
+from checkpoint import checkpoint_args, describe, read_checkpoint, save_checkpoint, split_weights
 from commandline import InputError
+from finite import first_bad
 from hardware import Hardware
 from head import DINOHead, mlp
 from loss import DINOLoss
@@ -21,12 +22,14 @@ from moco import InfoNCE, shuffle_batches
 from multicrop import MultiCropNetwork
 from optimizer import make_optimizer
 from settings import Settings
+from strict import check_flags, is_like, load_optimizer, load_strictly
 from teacher import make_teacher
 
 MUST_AGREE = ("arch", "patch_size", "num_heads", "out_dim", "head_hidden_dim", "head_bottleneck_dim", "use_bn_in_head",
               "head_nlayers", "head_activation", "head_l2_bottleneck", "predictor", "loss",
               "norm_last_layer", "global_crops_size", "optimizer")  # else the saved tensors do not fit
-MAY_DIFFER = ("preset", "output_dir", "num_workers", "device")  # not worth a word
+LOGGED = {"train_loss", "train_lr", "train_wd", "teacher_temp", "teacher_momentum", "images_per_s"}  # of every epoch
+MAY_DIFFER = ("preset", "output_dir", "num_workers", "device", "patience")  # not worth a word
 
 
 @dataclass
@@ -55,6 +58,7 @@ def build_student(settings: Settings) -> MultiCropNetwork:
     if path:
         stored = read_checkpoint(path)
         backbone_weights, head_weights = split_weights(stored, "teacher", path)
+        check_flags(checkpoint_args(stored), path)
         heads = checkpoint_args(stored).get("num_heads", 0)  # which no shape tells
         if heads != settings.num_heads:
             raise InputError(f"--num_heads {settings.num_heads}, but {str(path)!r} was trained with {heads}: pass "
@@ -89,7 +93,7 @@ def start_run(settings: Settings, where: Hardware) -> RunState:
     """Networks, loss and optimiser, on the device: fresh, or where the checkpoint in the output folder left them."""
     student = build_student(settings)
     if settings.loss != "infonce":  # which shuffles the batches instead
-        student = hardware.synchronise_batch_norms(student, where)
+        student = batch_norm.synchronise_batch_norms(student, where)
     student = student.to(where.device)
     run = RunState(student, make_teacher(student), make_loss(settings, where).to(where.device),
                    make_optimizer(settings.optimizer, student))
@@ -104,10 +108,29 @@ def start_run(settings: Settings, where: Hardware) -> RunState:
 
 
 def save_run(path: Path, run: RunState, settings: Settings) -> None:
-    """Write the whole state, with the settings as a plain dict under "args"."""
+    """Write the whole state, with the settings as a plain dict under "args"; raises InputError if it is not finite."""
     values = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
-    save_checkpoint(path, {name: value.state_dict() if hasattr(value, "state_dict") else value
-                           for name, value in values.items()} | {"args": dataclasses.asdict(settings)})
+    states = {name: value.state_dict() if hasattr(value, "state_dict") else value for name, value in values.items()}
+    bad = first_bad((f"{name}.{key}", tensor) for name in ("student", "teacher", "dino_loss")
+                    for key, tensor in states[name].items())
+    if bad:
+        raise InputError(f"{bad} is not finite after {run.epoch} epochs and {run.pictures} pictures: the last "
+                         f"checkpoint is untouched; go on from it with a lower --lr, or with --precision fp32")
+    save_checkpoint(path, states | {"args": dataclasses.asdict(settings)})
+
+
+def check_counts(run: RunState, path: Path) -> None:
+    """Raise InputError unless a checkpoint's counts and history are those of a run."""
+    counts = [isinstance(count, int) and count >= 0 for count in (run.epoch, run.pictures)]
+    steps = isinstance(run.metrics, Tensor) and run.metrics.shape[1:] == (3,) and is_like(run.metrics, run.metrics[:])
+    fits = all(counts) and steps and run.metrics.isfinite().all() and isinstance(run.seconds, float)
+    records = run.history if isinstance(run.history, list) and all(isinstance(one, dict) for one in run.history) else []
+    numbers = all(isinstance(number, (int, float)) for one in records for value in one.values()
+                  for number in (value if isinstance(value, list) else [value]))
+    if not (fits and numbers and [one.get("epoch") for one in records] == list(range(-1, run.epoch))
+            and all(LOGGED <= one.keys() for one in records[1:])):
+        raise InputError(f"{str(path)!r} does not say how far its run is: choose another --output_dir, or start from "
+                         "its weights with --init_from")
 
 
 def load_run(path: Path, run: RunState, settings: Settings) -> str:
@@ -128,9 +151,10 @@ def load_run(path: Path, run: RunState, settings: Settings) -> str:
         if isinstance(part, nn.Module):
             load_strictly(part, value, path)
         elif isinstance(part, torch.optim.Optimizer):
-            part.load_state_dict(value)
+            load_optimizer(part, value, path)
         else:
             setattr(run, field_.name, value)
+    check_counts(run, path)
     if changed and run.epoch >= new["epochs"]:
         raise InputError(f"{str(path)!r} is finished, and was made with another --{min(changed)}: choose another "
                          "--output_dir, or more --epochs")

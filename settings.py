@@ -98,6 +98,7 @@ class Settings:
     device: str = "auto"  # auto, cuda, mps or cpu
     precision: str = "auto"  # auto, fp32 or bf16; auto: bf16 where the hardware multiplies it
     compile: str = "auto"  # torch.compile of the blocks: auto (on a GPU), true or false
+    patience: float = 30.0  # minutes that one of several processes waits for another before it gives up
     knn_every: int = 5  # epochs between k-NN evaluations of teacher and student; 0: never
     knn_images: int = 5000  # at most so many pictures vote, and at most so many are asked
     eval_size: int = 224  # pixels of the evaluation's centre crop
@@ -193,7 +194,7 @@ def check(settings: Settings) -> None:
                  "clip_grad", "lr", "freeze_last_layer", "local_crops_number", "saveckp_freq", "knn_every", "seed",
                  "min_lr"):
         require(getattr(settings, flag) >= 0, flag, "must not be negative")
-    for flag in ("student_temp", "warmup_teacher_temp", "teacher_temp", "init_std"):
+    for flag in ("student_temp", "warmup_teacher_temp", "teacher_temp", "init_std", "patience"):
         require(getattr(settings, flag) > 0, flag, "must be above 0")
     for flag in ("center_momentum", "momentum_teacher", "solarize", "blur"):
         value = getattr(settings, flag)

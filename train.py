@@ -28,6 +28,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+import batch_norm
+import finite
 import hardware
 import report
 import sampling
@@ -43,7 +45,7 @@ from sampling import CropsDataset, EpochBatches, seed_of
 from schedules import cosine, linear
 from teacher import make_teacher, momentum_of, update_teacher
 
-READ_EVERY = {"cuda": 10}  # steps between looks at the metrics; a loss that is not finite is noticed then
+READ_EVERY = {"cuda": 10}  # steps between looks at the metrics; what is not finite is noticed then
 
 
 class StepValues(NamedTuple):
@@ -72,8 +74,9 @@ def scheduled(settings: Settings, step: int, steps_per_epoch: int, pictures_per_
 def train_step(student: MultiCropNetwork, ddp_student: nn.Module, teacher: MultiCropNetwork, dino_loss: DINOLoss,
                optimizer: torch.optim.Optimizer, micro_batches: list[list[Tensor]], values: StepValues,
                clip_grad: float, freeze_last_layer: bool, where: Hardware) -> Tensor:
-    """Algorithm 1 for one step: micro-batches of V crops (B, 3, S, S) -> loss, teacher entropy and KL, (3,) in nats."""
+    """Algorithm 1: micro-batches of V crops (B, 3, S, S) -> loss, entropy, KL in nats, gradient norm, (4,)."""
     metrics, teacher_mean = [], []
+    optimizer.zero_grad()
     for crops in micro_batches:
         with where.autocast():
             with torch.no_grad():
@@ -83,7 +86,7 @@ def train_step(student: MultiCropNetwork, ddp_student: nn.Module, teacher: Multi
         (loss / len(micro_batches)).backward()
         metrics.append(torch.stack([loss.detach(), dino_loss.teacher_entropy, dino_loss.kl]))
         teacher_mean.append(teacher_logits.float().mean(dim=0))
-    clip_gradients(student, clip_grad)
+    norm = clip_gradients(student, clip_grad)
     if freeze_last_layer:
         student.head.last_layer.zero_grad()
     for group in optimizer.param_groups:
@@ -91,10 +94,9 @@ def train_step(student: MultiCropNetwork, ddp_student: nn.Module, teacher: Multi
     if values.teacher_lags:
         update_teacher(student, teacher, 0.0)
     optimizer.step()  # the student
-    optimizer.zero_grad()
     update_teacher(student, teacher, values.teacher_momentum)
     dino_loss.update_center(where.mean(torch.stack(teacher_mean)))
-    return torch.stack(metrics).mean(dim=0)
+    return torch.cat([torch.stack(metrics).mean(dim=0), norm.view(1)])
 
 
 def read_pictures(settings: Settings, where: Hardware) -> tuple[Pictures, Pictures | None]:
@@ -155,13 +157,8 @@ def train_epoch(run: RunState, ddp_student: nn.Module, loader: DataLoader, batch
         if len(unread) < READ_EVERY.get(where.device.type, 1) and step + 1 < batches.steps and not stopping:
             continue
         metrics = where.mean(torch.stack(unread).cpu())
-        finite = metrics.isfinite().all(dim=1)
-        if not finite.all():
-            bad = finite.tolist().index(False)
-            raise InputError(f"the loss is {metrics[bad, 0].item()} at epoch {run.epoch + 1}, step "
-                             f"{step + 2 - len(unread) + bad}: the last checkpoint is untouched; go on from it with a "
-                             "lower --lr, or with --precision fp32")
-        run.metrics = torch.cat([run.metrics, metrics])
+        finite.check_steps(metrics, run.epoch + 1, step + 1, micro_batches, run.student)
+        run.metrics = torch.cat([run.metrics, metrics[:, :3]])
         run.pictures += len(unread) * batches.pictures_per_step
         run.seconds = time.perf_counter() - began
         unread = []
@@ -207,15 +204,18 @@ def epoch_record(run: RunState, settings: Settings, batches: EpochBatches) -> di
     return record
 
 
-def save(run: RunState, settings: Settings, where: Hardware, *names: str) -> None:
-    """Write log.txt and the checkpoint, under further names too; returns when it is done in all processes."""
+def save(run: RunState, settings: Settings, where: Hardware) -> None:
+    """Write log.txt and the checkpoint, and that to be kept; returns when it is done in all processes.
+
+    checkpoint.pth comes last: a run killed before it goes on from the old one, and writes all the others again.
+    """
     if settings.loss == "infonce":  # whose batch normalisations are each process's own
         for network in (run.student, run.teacher):
-            hardware.average_buffers(network, where)
+            batch_norm.average_buffers(network, where)
     if where.is_main:
         output = Path(settings.output_dir)
         report.write_log(output / "log.txt", run.history)
-        for name in ("checkpoint.pth", *names):
+        for name in (*report.kept_name(run, settings.saveckp_freq), "checkpoint.pth"):
             save_run(output / name, run, settings)
     where.wait()
 
@@ -252,7 +252,7 @@ def train(settings: Settings, where: Hardware, signals: list[int]) -> None:
             if split and due_for_knn(run, settings):
                 save(run, settings, where)  # the evaluation may take long
                 evaluate(run, split, settings, where, loader.num_workers)
-            save(run, settings, where, *report.kept_name(run.epoch, settings.saveckp_freq))
+            save(run, settings, where)
             say(report.line(run.history[-1], settings.epochs, settings.out_dim))
     if where.is_main:
         untrained = make_teacher(build_student(settings)).backbone.to(where.device)
@@ -262,7 +262,8 @@ def train(settings: Settings, where: Hardware, signals: list[int]) -> None:
 def main(argv: list[str] | None = None) -> None:
     with errors_in_one_line():
         settings = parse_settings(argv)
-        with hardware.start(settings.device, settings.precision) as where, hardware.stop_signals() as signals:
+        with (hardware.start(settings.device, settings.precision, settings.patience) as where,
+              hardware.stop_signals() as signals):
             train(settings, where, signals)
 
 

@@ -58,9 +58,10 @@ def test_a_step_is_algorithm_1():
     by_hand.optimizer.step()
     update_teacher(by_hand.student, by_hand.teacher, 0.9)
 
+    largest = max(param.grad.norm() for param in by_hand.student.parameters() if param.grad is not None)
     torch.testing.assert_close(metrics, torch.stack([loss.detach(), by_hand.dino_loss.teacher_entropy,
-                                                     by_hand.dino_loss.kl]),
-                               msg="loss, entropy and KL are those of the old center, which moves after the loss")
+                                                     by_hand.dino_loss.kl, largest]),
+                               msg="loss, entropy, KL and the largest gradient are those of the old center, which moves after the loss")
     for which, mend in (("student", "one optimiser's step with the values given, from this loss's gradient"),
                         ("teacher", "it averages the student that has made its step, once")):
         for a, b in zip(getattr(p, which).parameters(), getattr(by_hand, which).parameters(), strict=True):

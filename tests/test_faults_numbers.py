@@ -1,0 +1,134 @@
+"""Numbers that are not finite stop the run in their step, which says where they came from; extremes stay finite."""
+import math
+
+import pytest
+import torch
+from test_report import a_run
+from test_runs import TINY, write_photos
+from test_train import HERE, parts, step
+
+import finite
+import train
+from checkpoint import read_checkpoint
+from commandline import InputError
+from hardware import Hardware
+from head import DINOHead
+from loss import DINOLoss
+from run_state import save_run
+from train import StepValues
+
+pytestmark = [pytest.mark.faults, pytest.mark.slow]
+
+
+def told(p, micro_batches=None) -> str:
+    """What a step's numbers make check_steps say, as the seventh step of the third epoch."""
+    with pytest.raises(InputError) as stopped:
+        finite.check_steps(step(p, micro_batches)[None], 3, 7, micro_batches or [p.crops], p.student)
+    return str(stopped.value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("view", [0, 4])
+def test_a_bad_batch_is_named_by_its_view(view, value):
+    p = parts()
+    p.crops[view][1, 2, 3, 3] = value
+    said = told(p)
+    assert f"first bad: view {view + 1} of the batch" in said and "epoch 3, step 7" in said and "--lr" in said
+
+
+def test_a_bad_logit_is_named_by_its_network():
+    """Weights so large that a logit overflows: the teacher's also make the entropy NaN, the student's only the KL."""
+    for network, name in (("student", "student's"), ("teacher", "teacher's")):
+        p = parts()
+        with torch.no_grad():
+            getattr(p, network).backbone.norm.weight.fill_(math.inf)
+        assert f"first bad: the {name} logits" in told(p)
+
+
+def test_a_bad_gradient_under_a_good_loss_is_named_by_its_parameter():
+    """The loss alone would notice it a step later, when the weights are lost."""
+    p = parts()
+    p.student.head.mlp[2].weight.register_hook(lambda gradient: gradient * math.nan)
+    said = told(p)
+    assert "a gradient's norm is nan" in said and "the gradient of head.mlp.2.weight" in said
+
+
+def test_steps_that_are_finite_pass_and_the_first_bad_of_several_is_told():
+    p = parts()
+    good = step(p)
+    finite.check_steps(torch.stack([good, good]), 1, 2, [p.crops], p.student)
+    with pytest.raises(InputError, match="step 5,"):
+        finite.check_steps(torch.stack([good, good * math.nan, good * math.nan]), 1, 6, [p.crops], p.student)
+
+
+@pytest.mark.parametrize("last_step", [1, 6])
+def test_a_bad_gradient_stops_the_run_in_its_step_and_spares_the_checkpoint(last_step, tmp_path, capsys, monkeypatch):
+    """Also in an epoch's last step, after which the checkpoint would have been written."""
+    photos, clip, calls = write_photos(tmp_path / "photos"), train.clip_gradients, iter(range(1, 100))
+
+    def poison(student, max_norm):
+        if next(calls) == 6 + last_step:  # in the second epoch of six steps
+            student.backbone.cls_token.grad[..., 0] = math.inf
+        return clip(student, max_norm)
+
+    monkeypatch.setattr(train, "clip_gradients", poison)
+    with pytest.raises(SystemExit) as stopped:
+        train.main([*TINY, "--data_path", str(photos), "--output_dir", str(tmp_path / "run")])
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stopped.value.code == 2
+    assert f"a gradient's norm is inf at epoch 2, step {last_step}, first bad: the gradient of backbone.cls_tok" in said
+    kept = read_checkpoint(tmp_path / "run/checkpoint.pth")
+    assert kept["epoch"] == 1 and all(value.isfinite().all() for value in kept["student"].values())
+
+
+@pytest.mark.parametrize("part", ["student", "teacher", "dino_loss"])
+def test_weights_or_a_center_that_are_not_finite_are_not_saved(part, tmp_path):
+    run, settings = a_run(2.0, 0.5)
+    save_run(tmp_path / "checkpoint.pth", run, settings)
+    with torch.no_grad():
+        next(iter(getattr(run, part).state_dict().values())).view(-1)[0] = math.nan
+    before = (tmp_path / "checkpoint.pth").read_bytes()
+    with pytest.raises(InputError, match=rf"{part}\.\w+.* is not finite after 1 epochs"):
+        save_run(tmp_path / "checkpoint.pth", run, settings)
+    assert (tmp_path / "checkpoint.pth").read_bytes() == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("K", [4099, 262_144])
+@pytest.mark.parametrize("temp", [0.01, 0.04])
+def test_low_temperatures_and_many_prototypes_stay_finite(temp, K, dtype):
+    """Logits at the ends of what cosines can be, and the center far off: exp(1 / 0.01) alone would be infinite."""
+    torch.manual_seed(0)
+    head, dino_loss = DINOHead(7, K, hidden_dim=11, bottleneck_dim=5), DINOLoss(K, student_temp=temp)
+    dino_loss.center.uniform_(-1, 1)
+    features = torch.randn(4 * 2, 7, requires_grad=True)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        logits = head(features * 100)
+    teacher = logits.detach()[:4].clone()
+    teacher[0], teacher[1], teacher[2, 0] = -1, 1, 1
+    loss = dino_loss(logits, teacher, temp)
+    loss.backward()
+    for name, value in (("loss", loss), ("entropy", dino_loss.teacher_entropy), ("KL", dino_loss.kl),
+                        ("features' gradient", features.grad),
+                        *((name, param.grad) for name, param in head.named_parameters() if param.grad is not None)):
+        assert value.isfinite().all(), f"{name} is not finite at temperature {temp}, K = {K}, {dtype}"
+    assert dino_loss.teacher_entropy >= 0 and dino_loss.teacher_entropy <= math.log(K) * 1.001
+
+
+@pytest.mark.parametrize("centering", ["sinkhorn", "batch_softmax"])
+def test_the_other_assignments_stay_finite_at_the_lowest_temperature(centering):
+    dino_loss = DINOLoss(31, student_temp=0.01, centering=centering)
+    logits = torch.randn(12, 31).sign().requires_grad_()
+    dino_loss(logits, logits.detach()[:6], 0.01).backward()
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_steps_at_the_lowest_temperature_stay_finite(dtype):
+    p, values = parts(), StepValues(lr=0.01, weight_decay=0.3, teacher_momentum=0.9, teacher_temp=0.01)
+    p.dino_loss.student_temp = 0.01
+    where = Hardware(0, 1, HERE.device, dtype)
+    for _ in range(7):
+        metrics = train.train_step(p.student, p.student, p.teacher, p.dino_loss, p.optimizer, [p.crops], values, 3.0,
+                                   False, where)
+        finite.check_steps(metrics[None], 1, 1, [p.crops], p.student)
