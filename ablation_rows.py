@@ -63,15 +63,17 @@ SIX = {"local_crops_number": 6}
 _MLP = {"head_nlayers": 1, "head_l2_bottleneck": False, "head_activation": "relu", "freeze_last_layer": 0}
 _MSE = _MLP | {"loss": "mse", "center_momentum": 1.0}
 _INFONCE = _MLP | {"loss": "infonce", "student_temp": 0.2}
-_SINKHORN = {"teacher": "student", "centering": "sinkhorn", "warmup_teacher_temp": 0.05, "teacher_temp": 0.05,
-             "head_nlayers": 2, "head_activation": "relu", "head_bottleneck_dim": 128}
+_SINKHORN = {"teacher": "student", "centering": "sinkhorn", "head_nlayers": 2, "head_activation": "relu",
+             "head_bottleneck_dim": 128}
 UNPREDICTED = _MSE | {"head_hidden_dim": 4096, "use_bn_in_head": True, "out_dim": 256}
 BYOL = UNPREDICTED | {"predictor": True}
 MOCO = _INFONCE | {"momentum_teacher": 0.999, "head_nlayers": 2, "use_bn_in_head": True, "out_dim": 256}
-SWAV = _SINKHORN | {"use_bn_in_head": True, "norm_last_layer": True, "out_dim": 3000}
+SWAV = _SINKHORN | {"warmup_teacher_temp": 0.05, "teacher_temp": 0.05, "use_bn_in_head": True,
+                    "norm_last_layer": True, "out_dim": 3000}
 # The demo's preset has batch normalisation in its head, frozen gains, K = 256 and a momentum of 0.99 already. It has
 # 4,000 pictures, two keys each: a queue of 65,536 would hold each picture eight times. MoCo-v2's head is its own
 # paper's: on one process no shuffling hides what batch normalisation betrays of a key (that of a ResNet still does).
+# SwAV's temperature of 0.05 is too warm for batches of 32: all shares become equal, so it has the preset's 0.02.
 UNPREDICTED_DEMO = _MSE | {"head_hidden_dim": 512}
 BYOL_DEMO = UNPREDICTED_DEMO | {"predictor": True}
 MOCO_DEMO = _INFONCE | {"use_bn_in_head": False, "out_dim": 128, "queue_length": 1024}

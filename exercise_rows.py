@@ -32,11 +32,11 @@ class Exercise(NamedTuple):
 LADDER = (
     Exercise(
         "plain.py:PlainLoss.forward", "the cross-entropy of two softmaxes",
-        "The loss as a textbook writes it, in two plain loops. The teacher's centered logits go through a softmax with "
-        "a low temperature, the student's through one with self.student_temp; the loss is the mean of their "
-        "cross-entropies over all pairs of different views. The rows are view by view, B of each: split(B) gives the "
-        "views. No gradient may reach the teacher.",
-        "P_t = softmax((g_t - c) / tau_t)    P_s = softmax(g_s / tau_s)    over the K prototypes\n"
+        "The loss as a textbook writes it, in two plain loops. The teacher's logits, less self.center (which stays as "
+        "it is here), go through a softmax with a low temperature, the student's through one with self.student_temp; "
+        "the loss is the mean of their cross-entropies over all pairs of different views. The rows are view by view, B "
+        "of each: split(B) gives the views. No gradient may reach the teacher.",
+        "P_t = softmax((g_t - c) / tau_t)    P_s = softmax(g_s / tau_s)    over the K prototypes, c = self.center\n"
         "loss = mean over x in {g1, g2}, views x' != x, and images of  - sum_k P_t(x)[k] log P_s(x')[k]",
         "`python exercises.py run bench.py --parts loss` times yours beside the one that training uses (exercise 16).",
         ("test_loss.py::test_eq_3_the_loss_is_the_cross_entropy_averaged_over_pairs_of_different_views[PlainLoss]",
@@ -47,35 +47,31 @@ LADDER = (
          "the same view paired": [(" if t != v]", "]")]}),
     Exercise(
         "loss.py:DINOLoss.update_center", "the center",
-        "The center follows the mean of the teacher's logits over the batch as an exponential moving average, in "
-        "place. Taken off the logits, it keeps one prototype from winning everywhere.",
+        "The center follows the mean of the teacher's logits over the batch, each prototype's its own, as an "
+        "exponential moving average. Taken off the logits, it keeps one prototype from winning everywhere.",
         "c <- m c + (1 - m) mean_b g_t(x_b)        m = self.center_momentum, c = self.center, (1, K)   (Eq. 4)",
         "`python train.py --center_momentum 1 --epochs 4 --output_dir runs/no-centering`: what happens without it.",
         ("test_loss.py::test_eq_4_the_center_is_an_average_of_the_teachers_logits",
          "test_loss.py::test_center_momentum_one_switches_centering_off"),
         {"the two shares exchanged": [("1 - self.center_momentum", "self.center_momentum")],
-         "the mean of the last batch alone": [("self.center.lerp_(batch_center, 1 - self.center_momentum)",
-                                               "self.center.copy_(batch_center)")]}),
+         "the last batch's mean alone": [("lerp_(batch_center, 1 - self.center_momentum)", "copy_(batch_center)")]}),
     Exercise(
         "teacher.py:update_teacher", "the EMA teacher",
         "Every parameter of the teacher moves a little towards the student's of the same name, in place; nothing else "
         "does: a batch normalisation's running statistics are buffers, and the teacher's own.",
         "theta_t <- lambda theta_t + (1 - lambda) theta_s        lambda = momentum, 0.996 or more",
-        "The k-NN panel of `curves.png`: is the teacher above its student, as in Fig. 6?",
+        "the k-NN panel of `curves.png`: is the teacher above its student, as in Fig. 6?",
         ("test_teacher.py::test_after_n_steps_the_teacher_is_the_weighted_sum_of_all_students",
          "test_teacher.py::test_buffers_are_the_teachers_own"),
         {"the two shares exchanged": [("1 - momentum", "momentum")],
          "the student follows the teacher": [("teacher_param.lerp_(student_params[name], 1 - momentum)",
                                               "student_params[name].lerp_(teacher_param, 1 - momentum)")],
-         "the buffers follow too": [(
-             "teacher_param.lerp_(student_params[name], 1 - momentum)",
-             "teacher_param.lerp_(student_params[name], 1 - momentum)\n"
-             "    for mine, its in zip(teacher.buffers(), student.buffers()):\n        mine.copy_(its)")]}),
+         "the buffers follow too": [("1 - momentum)", "1 - momentum)\n    for mine, its in zip(teacher.buffers(), "
+                                     "student.buffers()):\n        mine.copy_(its)")]}),
     Exercise(
         "loss.py:mean_over_pairs", "skipping the same view",
-        "BYOL's and MoCo's losses give a term for every view v of the student and every view x of the teacher. The "
-        "first two views are the same pictures in both: terms[0, 0] and terms[1, 1] would ask for nothing but a copy, "
-        "so that the mean leaves them out.",
+        "BYOL's and MoCo's losses give a term for every view v of the student and every view x of the teacher, whose "
+        "two are the student's first two: terms[0, 0] and terms[1, 1] want a mere copy, and the mean leaves them out.",
         "mean of terms[v, x, b] over all b, v < V and x < 2 with v != x: how many are these?",
         "EXERCISES.md, \"The same view paired\": what such terms do to DINO.",
         ("test_loss.py::test_the_mean_over_pairs_leaves_the_same_view_out",),
@@ -85,10 +81,11 @@ LADDER = (
     Exercise(
         "schedules.py:cosine", "the schedules",
         "Learning rate, weight decay and teacher momentum follow half a cosine from start to end. The learning rate "
-        "rises linearly from 0 before that: step 0 has 0, the last step of the warm-up has start already.",
+        "rises linearly from 0 before that: step 0 has 0 (also where it is the whole warm-up), the last step of the "
+        "warm-up has start already. The first step of the cosine has start too; the one after the last would have end.",
         "warm-up: start step / (warmup_steps - 1)\n"
-        "then:    end + (start - end) (1 + cos(pi p)) / 2    p = share of the steps behind the warm-up, 0 ... 1",
-        "The right panel of `curves.png`.",
+        "then:    end + (start - end) (1 + cos(pi p)) / 2    p: which share of the steps after the warm-up is over",
+        "the right panel of `curves.png`.",
         ("test_schedules.py::test_the_cosine_falls_from_start_to_end_through_the_middle",
          "test_schedules.py::test_the_warm_up_is_linear_from_zero_and_reaches_the_start_value_on_its_last_step",
          "test_schedules.py::test_after_the_warm_up_it_is_the_releases_closed_form"),
@@ -114,7 +111,7 @@ LADDER = (
         "How much each token, a query, takes from every other, a key: a softmax of their scalar products. Without the "
         "factor the products grow with the width, and the softmax has no gradient left.",
         "A[b, h, i, j] = softmax over j of  q[b, h, i] . k[b, h, j] / sqrt(d)",
-        "`python visualize_attention.py`: row 0 of A in the last block is where [CLS] looks.",
+        "`python visualize_attention.py --pretrained_weights runs/demo/checkpoint.pth --image_path cat.jpg`: A's row 0",
         ("test_vit.py::test_attention_is_the_softmax_of_scaled_products_query_by_query",),
         {"no scale": [(" * q.shape[-1] ** -0.5", "")],
          "the softmax over the queries": [("softmax(dim=-1)", "softmax(dim=-2)")]}),
@@ -122,38 +119,39 @@ LADDER = (
         "vit.py:VisionTransformer.positions", "position interpolation",
         "The position embeddings are learnt on a square grid (self.grid patches a side; the first row of "
         "self.pos_embed is [CLS]'s). Another grid gets them by bicubic interpolation, and [CLS] keeps its own; the "
-        "learnt grid gets them as they are. As in the release, the scale factor has a 0.1 added to the number of rows "
-        "and columns.",
+        "learnt grid gets them as they are. As in the release, 0.1 is added to the rows and columns of the scale.",
         "scale = ((rows + 0.1) / grid, (cols + 0.1) / grid)        F.interpolate(..., scale_factor, mode=\"bicubic\")\n"
         "(1, 1 + grid^2, D) -> (1, D, grid, grid) -> (1, D, rows, cols) -> (1, 1 + rows cols, D)",
-        "Local crops need it in every step: the demo's are 24 pixels, on a grid learnt for 64.",
+        "the method below it, `tokens`: the demo's local crops are 24 pixels, on a grid learnt for 64.",
         ("test_vit.py::test_positions_are_sampled_bicubically_with_the_releases_scale",
          "test_vit.py::test_positions_are_the_learnt_ones_on_their_own_grid_only"),
         {"rows and columns exchanged": [("((rows + 0.1) / self.grid, (cols + 0.1) / self.grid)",
                                          "((cols + 0.1) / self.grid, (rows + 0.1) / self.grid)")],
-         "the 0.1 forgotten": [("((rows + 0.1) / self.grid, (cols + 0.1) / self.grid)",
-                                "(rows / self.grid, cols / self.grid)")],
+         "the 0.1 forgotten": [("(rows + 0.1)", "rows"), ("(cols + 0.1)", "cols")],
          "a grid known by its number of patches": [("rows == cols == self.grid", "rows * cols == self.grid ** 2")]}),
     Exercise(
         "multicrop.py:forward_crops", "the multi-crop forward",
         "Crops of one size go through the backbone together, so that it runs once for the globals and once for the "
-        "locals, which stand one after the other in the list. The head then sees all features in one pass, and the "
-        "views stay in their order.",
+        "locals, which stand one after the other in the list; the teacher gets no locals. The head then sees all "
+        "features in one pass, since it may have a batch normalisation, and the views stay in their order.",
         "V crops (B, 3, S, S) -> features (V B, D), one backbone pass for each size -> logits (V B, K), one head pass",
         "EXERCISES.md, \"No multi-crop\": what the locals cost, and what they are worth.",
         ("test_multicrop.py::test_one_backbone_pass_per_resolution_keeps_the_order_of_the_views",),
         {"a pass for each crop": [("backbone(torch.cat(list(group))) for _, group in same_size",
                                    "backbone(crop) for crop in crops")],
+         "a pass of the head for each size": [("head(torch.cat([backbone(", "torch.cat([head(backbone("),
+                                              ("(list(group)))", "(list(group))))"), ("same_size]))", "same_size])")],
          "small crops first": [("groupby(crops, ", "groupby(sorted(crops, key=lambda crop: crop.shape[-1]), ")]}),
     Exercise(
         "optimizer.py:parameter_groups", "weight decay, and on what",
         "Two groups for the optimiser: matrices decay; biases and the scales of normalisations, which have one axis, "
         "do not. What takes no gradient, as the frozen gain of the prototypes, is in neither. Each group says under "
-        "\"decays\" whether it does; the second has \"weight_decay\": 0.0 too.",
+        "\"decays\" whether it does; the second has \"weight_decay\": 0.0 too, since AdamW's own is 0.01.",
         "[{\"params\": [...], \"decays\": True}, {\"params\": [...], \"decays\": False, \"weight_decay\": 0.0}]",
         "`train.py:train_step`, where \"decays\" is multiplied with the schedule's value.",
         ("test_train.py::test_biases_and_norms_do_not_decay_but_positions_and_cls_do",),
         {"everything decays": [("param.ndim > 1", "True"), ("param.ndim <= 1", "False")],
+         "AdamW's own weight decay": [(", \"weight_decay\": 0.0", "")],
          "the frozen gain is optimised": [("student.parameters() if param.requires_grad", "student.parameters()")]}),
     Exercise(
         "train.py:train_step", "a step of Algorithm 1",
@@ -162,27 +160,30 @@ LADDER = (
         "for student.head.last_layer if it is frozen; lr and weight_decay of the optimiser's groups are set (a group "
         "decays if its \"decays\" says so); the student steps, and its gradients go. Then the teacher follows, and "
         "last the center, by the mean of the teacher's logits over the micro-batches and over the processes "
-        "(where.mean). With values.teacher_lags the teacher becomes the student just before the student's step.",
+        "(where.mean). With values.teacher_lags the teacher becomes the student (momentum 0) just before its step.",
         "loss -> backward -> clip -> student's step -> teacher's EMA -> center; once a step, not once a micro-batch\n"
         "returns the means of (loss, dino_loss.teacher_entropy, dino_loss.kl), (3,)",
         "`python exercises.py run train.py --epochs 4 --output_dir runs/my-step`: the demo, trained by your step.",
         ("test_train.py::test_a_step_is_algorithm_1", "test_train.py::test_the_teacher_sees_the_two_global_views_only",
          "test_train.py::test_accumulated_micro_batches_are_one_step_of_the_whole_batch",
          "test_train.py::test_a_frozen_last_layer_does_not_move_and_the_rest_does",
+         "test_train.py::test_a_step_calls_the_student_that_knows_the_other_processes",
+         "test_train.py::test_a_step_in_bf16_is_near_the_step_in_fp32",
          "test_methods.py::test_fig_6s_teachers_are_the_student_of_the_step_that_their_name_says"),
         {"the center updated before the loss": [
             ("        loss = dino_loss(", "        dino_loss.update_center(teacher_logits)\n        loss = dino_loss("),
             ("    dino_loss.update_center(where.mean(torch.stack(teacher_mean)))\n", "")],
          "the teacher follows before the student's step": [
             ("    update_teacher(student, teacher, values.teacher_momentum)\n", ""),
-            ("optimizer.step()", "update_teacher(student, teacher, values.teacher_momentum)\n    optimizer.step()")],
-         "the gradients summed over the micro-batches": [("(loss / len(micro_batches)).backward()",
-                                                          "loss.backward()")]}),
+            ("optimizer.step()", "update_teacher(student, teacher, values.teacher_momentum); optimizer.step()")],
+         "the gradients not clipped": [("    clip_gradients(student, clip_grad)\n", "")],
+         "the gradients kept for the next step": [("    optimizer.zero_grad()\n", "")],
+         "the other processes forgotten": [("ddp_student(crops)", "student(crops)")],
+         "the gradients summed over the micro-batches": [("(loss / len(micro_batches))", "loss")]}),
     Exercise(
         "eval_knn.py:knn_votes", "the k-NN vote",
         "Each of the k nearest pictures votes for its label with a weight that falls with the distance. A row's votes "
-        "may all be multiplied by the same factor: divide by the largest weight before you take the exponential, or "
-        "at a low temperature all vanish.",
+        "may all be multiplied by one factor: take its largest cosine off, or at a low T the exponential overflows.",
         "votes[i, c] = sum over the neighbours j of i with label c of  exp(cosine[i, j] / T)",
         "`python eval_knn.py --pretrained_weights runs/demo/checkpoint.pth --temperature 1`: do the weights matter?",
         ("test_knn.py::test_votes_are_weighted_by_the_exponential_of_the_cosine",
@@ -194,9 +195,9 @@ LADDER = (
     Exercise(
         "attention.py:keep_mass", "the mask that keeps a share of the attention",
         "The mask of Fig. 1 and 4: of each map the fewest patches, the heaviest first, that together hold at least the "
-        "share `mass` of it. The maps may stand in any number of leading axes, and need not sum to 1.",
+        "share `mass` of it. A map is the last two axes together, of r x c patches, and need not sum to 1.",
         "smallest set M with  sum over M of a[i] >= mass sum over all of a[i]",
-        "`python visualize_attention.py --image_path cat.jpg --threshold 0.6`, and the demo's `attention.png`.",
+        "exercise 7's command with `--threshold 0.6` behind it, and the demo's `attention.png`.",
         ("test_attention.py::test_keep_mass_keeps_the_fewest_heaviest_patches_that_hold_the_mass",
          "test_attention.py::test_dropping_one_more_patch_would_keep_too_little"),
         {"the lightest are kept": [("sort(dim=-1)", "sort(dim=-1, descending=True)")],
@@ -207,7 +208,7 @@ LADDER = (
         "Instead of centering, SwAV shares the prototypes out among the batch: q starts as exp(logits), and in turn "
         "the columns are made equal, then the rows to sum to 1. Work with log q, from which a column's logarithm of "
         "its sum of exponentials is taken off. total and largest reduce over all processes: take largest(maximum of "
-        "each column) off before the exponential, and total(sum of each column) for the sum.",
+        "each column) off before the exponential, and total(sum of each column) for the sum. Return log q.",
         "repeat:  q[i, k] <- q[i, k] / sum_i q[i, k]      prototypes, the columns\n"
         "         q[i, k] <- q[i, k] / sum_k q[i, k]      samples, the rows, last",
         "`python train.py --centering sinkhorn --epochs 4 --output_dir runs/sinkhorn` (Table 7, row 3).",
@@ -221,9 +222,9 @@ LADDER = (
          "the maximum not taken off": [("log_q - top - total((log_q - top).exp()", "log_q - total(log_q.exp()")]}),
     Exercise(
         "eval_video_segmentation.py:propagate", "labels that propagate",
-        "Each patch of a frame takes the labels of the patches of earlier frames that are most like it: the topk "
-        "largest cosines among those at most radius rows and columns away (radius 0: all), weighted by a softmax. "
-        "Nothing is trained. Go row by row: all cosines at once would not fit into memory.",
+        "Each patch of a frame takes the labels of those patches of earlier frames that are most like it: the topk "
+        "largest cosines among those at most radius rows and columns away (radius 0: all are near), weighted by a "
+        "softmax; all, where fewer than topk are near. Go row by row: all cosines at once would not fit into memory.",
         "label[i] = sum over the topk likest j near i of  w[i, j] label[j]      w[i, .] = softmax(cos(i, .) / T)\n"
         "(r, c, D), (m, r, c, D), labels (m, r, c, C) -> (r, c, C)",
         "`python eval_video_segmentation.py --pretrained_weights runs/demo/checkpoint.pth`, and the GIFs it writes.",
@@ -235,9 +236,8 @@ LADDER = (
     Exercise(
         "loss.py:CrossEntropy.forward", "the loss that training uses, and its gradient by hand",
         "The sum over pairs of exercise 1, view by view (student_logits.split(len(p1))), and its derivative by the "
-        "student's logits, which the same pass finds: autograd would go over them again. p1 and p2 are the teacher's "
-        "outputs on the two globals. Leave the gradient, without the factor 1 / tau, in ctx.gradient and tau in "
-        "ctx.tau; backward does the rest.",
+        "student's logits, which the same pass finds: autograd would go over them again. p1, p2: the teacher's outputs "
+        "on the globals. ctx.gradient gets the gradient without its 1 / tau, ctx.tau gets tau: backward wants both.",
         "p = P_2 for view 1, P_1 for view 2, P_1 + P_2 for the locals        n = sum_k p[k] = 1, 1, 2\n"
         "total = - sum over views, images, k of  p[k] log softmax(s / tau)[k]\n"
         "d total / d s = (n softmax(s / tau) - p) / tau",

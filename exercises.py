@@ -84,7 +84,7 @@ def blank(number: int, with_hints: bool) -> str:
     """The body that stands for what is to be written: all there is to know, and an error that says what is missing."""
     one, depth = NUMBERED[number], function(reference(NUMBERED[number]), NUMBERED[number].name).body[0].col_offset
     told = [f"Exercise {number}: {one.title}.", *wrap(one.text, 112 - depth), "", *one.equation.splitlines(), "",
-            f"The reference has {number_of_lines(one)} lines. Yours is tested by: python exercises.py check {number}",
+            f"The reference's lines: {number_of_lines(one)}. Yours is tested by: python exercises.py check {number}",
             *(line for hint in hints(one) for line in wrap(hint, 112 - depth) if with_hints)]
     comment = "".join(f"# {line}".rstrip() + "\n" for line in told)
     return indent(comment + error_of_blank(number) + "\n", " " * depth)
@@ -105,11 +105,11 @@ def workbook_text(number: int) -> str:
         function(source, one.name)
         return source
     except SyntaxError as error:
-        raise InputError(f"workbook/{one.file}, line {error.lineno}: {error.msg}: mend it, or delete it") from None
+        raise InputError(f"workbook/{one.file}, line {error.lineno}: {error.msg}: mend it") from None
     except UnicodeDecodeError:
         raise InputError(f"workbook/{one.file} is no UTF-8 text: save it as that") from None
     except StopIteration:
-        raise InputError(f"workbook/{one.file} has no {one.name} any more: put it back, or delete the file") from None
+        raise InputError(f"workbook/{one.file} has no {one.name} any more: copy its def line from {one.file}") from None
 
 
 def read_record() -> dict[str, str]:
@@ -155,7 +155,8 @@ def copy_sources(folder: Path, wanted: Callable[[int], bool]) -> None:
 
 
 def pytest_arguments(one: Exercise) -> list[str]:
-    return ["-q", "--tb=short", "--no-header", "-p", "no:cacheprovider", *(f"tests/{test}" for test in one.tests)]
+    return ["-q", "--tb=short", "--no-header", "-rN", "--show-capture=no", "-p", "no:cacheprovider",
+            *(f"tests/{test}" for test in one.tests)]
 
 
 def start(number: int, with_hints: bool, again: bool) -> None:
@@ -171,7 +172,7 @@ def start(number: int, with_hints: bool, again: bool) -> None:
     line = function(path.read_text(encoding="utf-8"), one.name).lineno
     print(f"{number}. {one.title}: write {one.name}, workbook/{one.file}, line {line}\n\n"
           + "\n".join(wrap(one.text, 100)) + "\n\n" + indent(one.equation, "    ")
-          + f"\n\nabout {number_of_lines(one)} lines; then: python exercises.py check {number}")
+          + f"\n\nthe reference's lines: {number_of_lines(one)}; then: python exercises.py check {number}")
 
 
 def check(number: int) -> None:

@@ -54,7 +54,7 @@ def test_a_blank_keeps_signature_and_docstring_and_all_else_of_its_file(number, 
     assert ast.dump(blank) == ast.dump(real), "signature, decorators and docstring must stay as they are"
     told = body_of(source, one.name)
     assert all(line in told for line in one.equation.splitlines()), "the blank must show the equation"
-    assert f"The reference has {exercises.number_of_lines(one)} lines" in told
+    assert f"The reference's lines: {exercises.number_of_lines(one)}." in told
     assert with_body(source, one.name, body_of(reference(one), one.name)) == reference(one), "something else changed"
 
 

@@ -77,8 +77,8 @@ VALUES = {  # what may stand in another's place
     "complex": torch.zeros(3, dtype=torch.complex64), "int": torch.ones(3, dtype=torch.int64),
     "claims 10 GB": claimed(GIB10 // 4), "meta": torch.zeros(GIB10, device="meta"),
     "sparse": torch.zeros(3, 3).to_sparse(), "no rows": torch.zeros(0, 3)}
-PLACES = [(name,) for name in ("student", "teacher", "dino_loss", "optimizer", "epoch", "pictures", "metrics", "seconds",
-                               "history", "args")] + [
+PLACES = [(name,) for name in ("student", "teacher", "dino_loss", "optimizer", "epoch", "pictures", "metrics",
+                               "seconds", "history", "args")] + [
     ("teacher", "backbone.cls_token"), ("teacher", "backbone.pos_embed"), ("student", "head.mlp.0.weight"),
     ("teacher", "backbone.patch_embed.proj.weight"), ("dino_loss", "center"), ("optimizer", "state"),
     ("optimizer", "param_groups"), ("optimizer", "state", 0), ("optimizer", "state", 0, "exp_avg"),

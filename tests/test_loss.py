@@ -83,7 +83,8 @@ def test_a_view_is_never_paired_with_itself(kind):
     per_view = student.grad.view(V, B, K)
     against_uniform = (student.detach().view(V, B, K)[0] / 0.1).softmax(-1) - 1 / K  # teacher view 1 alone
     expected = against_uniform / 0.1 / B / (2 * V - 2)
-    torch.testing.assert_close(per_view[0], expected, msg="student view 0 must learn from teacher view 1 only")
+    torch.testing.assert_close(per_view[0], expected, msg="student view 0 must learn from teacher view 1 only, and its "
+                               "gradient is (P_s - P_t) / tau_s, over images and pairs")
 
 
 def test_entropy_and_kl_are_non_negative_and_sum_to_the_loss():
@@ -122,7 +123,8 @@ def test_no_gradient_reaches_the_teacher(kind):
     student, teacher = random_logits()
     teacher.requires_grad_()
     kind(K)(student, teacher, T).backward()
-    assert teacher.grad is None, "detach the teacher: no gradient may flow into it"
+    reached = teacher.grad is not None
+    assert not reached, "detach the teacher: no gradient may flow into it"
     assert student.grad.abs().sum() > 0
 
 
@@ -132,7 +134,8 @@ def test_eq_4_the_center_is_an_average_of_the_teachers_logits():
     loss_fn.update_center(teacher + 1)
     mean = teacher.mean(dim=0, keepdim=True)
     torch.testing.assert_close(loss_fn.center, 0.9 * (0.1 * mean) + 0.1 * (mean + 1),
-                               msg="Eq. 4: with m = 0.9 the old center keeps 9 tenths, the batch's mean adds 1 tenth")
+                               msg="Eq. 4: with m = 0.9 the old center keeps 9 tenths, and each prototype's mean over "
+                                   "the batch adds 1 tenth")
 
 
 def test_the_center_is_subtracted_so_that_a_common_favourite_is_forgotten():
@@ -152,7 +155,8 @@ def test_the_loss_uses_the_old_center_and_leaves_it_alone():
 def test_center_momentum_one_switches_centering_off():
     loss_fn, (_, teacher) = DINOLoss(K, center_momentum=1.0), random_logits()
     loss_fn.update_center(teacher + 5)
-    assert loss_fn.center.eq(0).all(), "m = 1 must leave the center where it was: all weight is the old one's"
+    torch.testing.assert_close(loss_fn.center, torch.zeros(1, K),
+                               msg="m = 1 must leave the center where it was: all weight is the old one's")
 
 
 def test_the_center_is_part_of_the_state():

@@ -49,8 +49,8 @@ def naive_sinkhorn(scores: torch.Tensor, iterations: int) -> torch.Tensor:
 @pytest.mark.parametrize("iterations", [1, 3, 10])
 def test_sinkhorn_knopp_equals_the_algorithm_in_float64(iterations):
     scores = torch.randn(11, 5, generator=torch.Generator().manual_seed(0)) / 0.3
-    assert (sinkhorn_knopp(scores, iterations).exp() - naive_sinkhorn(scores, iterations)).abs().max() < 1e-6, \
-        "in each iteration the prototypes (columns) come first, and the samples (rows) last"
+    error = (sinkhorn_knopp(scores, iterations).exp() - naive_sinkhorn(scores, iterations)).abs().max().item()
+    assert error < 1e-6, "in an iteration prototypes (columns) come first, the samples (rows) last; wanted is log q"
 
 
 def test_sinkhorns_rows_sum_to_one_and_its_columns_are_equal_in_the_end():
@@ -58,7 +58,7 @@ def test_sinkhorns_rows_sum_to_one_and_its_columns_are_equal_in_the_end():
     scores = torch.randn(22, 11, generator=torch.Generator().manual_seed(0)) / 0.2
     for iterations, tolerance in ((3, 1.5), (200, 1e-4)):
         q = sinkhorn_knopp(scores, iterations).exp()
-        torch.testing.assert_close(q.sum(dim=1), torch.ones(22), msg="each sample must have weight 1")
+        torch.testing.assert_close(q.sum(dim=1), torch.ones(22), msg="each sample must have weight 1: rows come last")
         assert (q.sum(dim=0) - 2).abs().max() < tolerance, "each prototype must get an equal share"
 
 
@@ -71,8 +71,8 @@ def test_one_iteration_is_the_papers_softmax_over_the_batch():
 
 def test_sinkhorn_stays_finite_at_the_lowest_temperature():
     logits = F.normalize(torch.randn(11, 257, generator=torch.Generator().manual_seed(0)), dim=-1)
-    assert sinkhorn_knopp(torch.cat([logits, torch.eye(257)[:3]]) / 0.001, 3).isfinite().all(), \
-        "exp(1 / 0.001) is out of range: take a column's largest off before the exponential"
+    finite = sinkhorn_knopp(torch.cat([logits, torch.eye(257)[:3]]) / 0.001, 3).isfinite().all().item()
+    assert finite, "exp(1 / 0.001) is out of range: take a column's largest off before the exponential"
 
 
 def test_sinkhorn_shares_the_prototypes_out_among_the_batch_of_all_processes():

@@ -162,11 +162,16 @@ class CountingBackbone(nn.Module):
 
 
 def test_one_backbone_pass_per_resolution_keeps_the_order_of_the_views():
-    backbone, head = CountingBackbone(), nn.Linear(3, 7)
+    """And one pass of the head, whose batch normalisation, where it has one, is over all views."""
+    backbone, head, head_passes = CountingBackbone(), nn.Linear(3, 7), []
+    head.register_forward_hook(lambda *_: head_passes.append(1))
     crops = [torch.randn(5, 3, size, size) for size in (20, 20, 11, 11, 11)]
     logits = forward_crops(backbone, head, crops)
     assert backbone.calls == 2, f"crops of two sizes need two passes of the backbone, not {backbone.calls}"
+    assert len(head_passes) == 1, f"the head needs all views in one pass, not in {len(head_passes)}: a batch "\
+        "normalisation in it is over all of them"
     assert logits.shape == (5 * 5, 7), "the logits of all views stand below each other: (V * B, K)"
     torch.testing.assert_close(logits, torch.cat([head(crop.mean(dim=(2, 3))) for crop in crops]),
                                msg="the views must stay in their order: the loss takes the first two for the globals")
     torch.testing.assert_close(MultiCropNetwork(backbone, head)(crops), logits)
+    assert forward_crops(backbone, head, crops[:2]).shape == (2 * 5, 7), "the teacher gets two globals, and no locals"

@@ -16,6 +16,7 @@ def test_the_warm_up_is_linear_from_zero_and_reaches_the_start_value_on_its_last
     values = [cosine(step, 100, 0.5, 0.0, warmup_steps=11) for step in range(12)]
     for step, value in ((0, 0), (5, 0.25), (10, 0.5), (11, 0.5)):
         assert values[step] == pytest.approx(value), f"a warm-up of 11 steps to 0.5: step {step} must have {value}"
+    assert cosine(0, 100, 0.5, 0.0, warmup_steps=1) == 0, "step 0 has 0, also where it is the whole warm-up"
 
 
 def test_after_the_warm_up_it_is_the_releases_closed_form():

@@ -37,7 +37,7 @@ def test_after_n_steps_the_teacher_is_the_weighted_sum_of_all_students():
         update_teacher(student, teacher, momentum)
         expected = expected + momentum ** (3 - n) * weight * student.weight.detach()
     torch.testing.assert_close(teacher.weight.detach(), expected,
-                               msg="lambda = 0.9 is what the teacher keeps of itself; it takes 0.1 of the student")
+                               msg="in place, the teacher keeps lambda = 0.9 of itself and takes 0.1 of the student")
 
 
 def test_buffers_are_the_teachers_own():
@@ -45,4 +45,5 @@ def test_buffers_are_the_teachers_own():
     teacher = make_teacher(student)
     student(torch.randn(7, 3) + 5)
     update_teacher(student, teacher, 0.5)
-    assert teacher.running_mean.eq(0).all(), "the EMA is of parameters only"
+    torch.testing.assert_close(teacher.running_mean, torch.zeros(3), msg="the EMA is of parameters only: buffers are "
+                               "none, though state_dict has them too")

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import report
 from hardware import Hardware
@@ -35,40 +36,55 @@ def parts(seed: int = 0) -> SimpleNamespace:
     dino_loss = DINOLoss(K)
     dino_loss.center.normal_(std=0.1)
     crops = [torch.randn(B, 3, size, size) for size in (14, 14, 7, 7, 7)]
-    return SimpleNamespace(student=student, teacher=teacher, dino_loss=dino_loss, crops=crops,
-                           optimizer=make_optimizer("adamw", student))
+    return SimpleNamespace(student=student, ddp_student=nn.Sequential(student), teacher=teacher, dino_loss=dino_loss,
+                           crops=crops, optimizer=make_optimizer("adamw", student))
 
 
-def step(p: SimpleNamespace, micro_batches=None, values=VALUES, clip=0.0, freeze=False) -> torch.Tensor:
-    return train_step(p.student, p.student, p.teacher, p.dino_loss, p.optimizer, micro_batches or [p.crops], values,
-                      clip, freeze, HERE)
+def step(p: SimpleNamespace, micro_batches=None, values=VALUES, clip=0.0, freeze=False, where=HERE) -> torch.Tensor:
+    return train_step(p.student, p.ddp_student, p.teacher, p.dino_loss, p.optimizer, micro_batches or [p.crops], values,
+                      clip, freeze, where)
 
 
-def test_a_step_is_algorithm_1():
-    """By hand: loss with the old center and the old teacher, the student's step, then the EMA, then the center."""
-    p, by_hand = parts(), parts()
-    metrics = step(p)
-
-    student_logits = forward_crops(by_hand.student.backbone, by_hand.student.head, by_hand.crops)
-    teacher_logits = forward_crops(by_hand.teacher.backbone, by_hand.teacher.head, by_hand.crops[:2]).detach()
-    loss = by_hand.dino_loss(student_logits, teacher_logits, 0.05)
+def step_by_hand(p: SimpleNamespace, clip: float) -> torch.Tensor:
+    """Loss with the old center and the old teacher, clipping, the student's step, then the EMA, then the center."""
+    student_logits = forward_crops(p.student.backbone, p.student.head, p.crops)
+    teacher_logits = forward_crops(p.teacher.backbone, p.teacher.head, p.crops[:2]).detach()
+    loss = p.dino_loss(student_logits, teacher_logits, 0.05)
+    p.student.zero_grad()
     loss.backward()
-    for group in by_hand.optimizer.param_groups:
+    largest = max(param.grad.norm() for param in p.student.parameters() if param.grad is not None)
+    clip_gradients(p.student, clip)
+    for group in p.optimizer.param_groups:
         group["lr"], group["weight_decay"] = 0.01, 0.3 if group["decays"] else 0.0
-    by_hand.optimizer.step()
-    update_teacher(by_hand.student, by_hand.teacher, 0.9)
+    p.optimizer.step()
+    update_teacher(p.student, p.teacher, 0.9)
+    p.dino_loss.center = 0.9 * p.dino_loss.center + 0.1 * teacher_logits.mean(dim=0, keepdim=True)
+    return torch.stack([loss.detach(), p.dino_loss.teacher_entropy, p.dino_loss.kl, largest])
 
-    largest = max(param.grad.norm() for param in by_hand.student.parameters() if param.grad is not None)
-    torch.testing.assert_close(metrics, torch.stack([loss.detach(), by_hand.dino_loss.teacher_entropy,
-                                                     by_hand.dino_loss.kl, largest]),
-                               msg="loss, entropy, KL and the largest gradient are those of the old center, which moves after the loss")
-    for which, mend in (("student", "one optimiser's step with the values given, from this loss's gradient"),
-                        ("teacher", "it averages the student that has made its step, once")):
-        for a, b in zip(getattr(p, which).parameters(), getattr(by_hand, which).parameters(), strict=True):
-            torch.testing.assert_close(a, b, msg=f"the {which} is not Algorithm 1's: {mend}")
-    old_center = parts().dino_loss.center
-    torch.testing.assert_close(p.dino_loss.center, 0.9 * old_center + 0.1 * teacher_logits.mean(dim=0, keepdim=True),
-                               msg="the center must average the logits of the teacher that made this loss")
+
+@pytest.mark.parametrize(("optimizer", "clip"), [("adamw", 0.0), ("sgd", 0.3)])
+def test_a_step_is_algorithm_1(optimizer, clip):
+    """And so is the one after it. A clipping is to be seen in SGD: AdamW's steps hardly know a gradient's length."""
+    p, by_hand = parts(), parts()
+    for one in (p, by_hand):
+        one.optimizer = make_optimizer(optimizer, one.student)
+    for number, mend in ((1, "clipped to clip_grad"), (2, "nothing left of the last step's")):
+        metrics, wanted = step(p, clip=clip), step_by_hand(by_hand, clip)
+        torch.testing.assert_close(metrics, wanted, msg="loss, entropy and KL are those of the old center, which moves "
+                                   "after the loss; behind them stands the largest gradient's norm, unclipped")
+        for which, said in (("student", f"a step with the values given, by this loss's gradient, {mend}"),
+                            ("teacher", "it averages the student that has made its step, once")):
+            for a, b in zip(getattr(p, which).parameters(), getattr(by_hand, which).parameters(), strict=True):
+                torch.testing.assert_close(a, b, msg=f"after step {number} the {which} is not Algorithm 1's: {said}")
+        torch.testing.assert_close(p.dino_loss.center, by_hand.dino_loss.center,
+                                   msg="the center must average the logits of the teacher that made this loss")
+
+
+def test_a_step_calls_the_student_that_knows_the_other_processes():
+    p, calls = parts(), []
+    p.ddp_student.register_forward_hook(lambda *_: calls.append(1))
+    step(p)
+    assert calls == [1], "the crops go through ddp_student, which averages the gradients over the processes: once"
 
 
 def test_the_teacher_sees_the_two_global_views_only():
@@ -125,7 +141,10 @@ def test_no_clipping_at_zero():
 def test_biases_and_norms_do_not_decay_but_positions_and_cls_do():
     student = parts().student
     names = {id(param): name for name, param in student.named_parameters()}
-    decaying, rest = ({names[id(param)] for param in group["params"]} for group in parameter_groups(student))
+    groups = parameter_groups(student)
+    decaying, rest = ({names[id(param)] for param in group["params"]} for group in groups)
+    assert [(group["decays"], group.get("weight_decay")) for group in groups] == [(True, None), (False, 0.0)], \
+        "the second group has a weight_decay of 0.0, since AdamW's own is 0.01"
     assert all(name.endswith("bias") or "norm" in name for name in rest), f"these must decay: {sorted(rest)}"
     assert not any(name.endswith("bias") or "norm" in name for name in decaying), \
         "biases and the scales of normalisations, which have one axis, must not decay"
@@ -144,7 +163,7 @@ def test_the_schedules_scale_lr_with_the_batch_and_end_where_the_paper_says():
 
 
 def test_lars_scales_matrices_to_a_share_of_their_norm_and_leaves_vectors_alone():
-    matrix, vector = torch.nn.Parameter(torch.randn(5, 3)), torch.nn.Parameter(torch.randn(7))
+    matrix, vector = nn.Parameter(torch.randn(5, 3)), nn.Parameter(torch.randn(7))
     old_matrix, old_vector = matrix.detach().clone(), vector.detach().clone()
     optimizer = LARS([matrix, vector], lr=0.5, weight_decay=0.0)
     matrix.grad, vector.grad = torch.randn(5, 3), torch.randn(7)
@@ -155,11 +174,11 @@ def test_lars_scales_matrices_to_a_share_of_their_norm_and_leaves_vectors_alone(
 
 def test_a_step_in_bf16_is_near_the_step_in_fp32():
     full, half = parts(), parts()
-    metrics = step(full)
-    bf16 = Hardware(0, 1, torch.device("cpu"), torch.bfloat16)
-    close = train_step(half.student, half.student, half.teacher, half.dino_loss, half.optimizer, [half.crops], VALUES,
-                       0.0, False, bf16)
-    torch.testing.assert_close(close, metrics, atol=0.05, rtol=0.05)
+    types = []
+    half.dino_loss.register_forward_pre_hook(lambda _, logits: types.extend(one.dtype for one in logits[:2]))
+    close = step(half, where=Hardware(0, 1, torch.device("cpu"), torch.bfloat16))
+    assert types == [torch.bfloat16] * 2, "both networks run under where.autocast(), which makes their logits bf16"
+    torch.testing.assert_close(close, step(full), atol=0.05, rtol=0.05, msg="bf16 has another loss than fp32")
     assert all(param.dtype == torch.float32 for param in half.student.parameters()), "the weights themselves stay fp32"
 
 

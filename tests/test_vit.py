@@ -103,13 +103,14 @@ def test_positions_are_sampled_bicubically_with_the_releases_scale(rows, cols):
             expected = sum(wy * wx * learnt[clamp(y0 + i - 1), clamp(x0 + j - 1)]
                            for i, wy in enumerate(bicubic(y - y0)) for j, wx in enumerate(bicubic(x - x0)))
             torch.testing.assert_close(resized[row, col], expected, atol=1e-5, rtol=1e-4,
-                                       msg=f"row {row}, column {col} of {rows} x {cols}: rows before columns, and "
-                                           "the + 0.1 of the release in the scale")
+                                       msg=f"row {row}, column {col} of {rows} x {cols}: rows before columns, D behind "
+                                           "both, and the + 0.1 of the release in the scale")
 
 
 def test_positions_are_the_learnt_ones_on_their_own_grid_only():
     network = small_vit()
-    assert network.positions(5, 5) is network.pos_embed, "on the learnt grid nothing is to be interpolated"
+    as_learnt = network.positions(5, 5) is network.pos_embed
+    assert as_learnt, "on the learnt grid nothing is to be interpolated: its positions are self.pos_embed itself"
     same_number = small_vit(img_size=28).positions(2, 8)  # 16 patches, as 4 x 4, but not the same places
     assert not torch.allclose(same_number, small_vit(img_size=28).pos_embed), \
         "2 x 8 patches are as many as 4 x 4, but lie elsewhere: compare rows and columns, not their product"
