@@ -155,14 +155,15 @@ LADDER = (
          "the frozen gain is optimised": [("student.parameters() if param.requires_grad", "student.parameters()")]}),
     Exercise(
         "train.py:train_step", "a step of Algorithm 1",
-        "For each micro-batch: the teacher sees the two global crops and takes no gradient, the student (ddp_student) "
-        "sees all; both under where.autocast(). The gradients of the micro-batches are averaged, clipped, and dropped "
-        "for student.head.last_layer if it is frozen; lr and weight_decay of the optimiser's groups are set (a group "
-        "decays if its \"decays\" says so); the student steps, and its gradients go. Then the teacher follows, and "
-        "last the center, by the mean of the teacher's logits over the micro-batches and over the processes "
-        "(where.mean). With values.teacher_lags the teacher becomes the student (momentum 0) just before its step.",
+        "The last step's gradients go. For each micro-batch: the teacher sees the two global crops and takes no "
+        "gradient, the student (ddp_student) sees all; both under where.autocast(). The micro-batches' gradients "
+        "are averaged, clipped (what that returns is kept), and dropped for student.head.last_layer if it is "
+        "frozen; lr and weight_decay of the optimiser's groups are set (a group decays if its \"decays\" says so); "
+        "the student steps, the teacher follows, and last the center, by the mean of the teacher's logits over the "
+        "micro-batches and over the processes (where.mean). With values.teacher_lags the teacher becomes the "
+        "student (momentum 0) just before its step.",
         "loss -> backward -> clip -> student's step -> teacher's EMA -> center; once a step, not once a micro-batch\n"
-        "returns the means of (loss, dino_loss.teacher_entropy, dino_loss.kl), (3,)",
+        "returns the means of (loss, dino_loss.teacher_entropy, dino_loss.kl), and clip_gradients' norm, (4,)",
         "`python exercises.py run train.py --epochs 4 --output_dir runs/my-step`: the demo, trained by your step.",
         ("test_train.py::test_a_step_is_algorithm_1", "test_train.py::test_the_teacher_sees_the_two_global_views_only",
          "test_train.py::test_accumulated_micro_batches_are_one_step_of_the_whole_batch",
@@ -176,7 +177,7 @@ LADDER = (
          "the teacher follows before the student's step": [
             ("    update_teacher(student, teacher, values.teacher_momentum)\n", ""),
             ("optimizer.step()", "update_teacher(student, teacher, values.teacher_momentum); optimizer.step()")],
-         "the gradients not clipped": [("    clip_gradients(student, clip_grad)\n", "")],
+         "the gradients not clipped": [("clip_gradients(student, clip_grad)", "clip_gradients(student, 0)")],
          "the gradients kept for the next step": [("    optimizer.zero_grad()\n", "")],
          "the other processes forgotten": [("ddp_student(crops)", "student(crops)")],
          "the gradients summed over the micro-batches": [("(loss / len(micro_batches))", "loss")]}),

@@ -64,7 +64,10 @@ def step_by_hand(p: SimpleNamespace, clip: float) -> torch.Tensor:
 
 @pytest.mark.parametrize(("optimizer", "clip"), [("adamw", 0.0), ("sgd", 0.3)])
 def test_a_step_is_algorithm_1(optimizer, clip):
-    """And so is the one after it. A clipping is to be seen in SGD: AdamW's steps hardly know a gradient's length."""
+    """And so is the one after it. A clipping is to be seen in SGD: AdamW's steps hardly know a gradient's length.
+
+    Not the keys' biases: softmax is blind to them, and AdamW makes whole steps of the rounding of their gradient 0.
+    """
     p, by_hand = parts(), parts()
     for one in (p, by_hand):
         one.optimizer = make_optimizer(optimizer, one.student)
@@ -74,8 +77,12 @@ def test_a_step_is_algorithm_1(optimizer, clip):
                                    "after the loss; behind them stands the largest gradient's norm, unclipped")
         for which, said in (("student", f"a step with the values given, by this loss's gradient, {mend}"),
                             ("teacher", "it averages the student that has made its step, once")):
-            for a, b in zip(getattr(p, which).parameters(), getattr(by_hand, which).parameters(), strict=True):
-                torch.testing.assert_close(a, b, msg=f"after step {number} the {which} is not Algorithm 1's: {said}")
+            wanted = dict(getattr(by_hand, which).named_parameters())
+            for name, ours in getattr(p, which).named_parameters():
+                parts_but_keys = slice(None, None, 2) if name.endswith("qkv.bias") else slice(None)
+                for a, b in zip(ours.chunk(3)[parts_but_keys], wanted[name].chunk(3)[parts_but_keys], strict=True):
+                    torch.testing.assert_close(a, b, msg=f"after step {number} {name} of the {which} is not Algorithm "
+                                               f"1's: {said}")
         torch.testing.assert_close(p.dino_loss.center, by_hand.dino_loss.center,
                                    msg="the center must average the logits of the teacher that made this loss")
 
