@@ -140,8 +140,10 @@ def test_the_command_itself_killed_twice_goes_on_and_leaves_no_process_behind(ph
     """With a loader's worker, which must not outlive it."""
     flags = [*command(photos, tmp_path / "run"), "--num_workers", "1"]
     flags = [sys.executable, "train.py", *flags, "--output_dir", str(tmp_path / "run")]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as the undisturbed run: more threads sum in another order
     for lines in (1, 3):
-        process = subprocess.Popen(flags, cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(flags, cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                   env=one_thread)
         while not (tmp_path / "run/log.txt").exists() or len(log_lines(tmp_path / "run")) < lines:
             assert process.poll() is None, "it ended before it could be killed"
             time.sleep(0.02)
@@ -152,5 +154,5 @@ def test_the_command_itself_killed_twice_goes_on_and_leaves_no_process_behind(ph
     while processes_of(flags):
         assert time.monotonic() < deadline, "the loader's workers outlive the training"
         time.sleep(0.5)
-    subprocess.run(flags, cwd=REPO, check=True, capture_output=True)
+    subprocess.run(flags, cwd=REPO, check=True, capture_output=True, env=one_thread)
     assert_same(tmp_path / "run", undisturbed)
