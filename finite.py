@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from commandline import InputError
 
+MEND = "the last checkpoint is untouched; go on from it with a lower --lr, or with --precision fp32"
+
 
 def first_bad(named: Iterable[tuple[str, Tensor]]) -> str:
     """The name of the first tensor that holds NaN or infinity; "" if all are finite."""
@@ -41,5 +43,4 @@ def check_steps(metrics: Tensor, epoch: int, last_step: int, micro_batches: list
             continue
         found = origin(one, micro_batches if step == last_step else [], student)
         what = f"the loss is {one[0]}" if not math.isfinite(one[0]) else f"a gradient's norm is {one[3]}"
-        raise InputError(f"{what} at epoch {epoch}, step {step}, first bad: {found}: the last checkpoint is untouched; "
-                         "go on from it with a lower --lr, or with --precision fp32")
+        raise InputError(f"{what} at epoch {epoch}, step {step}, first bad: {found}: {MEND}")

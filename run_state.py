@@ -14,7 +14,7 @@ from backbone import build_backbone
 from byol import SquaredDistance
 from checkpoint import checkpoint_args, describe, read_checkpoint, save_checkpoint, split_weights
 from commandline import InputError
-from finite import first_bad
+from finite import MEND, first_bad
 from hardware import Hardware
 from head import DINOHead, mlp
 from loss import DINOLoss
@@ -114,8 +114,7 @@ def save_run(path: Path, run: RunState, settings: Settings) -> None:
     bad = first_bad((f"{name}.{key}", tensor) for name in ("student", "teacher", "dino_loss")
                     for key, tensor in states[name].items())
     if bad:
-        raise InputError(f"{bad} is not finite after {run.epoch} epochs and {run.pictures} pictures: the last "
-                         f"checkpoint is untouched; go on from it with a lower --lr, or with --precision fp32")
+        raise InputError(f"{bad} is not finite after {run.epoch} epochs and {run.pictures} pictures: {MEND}")
     save_checkpoint(path, states | {"args": dataclasses.asdict(settings)})
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from killing import Death, start, status_of
-from test_faults_kills import assert_same, assert_whole, command, write_hard_photos
+from test_faults_kills import assert_same, assert_whole, command, train_undisturbed, write_hard_photos
 
 import eval_knn
 from checkpoint import read_checkpoint
@@ -24,9 +24,7 @@ def photos(tmp_path) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    photos = write_hard_photos(folder / "photos")
-    assert status_of(start(command(photos, folder / "run"), folder / "said")) == 0, (folder / "said").read_text()
-    return folder / "run"
+    return train_undisturbed(write_hard_photos(folder / "photos"), folder)
 
 
 @pytest.fixture

@@ -42,11 +42,15 @@ def command(photos: Path, output: Path) -> list[str]:
     return [*TINY, "--data_path", str(photos), "--output_dir", str(output)]
 
 
-@pytest.fixture(scope="module")
-def undisturbed(photos, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed")
+def train_undisturbed(photos: Path, folder: Path) -> Path:
+    """A run that nothing happens to -> its folder."""
     assert status_of(start(command(photos, folder / "run"), folder / "said")) == 0, (folder / "said").read_text()
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(photos, tmp_path_factory) -> Path:
+    return train_undisturbed(photos, tmp_path_factory.mktemp("undisturbed"))
 
 
 def log_lines(output: Path) -> list[dict]:

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from test_bad_input import TINY, error_of
 from test_data import picture
+from test_faults_weights import outcome
 
 import data
 import train
 from backbone import build_backbone
-from commandline import InputError
 from data import decode, find_pictures, open_pictures, without_unreadable
 from davis import read_annotation
 from eval_image_retrieval import read_ground_truth
@@ -28,16 +28,6 @@ from visualize_attention import main as visualize
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 VIEWS = (MultiCrop(32, 16, local_number=1), EvaluationView(32))
-
-
-def outcome(read) -> str:
-    """"" for a result, else the line; an assertion fails on a line that is none, and any other exception passes on."""
-    try:
-        read()
-    except InputError as error:
-        assert 10 < len(str(error)) < 900 and "\n" not in str(error), f"not one clear line: {error}"
-        return str(error)
-    return ""
 
 
 def look(file: Path) -> torch.Tensor:
