@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -82,8 +83,8 @@ def draw_curves(path: Path, history: list[dict], out_dim: int) -> None:
         knn.axhline(baselines["knn_pixels"], color="grey", linestyle=":", label="raw pixels")
     knn.set(title="k-NN top-1", ylabel="%")
     for key in ("train_lr", "train_wd", "teacher_momentum", "teacher_temp"):
-        values = [record[key] for record in epochs]
-        schedules.plot(at, [value / max(max(values), 1e-12) for value in values], marker=".",
+        values = np.array([record[key] for record in epochs])
+        schedules.plot(at, values / max(values.max(), 1e-12), marker=".",
                        label=f"{key.replace('train_', '')}: {values[0]:.4g} to {values[-1]:.4g}")
     schedules.set(title="schedules, each over its largest value")
     for axes in (losses, knn, schedules):
