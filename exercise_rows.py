@@ -169,6 +169,7 @@ LADDER = (
          "test_train.py::test_accumulated_micro_batches_are_one_step_of_the_whole_batch",
          "test_train.py::test_a_frozen_last_layer_does_not_move_and_the_rest_does",
          "test_train.py::test_a_step_calls_the_student_that_knows_the_other_processes",
+         "test_train.py::test_the_center_averages_the_logits_of_all_processes",
          "test_train.py::test_a_step_in_bf16_is_near_the_step_in_fp32",
          "test_methods.py::test_fig_6s_teachers_are_the_student_of_the_step_that_their_name_says"),
         {"the center updated before the loss": [
@@ -180,6 +181,8 @@ LADDER = (
          "the gradients not clipped": [("clip_gradients(student, clip_grad)", "clip_gradients(student, 0)")],
          "the gradients kept for the next step": [("    optimizer.zero_grad()\n", "")],
          "the other processes forgotten": [("ddp_student(crops)", "student(crops)")],
+         "a center of each process's own": [("where.mean(torch.stack(teacher_mean))",
+                                             "torch.stack(teacher_mean).mean(dim=0, keepdim=True)")],
          "the gradients summed over the micro-batches": [("(loss / len(micro_batches))", "loss")]}),
     Exercise(
         "eval_knn.py:knn_votes", "the k-NN vote",

@@ -126,11 +126,15 @@ def write_record(number: int, body: str) -> None:
 
 
 def state(number: int) -> str:
-    """not begun, blank, begun, or passes: of this very text."""
+    """not begun, broken (its file cannot be read as Python), blank, begun, or passes: of this very text."""
     one = NUMBERED[number]
     if not (WORKBOOK / one.file).exists():
         return "not begun"
-    body, passed = body_of(workbook_text(number), one.name), read_record().get(str(number))
+    passed = read_record().get(str(number))
+    try:
+        body = body_of(workbook_text(number), one.name)
+    except InputError:
+        return "broken"
     if passed is None and body == body_of(reference(one), one.name):
         return "not begun"
     return "blank" if error_of_blank(number) in body else "passes" if body == passed else "begun"
@@ -139,12 +143,14 @@ def state(number: int) -> str:
 def copy_sources(folder: Path, wanted: Callable[[int], bool]) -> None:
     """The sources and tests as they are, the student's files over them; what is not wanted of these is the reference's.
 
-    So an exercise that is not solved yet does not stand in another's way.
+    So an exercise that is not solved yet does not stand in another's way, nor does a broken file where it is not
+    wanted.
     """
     for file in (file for kind in ("*.py", "*.md", "*.toml", "tests/*.py") for file in REPO.glob(kind)):
         (folder / file.relative_to(REPO)).parent.mkdir(exist_ok=True)
         shutil.copyfile(file, folder / file.relative_to(REPO))
-    texts = {one.file: workbook_text(number) for number, one in NUMBERED.items() if (WORKBOOK / one.file).exists()}
+    texts = {one.file: workbook_text(number) for number, one in NUMBERED.items()
+             if (WORKBOOK / one.file).exists() and (wanted(number) or state(number) != "broken")}
     for number, one in NUMBERED.items():
         if one.file in texts and not wanted(number):
             text, real = texts[one.file], body_of(reference(one), one.name)
@@ -162,10 +168,10 @@ def pytest_arguments(one: Exercise) -> list[str]:
 def start(number: int, with_hints: bool, again: bool) -> None:
     """Put the blank into the workbook's file, which begins as a copy of the real one."""
     one, path = NUMBERED[number], WORKBOOK / NUMBERED[number].file
+    source = workbook_text(number) if path.exists() else reference(one)
     if state(number) != "not begun" and not again:
         raise InputError(f"exercise {number} is begun in workbook/{one.file}: go on there, or add --again to lose what "
                          "you wrote")
-    source = workbook_text(number) if path.exists() else reference(one)
     WORKBOOK.mkdir(exist_ok=True)
     path.write_text(with_body(source, one.name, blank(number, with_hints)), encoding="utf-8")
     write_record(number, "")

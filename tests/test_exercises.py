@@ -18,7 +18,7 @@ import exercises
 from exercises import NUMBERED, body_of, function, reference, with_body
 
 REPO = Path(__file__).parent.parent
-CENTER, SAME_VIEW = 2, 4  # both in loss.py
+CENTER, TEACHER, SAME_VIEW = 2, 3, 4  # the first and the last in loss.py
 LOSS = reference(NUMBERED[CENTER])
 
 
@@ -144,6 +144,19 @@ def test_a_file_that_is_no_longer_one_is_named(harm, said, workbook, capsys):
     (workbook / "loss.py").write_text(harmed, encoding="utf-8", errors="surrogatepass")
     for command in ("check", "diff", "start"):
         assert said in refusal(capsys, command, CENTER)
+
+
+def test_a_broken_file_does_not_stand_in_another_exercises_way(workbook, tmp_path, capsys):
+    """But a script that would run without what was written there is refused."""
+    for number in (CENTER, TEACHER):
+        exercises.main(["start", str(number)])
+    (workbook / "loss.py").write_text("def (:\n")
+    exercises.copy_sources(tmp_path / "copy", lambda number: number == TEACHER)
+    assert (tmp_path / "copy/loss.py").read_text() == LOSS, "the reference takes the broken file's place"
+    assert "NotImplementedError" in (tmp_path / "copy/teacher.py").read_text(), "the other file is the student's"
+    exercises.main(["progress"])
+    assert "2  broken  the center" in capsys.readouterr().out
+    assert "workbook/loss.py, line 1" in refusal(capsys, "run", "train.py")
 
 
 def test_the_page_has_the_ladder_and_changes_lines_that_are_there():

@@ -94,6 +94,21 @@ def test_a_step_calls_the_student_that_knows_the_other_processes():
     assert calls == [1], "the crops go through ddp_student, which averages the gradients over the processes: once"
 
 
+class WithAnother(Hardware):
+    """A second process whose values are larger by 2: the mean over both is larger by 1."""
+
+    def mean(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor + 1
+
+
+def test_the_center_averages_the_logits_of_all_processes():
+    alone, together = parts(), parts()
+    step(alone)
+    step(together, where=WithAnother(0, 1, torch.device("cpu"), torch.float32))
+    torch.testing.assert_close(together.dino_loss.center, alone.dino_loss.center + 0.1, msg="Eq. 4 sums over the whole "
+                               "batch, of which each process has a part: where.mean(the teacher's logits)")
+
+
 def test_the_teacher_sees_the_two_global_views_only():
     p, other = parts(), parts()
     other.crops[2:] = [torch.randn_like(crop) for crop in other.crops[2:]]
