@@ -40,17 +40,12 @@ RELEASE_TYPES = [argparse.Namespace, np.dtype, type(np.dtype(np.float64)), codec
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Call write(temporary path) and rename: the file at `path` is the old one or the new one, never a part.
-
-    Even if the power fails, as far as the disk does what it is told.
-    """
+    """Call write(temporary path) and rename: the file at `path` is the old one or the new one, never a part."""
     path = Path(path)
     part = path.with_name(f".{path.name}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(part)
-        with open(part, "rb+") as file:  # else the disk may have the new name before it has the bytes
-            os.fsync(file.fileno())
         os.replace(part, path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         with suppress(OSError):  # there may be no such folder, or no right to write there
@@ -60,8 +55,14 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
 
 
 def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
-    """Write a checkpoint of tensors and plain values."""
-    write_whole(path, lambda part: torch.save(checkpoint, part))
+    """Write a checkpoint of tensors and plain values, which is on the disk before it gets its name: power may fail."""
+    def write(part: Path) -> None:
+        with open(part, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    write_whole(path, write)
 
 
 def read_checkpoint(path: str | Path) -> dict:
