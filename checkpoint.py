@@ -89,9 +89,9 @@ def read_checkpoint(path: str | Path) -> dict:
 def checkpoint_args(checkpoint: dict) -> dict:
     """The flags of the run that made it: a plain dict, empty where the file has none."""
     args = checkpoint.get("args", {})
-    args = vars(args) if isinstance(args, argparse.Namespace) else args
-    plain = lambda value: isinstance(value, (str, int, float)) or (isinstance(value, tuple) and all(map(plain, value)))
-    return {name: value for name, value in args.items() if plain(value)} if isinstance(args, dict) else {}
+    args = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
+    scalars = lambda values: all(isinstance(value, (str, int, float)) for value in values)
+    return {name: value for name, value in args.items() if scalars(value if isinstance(value, tuple) else (value,))}
 
 
 def split_weights(checkpoint: dict, key: str, path: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -102,7 +102,8 @@ def split_weights(checkpoint: dict, key: str, path: str | Path) -> tuple[dict[st
     state = checkpoint.get("state_dict", checkpoint.get("model", checkpoint))
     if "teacher" in checkpoint or "student" in checkpoint:
         if key not in checkpoint:
-            raise InputError(f"{str(path)!r} has no {key!r}, but {', '.join(checkpoint)}: change --checkpoint_key")
+            raise InputError(f"{str(path)!r} has no {key!r}, but {brief(', '.join(map(str, checkpoint)))}: change "
+                             "--checkpoint_key")
         state = checkpoint[key]
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise InputError(f"{str(path)!r} holds no weights by name: use another file")

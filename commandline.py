@@ -9,9 +9,9 @@ class InputError(ValueError):
     """Something the person can mend; the message is the line they see: it names the flag or file, and the mend."""
 
 
-def brief(error: Exception) -> str:
-    """The start of another library's message, on one line, to stand in one of ours."""
-    return " ".join(str(error).split())[:100]
+def brief(said: object) -> str:
+    """The start of another library's message, or of what a file says, on one line, to stand in one of ours."""
+    return " ".join(str(said).split())[:100]
 
 
 class CommandLine(argparse.ArgumentParser):
@@ -29,8 +29,10 @@ class CommandLine(argparse.ArgumentParser):
 def errors_in_one_line() -> Iterator[None]:
     """Print an InputError as one line and exit with status 2; one from a loader's worker arrives wrapped in text.
 
-    Ctrl-C is one line too, and status 130.
+    Ctrl-C is one line too, and status 130. A folder's name that the terminal cannot show is printed as far as it can.
     """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
     except InputError as error:

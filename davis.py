@@ -44,6 +44,8 @@ def davis_files(data_path: str) -> dict[str, list[tuple[Path, Path]]]:
         raise InputError(f"no {str(listing)!r}: --data_path must be the folder DAVIS, with ImageSets/2017/val.txt, "
                          "JPEGImages/480p and Annotations/480p in it")
     for name in listing.read_text(errors="replace").split():
+        if Path(name).name != name or name == "..":
+            raise InputError(f"{str(listing)!r} names {brief(name)!r}, which is no folder's own name: take it out")
         frames = sorted((root / "JPEGImages" / "480p" / name).glob("*.jpg"))
         if len(frames) < 3:
             raise InputError(f"{str(root / 'JPEGImages' / '480p' / name)!r} has {len(frames)} frames (*.jpg), and the "

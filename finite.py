@@ -32,15 +32,18 @@ def origin(metrics: list[float], micro_batches: list[list[Tensor]], student: nn.
     return f"the gradient of {first_bad(gradients) or 'one that is frozen, or whose square is too large'}"
 
 
-def check_steps(metrics: Tensor, epoch: int, last_step: int, micro_batches: list[list[Tensor]],
+def check_steps(metrics: Tensor, own: Tensor, epoch: int, last_step: int, micro_batches: list[list[Tensor]],
                 student: nn.Module) -> None:
     """Raise InputError at the first of these steps that is not finite: (steps, 4), as train_step returns them.
 
-    micro_batches: what the last of the steps saw. epoch and last_step count from 1.
+    metrics: means over the processes; own: this one's. micro_batches: what the last of the steps saw, of which alone
+    the tensors are still there. epoch and last_step count from 1.
     """
-    for step, one in enumerate(metrics.tolist(), start=last_step + 1 - len(metrics)):
+    for step, (one, mine) in enumerate(zip(metrics.tolist(), own.tolist()), start=last_step + 1 - len(metrics)):
         if all(map(math.isfinite, one)):
             continue
-        found = origin(one, micro_batches if step == last_step else [], student)
+        found = ("in another process, whose line tells" if all(map(math.isfinite, mine)) else
+                 origin(mine, micro_batches, student) if step == last_step else
+                 "not known, since its tensors made room for later steps'")
         what = f"the loss is {one[0]}" if not math.isfinite(one[0]) else f"a gradient's norm is {one[3]}"
         raise InputError(f"{what} at epoch {epoch}, step {step}, first bad: {found}: {MEND}")

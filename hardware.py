@@ -228,8 +228,11 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 def leave_signals_to_training(worker: int) -> None:
-    """For loader workers: signals are the training process's affair, also those that a launcher sends to all."""
+    """For loader workers: signals are the training process's affair, also those that a scheduler sends to all.
+
+    The first SIGTERM is left to it, which saves and ends its workers; only a second one ends a worker by itself.
+    """
     if hasattr(os, "setsid"):
         os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))

@@ -6,6 +6,7 @@ numbers and arrays, and each of them is a function of this file.
 import os
 import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +49,27 @@ NAMES = {  # what pickles of bytes and arrays call, by the last part of its name
 }
 
 
+def with_plain_keys(load: Callable, keys: slice) -> Callable:
+    """The unpickler's own load, refused unless these of its stack, which it hashes, are text or numbers.
+
+    To hash a tuple of tuples of tuples, each twice the same, can take for ever.
+    """
+    def checked(self: "PlainUnpickler") -> None:
+        if not all(isinstance(key, (str, bytes, int, float, np.generic)) for key in self.stack[keys]):
+            raise Refused("holds keys that are neither text nor numbers")
+        load(self)
+    return checked
+
+
 class PlainUnpickler(pickle._Unpickler):
     """Python's own unpickler (C's reserves as much memory as the file claims) with nothing to call but NAMES."""
+
+    dispatch = pickle._Unpickler.dispatch | {code[0]: with_plain_keys(load, keys) for code, load, keys in (
+        (pickle.SETITEM, pickle._Unpickler.load_setitem, slice(-2, -1)),
+        (pickle.SETITEMS, pickle._Unpickler.load_setitems, slice(None, None, 2)),
+        (pickle.DICT, pickle._Unpickler.load_dict, slice(None, None, 2)),
+        (pickle.ADDITEMS, pickle._Unpickler.load_additems, slice(None)),
+        (pickle.FROZENSET, pickle._Unpickler.load_frozenset, slice(None)))}
 
     def find_class(self, module: str, name: str):
         if module.partition(".")[0] in ("numpy", "_codecs", "__builtin__", "builtins") and name in NAMES:

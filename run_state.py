@@ -3,6 +3,8 @@
 No generator is among it: every step and every picture seeds its own randomness (see sampling.py and train.py).
 """
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import batch_norm
 from backbone import build_backbone
 from byol import SquaredDistance
 from checkpoint import checkpoint_args, describe, read_checkpoint, save_checkpoint, split_weights
-from commandline import InputError
+from commandline import InputError, brief
 from finite import MEND, first_bad
 from hardware import Hardware
 from head import DINOHead, mlp
@@ -22,7 +24,7 @@ from moco import InfoNCE, shuffle_batches
 from multicrop import MultiCropNetwork
 from optimizer import make_optimizer
 from settings import Settings
-from strict import check_flags, is_like, load_optimizer, load_strictly
+from strict import check_flags, is_like, is_number, load_optimizer, load_strictly
 from teacher import make_teacher
 
 MUST_AGREE = ("arch", "patch_size", "num_heads", "out_dim", "head_hidden_dim", "head_bottleneck_dim", "use_bn_in_head",
@@ -107,6 +109,30 @@ def start_run(settings: Settings, where: Hardware) -> RunState:
     return run
 
 
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold the output folder's lock inside, where there are locks; raises InputError while another training has it.
+
+    Two would write over each other's checkpoints.
+    """
+    try:
+        import fcntl
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")
+    except (ImportError, OSError):  # Windows; or a folder that cannot be written, which saving tells
+        yield
+        return
+    with lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which no loader's worker inherits, unlike flock
+        except (BlockingIOError, PermissionError):
+            raise InputError(f"another training is at work in {str(folder)!r}: wait for its end, or choose another "
+                             "--output_dir") from None
+        except OSError:  # this file system has none
+            pass
+        yield
+
+
 def save_run(path: Path, run: RunState, settings: Settings) -> None:
     """Write the whole state, with the settings as a plain dict under "args"; raises InputError if it is not finite."""
     values = {field.name: getattr(run, field.name) for field in dataclasses.fields(run)}
@@ -120,14 +146,15 @@ def save_run(path: Path, run: RunState, settings: Settings) -> None:
 
 def check_counts(run: RunState, path: Path) -> None:
     """Raise InputError unless a checkpoint's counts and history are those of a run."""
-    counts = [isinstance(count, int) and count >= 0 for count in (run.epoch, run.pictures)]
+    counts = [isinstance(count, int) and is_number(count) and count >= 0 for count in (run.epoch, run.pictures)]
     steps = isinstance(run.metrics, Tensor) and run.metrics.shape[1:] == (3,) and is_like(run.metrics, run.metrics[:])
     fits = all(counts) and steps and run.metrics.isfinite().all() and isinstance(run.seconds, float)
+    fits = fits and (run.pictures > 0) == (len(run.metrics) > 0) == (run.seconds > 0)
     records = run.history if isinstance(run.history, list) and all(isinstance(one, dict) for one in run.history) else []
-    numbers = all(isinstance(number, (int, float)) for one in records for value in one.values()
-                  for number in (value if isinstance(value, list) else [value]))
-    if not (fits and numbers and [one.get("epoch") for one in records] == list(range(-1, run.epoch))
-            and all(LOGGED <= one.keys() for one in records[1:])):
+    numbers = all(is_number(number) for one in records for name, value in one.items()
+                  for number in (value if isinstance(value, list) and str(name).endswith("_curve") else [value]))
+    if not (fits and numbers and len(records) == run.epoch + 1 and all(LOGGED <= one.keys() for one in records[1:])
+            and all(one.get("epoch") == epoch for epoch, one in enumerate(records, start=-1))):
         raise InputError(f"{str(path)!r} does not say how far its run is: choose another --output_dir, or start from "
                          "its weights with --init_from")
 
@@ -143,8 +170,8 @@ def load_run(path: Path, run: RunState, settings: Settings) -> str:
     changed = {name: value for name, value in new.items() if old.get(name) != value and name not in MAY_DIFFER}
     for name in (*MUST_AGREE, *(["queue_length"] if settings.loss == "infonce" else [])):
         if name in changed:
-            raise InputError(f"{str(path)!r} was made with --{name} {old.get(name)}, not {new[name]}: choose another "
-                             "--output_dir, or the old value")
+            raise InputError(f"{str(path)!r} was made with --{name} {brief(old.get(name))}, not {new[name]}: choose "
+                             "another --output_dir, or the old value")
     for field_ in dataclasses.fields(run):
         part, value = getattr(run, field_.name), checkpoint[field_.name]
         if isinstance(part, nn.Module):
@@ -154,6 +181,11 @@ def load_run(path: Path, run: RunState, settings: Settings) -> str:
         else:
             setattr(run, field_.name, value)
     check_counts(run, path)
+    stepped = {param for param in run.student.parameters() if param.requires_grad}
+    stepped -= set(run.student.head.last_layer.parameters())  # whose state begins when it is no longer frozen
+    if run.epoch + run.pictures and not stepped <= run.optimizer.state.keys():
+        raise InputError(f"{str(path)!r} lacks the optimiser's state of some weights: choose another --output_dir, or "
+                         "start from its weights with --init_from")
     if changed and run.epoch >= new["epochs"]:
         raise InputError(f"{str(path)!r} is finished, and was made with another --{min(changed)}: choose another "
                          "--output_dir, or more --epochs")

@@ -3,17 +3,16 @@
 A file can claim anything: shapes that its memory does not fill, text where numbers should be, NaN. Here that becomes
 one line about the file; nothing is ever left out or cut to fit.
 """
-import math
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from commandline import InputError
+from commandline import InputError, brief
 
 # what of a file's flags is read: its type, or of the three colours', and its bounds
 READ_FLAGS = {"arch": (str, "", "~"), "patch_size": (int, 1, 1024), "num_heads": (int, 0, 1024),
-              "eval_size": (int, 1, 2048), "eval_crop": (float, 0.01, 1), "init_std": (float, 1e-9, 1e9),
+              "eval_size": (int, 1, 2048), "eval_crop": (float, 0.1, 1), "init_std": (float, 1e-9, 1e9),
               "mean": (tuple, -1e9, 1e9), "std": (tuple, 1e-9, 1e9)}
 # what an optimiser keeps of each parameter
 STATES = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "SGD": {"momentum_buffer"}, "LARS": {"velocity"}}
@@ -30,6 +29,11 @@ def check_flags(args: dict, path: str | Path) -> None:
             fits = False
         if not fits:
             raise InputError(f"{str(path)!r} says --{name} {str(value)[:50]!r}, which cannot be: use another copy")
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a number that can be reckoned with and drawn."""
+    return isinstance(value, (int, float)) and abs(value) < 1e30
 
 
 def whole_numbers(tensor: Tensor) -> int:
@@ -50,7 +54,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict, path: str | Pa
     params = [param for group in optimizer.param_groups for param in group["params"]]
     try:
         fits = isinstance(state, dict) and len(groups) == len(state["param_groups"]) and all(
-            math.isfinite(theirs[name]) if isinstance(value, float) else theirs.get(name, value) == value
+            is_number(theirs[name]) if isinstance(value, float) else theirs.get(name, value) == value
             for ours, theirs in zip(groups, state["param_groups"]) for name, value in ours.items())
         fits = fits and all(parts.keys() == STATES[type(optimizer).__name__] for parts in state["state"].values())
         fits = fits and all(is_like(one, torch.empty(0)) and one.isfinite().all()
@@ -70,7 +74,7 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], path: str | Path)
         raise InputError(f"{str(path)!r} holds a {type(state).__name__} where weights should be: use another copy")
     want, have = module.state_dict(), {name: value for name, value in state.items() if isinstance(value, Tensor)}
     missing = [name for name in want if name not in have]
-    unexpected = [str(name)[:50] for name in state if name not in want]
+    unexpected = [brief(name) for name in state if name not in want]
     both = [(name, have[name], want[name]) for name in want if name in have]
     shapes = [f"{name} {tuple(a.shape)} for {tuple(b.shape)}" for name, a, b in both if a.shape != b.shape]
     kinds = [f"{name} {a.dtype} on {a.device}" for name, a, b in both if not is_like(a, b)]

@@ -13,6 +13,7 @@ import math
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,7 +41,7 @@ from hardware import Hardware
 from loss import DINOLoss
 from multicrop import MultiCrop, MultiCropNetwork
 from optimizer import clip_gradients
-from run_state import RunState, build_student, save_run, start_run
+from run_state import RunState, build_student, claimed, save_run, start_run
 from sampling import CropsDataset, EpochBatches, seed_of
 from schedules import cosine, linear
 from teacher import make_teacher, momentum_of, update_teacher
@@ -156,8 +157,9 @@ def train_epoch(run: RunState, ddp_student: nn.Module, loader: DataLoader, batch
         stopping = where.any(bool(signals))  # asked over the CPUs, so that a GPU's queue is not waited for
         if len(unread) < READ_EVERY.get(where.device.type, 1) and step + 1 < batches.steps and not stopping:
             continue
-        metrics = where.mean(torch.stack(unread).cpu())
-        finite.check_steps(metrics, run.epoch + 1, step + 1, micro_batches, run.student)
+        own = torch.stack(unread).cpu()
+        metrics = where.mean(own)
+        finite.check_steps(metrics, own, run.epoch + 1, step + 1, micro_batches, run.student)
         run.metrics = torch.cat([run.metrics, metrics[:, :3]])
         run.pictures += len(unread) * batches.pictures_per_step
         run.seconds = time.perf_counter() - began
@@ -263,7 +265,8 @@ def main(argv: list[str] | None = None) -> None:
     with errors_in_one_line():
         settings = parse_settings(argv)
         with (hardware.start(settings.device, settings.precision, settings.patience) as where,
-              hardware.stop_signals() as signals):
+              hardware.stop_signals() as signals,
+              claimed(Path(settings.output_dir)) if where.is_main else nullcontext()):
             train(settings, where, signals)
 
 

@@ -23,7 +23,8 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow]
 def told(p, micro_batches=None) -> str:
     """What a step's numbers make check_steps say, as the seventh step of the third epoch."""
     with pytest.raises(InputError) as stopped:
-        finite.check_steps(step(p, micro_batches)[None], 3, 7, micro_batches or [p.crops], p.student)
+        metrics = step(p, micro_batches)[None]
+        finite.check_steps(metrics, metrics, 3, 7, micro_batches or [p.crops], p.student)
     return str(stopped.value)
 
 
@@ -56,9 +57,17 @@ def test_a_bad_gradient_under_a_good_loss_is_named_by_its_parameter():
 def test_steps_that_are_finite_pass_and_the_first_bad_of_several_is_told():
     p = parts()
     good = step(p)
-    finite.check_steps(torch.stack([good, good]), 1, 2, [p.crops], p.student)
-    with pytest.raises(InputError, match="step 5,"):
-        finite.check_steps(torch.stack([good, good * math.nan, good * math.nan]), 1, 6, [p.crops], p.student)
+    finite.check_steps(torch.stack([good, good]), torch.stack([good, good]), 1, 2, [p.crops], p.student)
+    bad = torch.stack([good, good * math.nan, good * math.nan])
+    with pytest.raises(InputError, match="step 5, first bad: not known"):  # the crops at hand are those of step 6
+        finite.check_steps(bad, bad, 1, 6, [p.crops], p.student)
+
+
+def test_what_is_bad_in_another_process_is_not_sought_in_ones_own():
+    p = parts()
+    good = step(p)[None]
+    with pytest.raises(InputError, match="first bad: in another process"):
+        finite.check_steps(good * math.nan, good, 1, 1, [p.crops], p.student)
 
 
 @pytest.mark.parametrize("last_step", [1, 6])
@@ -131,4 +140,4 @@ def test_steps_at_the_lowest_temperature_stay_finite(dtype):
     for _ in range(7):
         metrics = train.train_step(p.student, p.student, p.teacher, p.dino_loss, p.optimizer, [p.crops], values, 3.0,
                                    False, where)
-        finite.check_steps(metrics[None], 1, 1, [p.crops], p.student)
+        finite.check_steps(metrics[None], metrics[None], 1, 1, [p.crops], p.student)

@@ -113,6 +113,35 @@ def test_anything_in_anothers_place_is_a_result_or_one_line(place, trained, tmp_
     assert list(tmp_path.iterdir()) == [file]
 
 
+def deep(levels: int) -> tuple:
+    """A tuple of twice the same tuple, and so on: to walk through it takes 2 ** levels steps."""
+    value = (1,)
+    for _ in range(levels):
+        value = (value, value)
+    return value
+
+
+@pytest.mark.parametrize(("place", "value"), [
+    (("epoch",), 10 ** 30), (("pictures",), 24), (("optimizer", "param_groups", 0, "lr"), 10 ** 400),
+    (("optimizer", "state"), {}), (("history", 1, "train_lr"), [1, 2]), (("history", 1, "train_loss"), 10 ** 400),
+    (("student", "a\nname"), torch.zeros(1)), (("args", "arch"), "a\nb" + 3000 * "c")])
+def test_a_run_does_not_go_on_from_what_no_run_saves(place, value, trained, tmp_path):
+    """A count of epochs that no history has, an optimiser that has forgotten its steps, numbers too large to draw."""
+    checkpoint, flags = trained
+    torch.save(put(checkpoint, place, value), tmp_path / "checkpoint.pth")
+    assert readers(tmp_path / "checkpoint.pth", flags)["start_run"], f"{value} went on as {place}"
+
+
+def test_flags_as_deep_as_a_tree_are_not_walked_through(trained, tmp_path):
+    """And a key that is no text is named, not tripped over."""
+    checkpoint, flags = trained
+    file = tmp_path / "checkpoint.pth"
+    torch.save(put(checkpoint, ("args", "mean"), deep(40)), file)
+    readers(file, flags)
+    torch.save({"student": checkpoint["student"], 1: 2}, file)
+    assert "has no 'teacher', but student, 1" in readers(file, flags)["load_backbone"]
+
+
 def kinds(tensor: torch.Tensor, rng: random.Random) -> list[torch.Tensor]:
     """The tensor, spoilt in a way: another type, shape, claim, or a number that is none."""
     bad = tensor.clone().float()

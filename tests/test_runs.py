@@ -162,7 +162,7 @@ def test_a_convnet_trains_too(photos, tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_to_the_whole_group_saves_and_the_same_command_goes_on(photos, tmp_path):
-    """As torchrun and Slurm send it: to the loader's workers too."""
+    """As torchrun, Slurm and systemd send it: to the loader's workers too, which are groups of their own."""
     command = [sys.executable, "train.py", *TINY, "--data_path", str(photos), "--output_dir", str(tmp_path), "--epochs",
                "2000", "--saveckp_freq", "0", "--knn_every", "0", "--num_workers", "1"]
     process = subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -170,11 +170,31 @@ def test_sigterm_to_the_whole_group_saves_and_the_same_command_goes_on(photos, t
     while not (tmp_path / "log.txt").exists() or len(log_of(tmp_path)) < 3:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.2)
+    for worker in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        os.kill(int(worker), signal.SIGTERM)
     os.killpg(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM and "the same command goes on there" in output
     checkpoint = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
     assert checkpoint["epoch"] >= 2 and len(log_of(tmp_path)) == checkpoint["epoch"] + 1
+
+
+def test_two_trainings_do_not_share_an_output_folder(photos, tmp_path, capsys):
+    """The second is told; what the first saves stays its own."""
+    command = [*TINY, "--data_path", str(photos), "--output_dir", str(tmp_path), "--epochs", "2000", "--knn_every", "0",
+               "--saveckp_freq", "0"]
+    first = subprocess.Popen([sys.executable, "train.py", *command], cwd=REPO, stdout=subprocess.DEVNULL,
+                             stderr=subprocess.DEVNULL)
+    try:
+        while not (tmp_path / "checkpoint.pth").exists():
+            assert first.poll() is None
+            time.sleep(0.2)
+        with pytest.raises(SystemExit) as refused:
+            train.main(command)
+        assert refused.value.code == 2 and "another training is at work in" in capsys.readouterr().err
+    finally:
+        first.kill()
+        first.wait()
 
 
 def test_reading_the_metrics_every_few_steps_changes_nothing_but_when_they_are_read(photos, uninterrupted, tmp_path,

@@ -227,6 +227,8 @@ def spoil(davis: Path, what: str) -> None:
             (davis / "ImageSets/2017/val.txt").unlink()
         case "empty list":
             (davis / "ImageSets/2017/val.txt").write_text("\n \n")
+        case "sequence elsewhere":
+            (davis / "ImageSets/2017/val.txt").write_text("../480p/fish\n")
         case "unknown sequence":
             (davis / "ImageSets/2017/val.txt").write_text("whale\n")
         case "missing annotation":
@@ -245,6 +247,7 @@ def spoil(davis: Path, what: str) -> None:
 
 @pytest.mark.parametrize(("what", "said"), [
     ("no list", "val.txt"), ("empty list", "names no sequence"), ("unknown sequence", "whale' has 0 frames"),
+    ("sequence elsewhere", "'../480p/fish', which is no folder's own name"),
     ("missing annotation", "fish/00002.png"), ("torn annotation", "fish/00002.png"), ("colours", "RGB colours"),
     ("frame's size", "fish/00002.jpg' is 70 x 51"), ("annotation's size", "fish/00002.png' is 71 x 50"),
     ("no object", "marks no object"),
