@@ -54,7 +54,7 @@ def error_line(said: Path) -> str:
 def test_a_full_disk_is_one_line_and_a_larger_one_goes_on_from_the_last_checkpoint(photos, undisturbed, disk, tmp_path):
     """Full at the first checkpoint (of 13 MB); then, with room for one, at the second; then there is room for all."""
     flags, said = command(photos, disk / "run"), tmp_path / "said"
-    for size, there in (("4m", {"log.txt"}), ("20m", {"log.txt", "checkpoint.pth"})):
+    for size, there in (("4m", {".lock", "log.txt"}), ("20m", {".lock", "log.txt", "checkpoint.pth"})):
         remount(disk, f"size={size}")
         assert status_of(start(flags, said)) == 2
         assert "cannot write" in error_line(said) and "free some space" in error_line(said)

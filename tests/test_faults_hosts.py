@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from killing import REPO
 from test_faults_kills import command, log_lines, write_hard_photos
 from test_faults_processes import NEW_STORE
+from test_runs import STATE, equal
 
 from checkpoint import read_checkpoint
 
@@ -25,25 +25,31 @@ def ip(*words: str) -> None:
     subprocess.run(["ip", *" ".join(words).split()], check=True, capture_output=True)
 
 
+def space(host: str) -> str:
+    """The namespace of a host of these tests alone."""
+    return f"{host}-{os.getpid()}"
+
+
 @pytest.fixture
 def hosts(tmp_path) -> Iterator[Path]:
     """Two namespaces joined by a cable -> the file of their names and addresses."""
     names = tmp_path / "hosts"
     names.write_text("127.0.0.1 localhost\n10.77.0.1 host1\n10.77.0.2 host2\n")
     try:
-        for name in NAMES:
-            ip(f"netns add {name}")
-        ip("link add eth1 netns host1 type veth peer name eth1 netns host2")
-        for number, name in enumerate(NAMES, start=1):
-            ip(f"-n {name} link set lo up")
-            ip(f"-n {name} addr add 10.77.0.{number}/24 dev eth1")
-            ip(f"-n {name} link set eth1 up")
-        yield names
+        ip(f"netns add {space('host1')}")
     except (OSError, subprocess.CalledProcessError):
-        pytest.skip("only the superuser can make network namespaces")
+        pytest.skip("only the superuser can make network namespaces, with iproute2's ip")
+    try:
+        ip(f"netns add {space('host2')}")
+        ip(f"link add eth1 netns {space('host1')} type veth peer name eth1 netns {space('host2')}")
+        for number, name in enumerate(NAMES, start=1):
+            ip(f"-n {space(name)} link set lo up")
+            ip(f"-n {space(name)} addr add 10.77.0.{number}/24 dev eth1")
+            ip(f"-n {space(name)} link set eth1 up")
+        yield names
     finally:
         for name in NAMES:
-            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+            subprocess.run(["ip", "netns", "del", space(name)], capture_output=True)
 
 
 def launch(name: str, names: Path, flags: list[str], said: Path, processes: int = 1) -> subprocess.Popen:
@@ -51,8 +57,8 @@ def launch(name: str, names: Path, flags: list[str], said: Path, processes: int 
     inside = 'hostname "$0" && mount --bind "$1" /etc/hosts && shift && exec "$@"'
     torchrun = [sys.executable, *TORCHRUN.format(processes=processes).split()]
     with open(said, "a") as file:
-        return subprocess.Popen(["ip", "netns", "exec", name, "unshare", "--uts", "--mount", "sh", "-c", inside, name,
-                                 str(names), *torchrun, *flags], cwd=REPO, stdout=file, stderr=file,
+        return subprocess.Popen(["ip", "netns", "exec", space(name), "unshare", "--uts", "--mount", "sh", "-c", inside,
+                                 name, str(names), *torchrun, *flags], cwd=REPO, stdout=file, stderr=file,
                                 env=os.environ | NEW_STORE | {"OMP_NUM_THREADS": "1"}, start_new_session=True)
 
 
@@ -72,7 +78,7 @@ def end(*processes: subprocess.Popen) -> None:
 
 
 def test_two_hosts_of_two_processes_are_one_host_of_four(hosts, tmp_path):
-    """The same pictures in each step: equal but for the order of sums."""
+    """Which process sits where is nothing to the numbers: equal bit for bit."""
     photos = write_hard_photos(tmp_path / "photos")
     flags = lambda name: [*command(photos, tmp_path / name), "--batch_size_per_gpu", "1", "--epochs", "2"]
     both = [launch(name, hosts, flags("joined"), tmp_path / name, processes=2) for name in NAMES]
@@ -84,9 +90,8 @@ def test_two_hosts_of_two_processes_are_one_host_of_four(hosts, tmp_path):
     subprocess.run([*alone, *flags("alone")], cwd=REPO, check=True, capture_output=True, timeout=600,
                    env=os.environ | {"OMP_NUM_THREADS": "1"})
     found, wanted = (read_checkpoint(tmp_path / name / "checkpoint.pth") for name in ("joined", "alone"))
-    for name, value in wanted["teacher"].items():
-        torch.testing.assert_close(found["teacher"][name], value, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(found["dino_loss"]["center"], wanted["dino_loss"]["center"], atol=1e-4, rtol=1e-4)
+    for part in STATE:
+        assert equal(found[part], wanted[part]), f"{part} differs"
 
 
 def test_a_host_that_is_cut_off_ends_the_other_with_a_line_and_a_late_one_joins_the_restart(hosts, tmp_path):
@@ -98,14 +103,14 @@ def test_a_host_that_is_cut_off_ends_the_other_with_a_line_and_a_late_one_joins_
     late = None
     try:
         wait_for_epoch(tmp_path / "run", 3)
-        ip("-n host2 link set eth1 down")
+        ip(f"-n {space('host2')} link set eth1 down")
         began = time.monotonic()
         while "error: another process of this run is lost" not in (tmp_path / "host1").read_text():
-            assert time.monotonic() - began < 60, (tmp_path / "host1").read_text()
+            assert time.monotonic() - began < 120, (tmp_path / "host1").read_text()
             time.sleep(0.1)
         print(f"the first host's line came {time.monotonic() - began:.0f} s after the cut")
         end(second)
-        ip("-n host2 link set eth1 up")
+        ip(f"-n {space('host2')} link set eth1 up")
         before = len(log_lines(tmp_path / "run"))
         late = launch("host2", hosts, flags, tmp_path / "late")
         wait_for_epoch(tmp_path / "run", before + 2)

@@ -11,6 +11,8 @@ import pytest
 from killing import REPO, Death, start_ranks, status_of
 from test_faults_kills import assert_same, assert_whole, command, write_hard_photos
 
+from checkpoint import read_checkpoint
+
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 PATIENCE = 0.1  # minutes
 # else torchrun keeps one store through all restarts, and new processes may read from it where the old ones listened
@@ -80,6 +82,8 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(photos, undistur
     ranks = start_ranks(flags, tmp_path, {1: Death("train_step", 8, signal.SIGTERM)})
     assert [status_of(child) for child in ranks] == [128 + signal.SIGTERM] * 2
     assert "the same command goes on there" in (tmp_path / "said-0").read_text()
+    saved = read_checkpoint(tmp_path / "run/checkpoint.pth")
+    assert (saved["epoch"], saved["pictures"]) == (1, 2 * 4), "eight steps were made, of six an epoch: none is lost"
     finish_both(flags, tmp_path)
     assert_same(tmp_path / "run", undisturbed)
 

@@ -72,7 +72,8 @@ def uninterrupted(photos, tmp_path_factory) -> tuple[Path, dict]:
 
 def test_a_run_leaves_its_log_figures_and_checkpoints(uninterrupted):
     output, checkpoint = uninterrupted
-    assert {"checkpoint.pth", "checkpoint0002.pth", "log.txt", "curves.png", "attention.png"} == set(os.listdir(output))
+    assert set(os.listdir(output)) == {".lock", "checkpoint.pth", "checkpoint0002.pth", "log.txt", "curves.png",
+                                       "attention.png"}
     baselines, *epochs = log_of(output)
     assert baselines.keys() == {"epoch", "knn_untrained", "knn_pixels"} and baselines["epoch"] == -1
     assert [record["epoch"] for record in epochs] == [0, 1, 2]
