@@ -11,7 +11,8 @@
 #SBATCH --requeue
 set -euo pipefail
 
-# SIGTERM comes two minutes before the time is over: the run saves and stops, and a job put in the queue again goes on
+# SIGTERM comes two minutes before the time is over: the run saves and stops, and the same sbatch goes on there. Only
+# after a host's failure or a preemption does Slurm do that by itself (--requeue).
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 # each restart of the processes begins with a store of its own: an old one would still tell where the lost ones listened
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1

@@ -77,6 +77,12 @@ def end(*processes: subprocess.Popen) -> None:
             process.wait()
 
 
+def test_the_readmes_command_is_the_one_that_is_tried():
+    """But for the restarts, which its text adds."""
+    tried = TORCHRUN.format(processes=8).replace("--max-restarts=3 ", "")
+    assert tried.replace("-m torch.distributed.run", "torchrun") in (REPO / "README.md").read_text()
+
+
 def test_two_hosts_of_two_processes_are_one_host_of_four(hosts, tmp_path):
     """Which process sits where is nothing to the numbers: equal bit for bit."""
     photos = write_hard_photos(tmp_path / "photos")
