@@ -24,6 +24,7 @@ from visualize_attention import overlay
 
 HEAD = ("row", "the paper's", "k-NN, teacher", "student", "untrained", "linear", "training, images/s",
         "features, images/s", "MiB", "collapse", "changed")
+COSTS = {"GiB", "hours", "images/s"}  # numbers of the paper beside which these here are wanted
 
 
 def spread(values: list[float | None]) -> str:
@@ -51,7 +52,7 @@ def cells(row: Row, lines: list[dict], preset: str) -> list[str]:
     return [row.name, ", ".join(f"{name} {value}" for name, value in row.paper.items()) or "-",
             spread([line["knn_teacher"][-1] for line in mine]), spread([line["knn_student"][-1] for line in mine]),
             spread([line["untrained"] for line in mine]), spread([line.get("linear") for line in mine]),
-            spread([median(line["images_per_s"]) for line in mine]),
+            spread([median(line["images_per_s"]) for line in mine if row.paper.keys() & COSTS]),
             spread([line.get("features_per_s") for line in mine]), spread([line.get("mib") for line in mine]),
             ", ".join(f"{name} ({collapses.count(name)})" for name in sorted(set(collapses))) or "-",
             typed(changes) + (f" (the paper: {typed(row.settings)})" if changes != row.settings else "")]

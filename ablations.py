@@ -54,7 +54,7 @@ def raw_line(run: Run, preset: str) -> dict:
             "preset": preset, "data": settings.dataset or Path(settings.data_path).name or "embedded pictures",
             "folder": run.folder.parent.name, "out_dim": settings.out_dim, "untrained": baselines.get("knn_untrained"),
             "verdict": report.collapse(epochs[-1], settings.out_dim).partition(":")[0]}
-    if run.row.paper.keys() & {"GiB", "images/s"}:
+    if run.row.paper.keys() & ablation_report.COSTS:
         line |= costs(settings)
     curves = {key: [round(value, 4) for record in epochs for value in record.get(key, [])]
               for key in ("entropy_curve", "kl_curve")}
