@@ -148,7 +148,8 @@ def draw(path: Path, name: str, study: Study, lines: list[dict]) -> None:
     FIGURES.get(name, draw_rows)(figure, study, lines)
     for axes in figure.axes:
         labelled = dict(zip(*axes.get_legend_handles_labels()[::-1]))
-        axes.legend(labelled.values(), labelled.keys(), fontsize=8)
+        place = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if len(labelled) > 6 else {}  # beside so many curves
+        axes.legend(labelled.values(), labelled.keys(), fontsize=8, **place)
         axes.grid(alpha=0.3)
     figure.suptitle(f"{name}: {study.where}; {lines[0]['data']}", fontsize=10)
     write_whole(path, figure.savefig)
