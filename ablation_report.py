@@ -24,7 +24,7 @@ from visualize_attention import overlay
 
 HEAD = ("row", "the paper's", "k-NN, teacher", "student", "untrained", "linear", "training, images/s",
         "features, images/s", "MiB", "collapse", "changed")
-COSTS = {"GiB", "hours", "images/s"}  # numbers of the paper beside which these here are wanted
+COSTS = {"GiB", "images/s"}  # numbers of the paper beside which these here are wanted
 
 
 def spread(values: list[float | None]) -> str:

@@ -129,7 +129,8 @@ def supervised(run: Run, flags: argparse.Namespace, signals: list[int]) -> dict 
         line = evaluated("eval_attention_segmentation", run, flags, signals, seed=run.seed,
                          pretrained_weights=run.folder / "checkpoint.pth",
                          supervised_weights=trained / "checkpoint.pth")
-    return line and {"seed": run.seed, **{name: line[name] for name in ("table", "arch", "patch_size", "data", "measured")}}
+    kept = ("table", "arch", "patch_size", "data", "measured")  # not the paths of this machine
+    return line and {"seed": run.seed, **{name: line[name] for name in kept}}
 
 
 def show_masks(runs: list[Run], lines: list[dict], output: Path) -> None:
