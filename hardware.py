@@ -2,6 +2,8 @@
 
 One process works without a launcher; under torchrun there are several, one a GPU (nccl) or on CPUs (gloo).
 """
+import atexit
+import multiprocessing
 import os
 import re
 import signal
@@ -230,9 +232,19 @@ def stop_signals() -> Iterator[list[int]]:
 def leave_signals_to_training(worker: int) -> None:
     """For loader workers: signals are the training process's affair, also those that a scheduler sends to all.
 
-    The first SIGTERM is left to it, which saves and ends its workers; only a second one ends a worker by itself.
+    So a worker ends when training no longer wants it, when training's process is gone, or by `end_workers`.
     """
     if hasattr(os, "setsid"):
         os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@atexit.register
+def end_workers() -> None:
+    """At exit, end the workers that an error left: Python waits for them, but sends only the SIGTERM they ignore."""
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's own takes a worker's end for an accident
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()

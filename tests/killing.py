@@ -49,6 +49,7 @@ def live(flags: list[str], said: str, death: Death | None, environment: dict[str
     """A child's life: train with these flags, all that it says into a file."""
     import torch
 
+    import hardware
     import train
 
     os.environ.update(environment)
@@ -59,7 +60,10 @@ def live(flags: list[str], said: str, death: Death | None, environment: dict[str
     multiprocessing.set_start_method("fork", force=True)  # of the loader's workers, as in a training of its own
     if death:
         die_at(death)
-    train.main(flags)
+    try:
+        train.main(flags)
+    finally:
+        hardware.end_workers()  # as at a script's end
 
 
 def start(flags: list[str], said: Path, death: Death | None = None, **environment: str) -> multiprocessing.Process:

@@ -2,12 +2,13 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from killing import Death, start, status_of
+from killing import REPO, Death, start, status_of
 from test_faults_kills import assert_same, assert_whole, command, train_undisturbed, write_hard_photos
 
 import eval_knn
@@ -107,6 +108,14 @@ def test_a_picture_that_is_lost_or_breaks_during_the_run_is_named(harm, workers,
     victim.write_bytes(whole)
     assert status_of(start(flags, said)) == 0, said.read_text()
     assert_same(tmp_path / "run", undisturbed)
+
+
+def test_a_script_that_a_worker_ends_by_its_error_does_not_wait_for_that_worker(photos, tmp_path):
+    """The error's frames hold the loader, whose workers leave SIGTERM to training: Python by itself would wait."""
+    (photos / "train/dark/03.png").write_bytes(b"torn")
+    flags = [*command(photos, tmp_path / "run"), "--num_workers", "1", "--knn_every", "0"]
+    done = subprocess.run([sys.executable, REPO / "train.py", *flags], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "03.png" in done.stderr.splitlines()[-1], done.stderr
 
 
 def wait_until_stopped(pid: int) -> None:
