@@ -44,13 +44,14 @@ LADDER = (
          "test_loss.py::test_no_gradient_reaches_the_teacher[PlainLoss]"),
         {"a missing detach": [("teacher_logits.detach()", "teacher_logits")],
          "a softmax over the images": [("teacher_temp).softmax(dim=-1)", "teacher_temp).softmax(dim=0)")],
+         "a student's temperature of its own": [("self.student_temp", "0.1")],
          "the same view paired": [(" if t != v]", "]")]}),
     Exercise(
         "loss.py:DINOLoss.update_center", "the center",
         "The center follows the mean of the teacher's logits over the batch, each prototype's its own, as an "
         "exponential moving average. Taken off the logits, it keeps one prototype from winning everywhere.",
         "c <- m c + (1 - m) mean_b g_t(x_b)        m = self.center_momentum, c = self.center, (1, K)   (Eq. 4)",
-        "`python train.py --center_momentum 1 --epochs 4 --output_dir runs/no-centering`: what happens without it.",
+        "EXERCISES.md, \"No centering\": what happens without it.",
         ("test_loss.py::test_eq_4_the_center_is_an_average_of_the_teachers_logits",
          "test_loss.py::test_center_momentum_one_switches_centering_off"),
         {"the two shares exchanged": [("1 - self.center_momentum", "self.center_momentum")],
@@ -60,12 +61,16 @@ LADDER = (
         "Every parameter of the teacher moves a little towards the student's of the same name, in place; nothing else "
         "does: a batch normalisation's running statistics are buffers, and the teacher's own.",
         "theta_t <- lambda theta_t + (1 - lambda) theta_s        lambda = momentum, 0.996 or more",
-        "the k-NN panel of `curves.png`: is the teacher above its student, as in Fig. 6?",
+        "the k-NN panel of `curves.png` in a run's folder: is the teacher above its student, as in Fig. 6?",
         ("test_teacher.py::test_after_n_steps_the_teacher_is_the_weighted_sum_of_all_students",
+         "test_teacher.py::test_parameters_meet_by_their_names",
          "test_teacher.py::test_buffers_are_the_teachers_own"),
         {"the two shares exchanged": [("1 - momentum", "momentum")],
          "the student follows the teacher": [("teacher_param.lerp_(student_params[name], 1 - momentum)",
                                               "student_params[name].lerp_(teacher_param, 1 - momentum)")],
+         "parameters met by their places": [("student_params[name]", "list(student_params.values())[i]"),
+                                            ("for name, teacher_param in teacher.named_parameters():",
+                                             "for i, teacher_param in enumerate(teacher.parameters()):")],
          "the buffers follow too": [("1 - momentum)", "1 - momentum)\n    for mine, its in zip(teacher.buffers(), "
                                      "student.buffers()):\n        mine.copy_(its)")]}),
     Exercise(
@@ -77,6 +82,8 @@ LADDER = (
         ("test_loss.py::test_the_mean_over_pairs_leaves_the_same_view_out",),
         {"the same view paired": [("terms.sum() - terms[0, 0].sum() - terms[1, 1].sum()", "terms.sum()"),
                                   ("(2 * V - 2)", "(2 * V)")],
+         "the local crops alone": [("(terms.sum() - terms[0, 0].sum() - terms[1, 1].sum()) / ((2 * V - 2) * B)",
+                                    "terms[2:].mean()")],
          "divided by all pairs": [("(2 * V - 2)", "(2 * V)")]}),
     Exercise(
         "schedules.py:cosine", "the schedules",
@@ -85,7 +92,7 @@ LADDER = (
         "warm-up has start already. The first step of the cosine has start too; the one after the last would have end.",
         "warm-up: start step / (warmup_steps - 1)\n"
         "then:    end + (start - end) (1 + cos(pi p)) / 2    p: which share of the steps after the warm-up is over",
-        "the right panel of `curves.png`.",
+        "the right panel of `curves.png` in a run's folder.",
         ("test_schedules.py::test_the_cosine_falls_from_start_to_end_through_the_middle",
          "test_schedules.py::test_the_warm_up_is_linear_from_zero_and_reaches_the_start_value_on_its_last_step",
          "test_schedules.py::test_after_the_warm_up_it_is_the_releases_closed_form"),
@@ -105,13 +112,14 @@ LADDER = (
          "test_methods.py::test_without_the_bottleneck_the_head_is_hidden_layers_and_a_linear_one"),
         {"no l2 norm": [("F.normalize(x, dim=-1)", "x")],
          "normalised over the batch": [("F.normalize(x, dim=-1)", "F.normalize(x, dim=0)")],
-         "the predictor forgotten": [("if self.predictor:", "if False:")]}),
+         "the predictor forgotten": [("if self.predictor:", "if False:")],
+         "no predictor without the bottleneck": [("if self.predictor:", "if self.predictor and self.l2_bottleneck:")]}),
     Exercise(
         "vit.py:attention_probs", "attention",
         "How much each token, a query, takes from every other, a key: a softmax of their scalar products. Without the "
         "factor the products grow with the width, and the softmax has no gradient left.",
         "A[b, h, i, j] = softmax over j of  q[b, h, i] . k[b, h, j] / sqrt(d)",
-        "`python visualize_attention.py --pretrained_weights runs/demo/checkpoint.pth --image_path cat.jpg`: A's row 0",
+        "`attention.png` in a run's folder: A's row 0; visualize_attention.py draws it on your pictures.",
         ("test_vit.py::test_attention_is_the_softmax_of_scaled_products_query_by_query",),
         {"no scale": [(" * q.shape[-1] ** -0.5", "")],
          "the softmax over the queries": [("softmax(dim=-1)", "softmax(dim=-2)")]}),
@@ -122,7 +130,7 @@ LADDER = (
         "learnt grid gets them as they are. As in the release, 0.1 is added to the rows and columns of the scale.",
         "scale = ((rows + 0.1) / grid, (cols + 0.1) / grid)        F.interpolate(..., scale_factor, mode=\"bicubic\")\n"
         "(1, 1 + grid^2, D) -> (1, D, grid, grid) -> (1, D, rows, cols) -> (1, 1 + rows cols, D)",
-        "the method below it, `tokens`: the demo's local crops are 24 pixels, on a grid learnt for 64.",
+        "the method below it, `tokens`: the demo's local crops are 24 pixels, on a grid learnt for 48.",
         ("test_vit.py::test_positions_are_sampled_bicubically_with_the_releases_scale",
          "test_vit.py::test_positions_are_the_learnt_ones_on_their_own_grid_only"),
         {"rows and columns exchanged": [("((rows + 0.1) / self.grid, (cols + 0.1) / self.grid)",
@@ -189,7 +197,7 @@ LADDER = (
         "Each of the k nearest pictures votes for its label with a weight that falls with the distance. A row's votes "
         "may all be multiplied by one factor: take its largest cosine off, or at a low T the exponential overflows.",
         "votes[i, c] = sum over the neighbours j of i with label c of  exp(cosine[i, j] / T)",
-        "`python eval_knn.py --pretrained_weights runs/demo/checkpoint.pth --temperature 1`: do the weights matter?",
+        "`python eval_knn.py --pretrained_weights runs/labs/both/checkpoint.pth --temperature 1`: do weights matter?",
         ("test_knn.py::test_votes_are_weighted_by_the_exponential_of_the_cosine",
          "test_knn.py::test_nearer_pictures_outvote_more_pictures",
          "test_knn.py::test_at_a_low_temperature_the_nearest_picture_decides"),
@@ -201,11 +209,12 @@ LADDER = (
         "The mask of Fig. 1 and 4: of each map the fewest patches, the heaviest first, that together hold at least the "
         "share `mass` of it. A map is the last two axes together, of r x c patches, and need not sum to 1.",
         "smallest set M with  sum over M of a[i] >= mass sum over all of a[i]",
-        "exercise 7's command with `--threshold 0.6` behind it, and the demo's `attention.png`.",
+        "the mask beside the maps in a run's `attention.png`; visualize_attention.py has --threshold for yours.",
         ("test_attention.py::test_keep_mass_keeps_the_fewest_heaviest_patches_that_hold_the_mass",
          "test_attention.py::test_dropping_one_more_patch_would_keep_too_little"),
         {"the lightest are kept": [("sort(dim=-1)", "sort(dim=-1, descending=True)")],
          "the share that goes, not the one that stays": [("1 - mass  #", "mass  #")],
+         "a map taken to sum to 1": [("(flat / flat.sum(dim=-1, keepdim=True))", "flat")],
          "a patch too few": [(".cumsum(dim=-1) > 1 - mass", ".cumsum(dim=-1) - weights > 1 - mass")]}),
     Exercise(
         "loss.py:sinkhorn_knopp", "Sinkhorn-Knopp",
@@ -231,7 +240,7 @@ LADDER = (
         "softmax; all, where fewer than topk are near. Go row by row: all cosines at once would not fit into memory.",
         "label[i] = sum over the topk likest j near i of  w[i, j] label[j]      w[i, .] = softmax(cos(i, .) / T)\n"
         "(r, c, D), (m, r, c, D), labels (m, r, c, C) -> (r, c, C)",
-        "`python eval_video_segmentation.py --pretrained_weights runs/demo/checkpoint.pth`, and the GIFs it writes.",
+        "`python eval_video_segmentation.py --pretrained_weights runs/labs/both/checkpoint.pth`, and its GIFs.",
         ("test_video.py::test_propagation_agrees_with_a_loop_over_all_pairs",
          "test_video.py::test_a_patch_hears_exactly_the_patches_in_its_window"),
         {"weights that do not sum to 1": [("(best / temperature).softmax(dim=1)", "(best / temperature).exp()")],
@@ -248,7 +257,8 @@ LADDER = (
         "`python exercises.py run train.py --epochs 4 --output_dir runs/my-loss`: the demo, trained by your gradient.",
         ("test_loss.py::test_eq_3_the_loss_is_the_cross_entropy_averaged_over_pairs_of_different_views[DINOLoss]",
          "test_loss.py::test_a_view_is_never_paired_with_itself[DINOLoss]",
-         "test_loss.py::test_the_compiled_form_and_its_gradient_equal_the_written_out_ones[dtype0]"),
+         "test_loss.py::test_the_compiled_form_and_its_gradient_equal_the_written_out_ones[dtype0]",
+         "test_loss.py::test_the_compiled_form_and_its_gradient_equal_the_written_out_ones[dtype1]"),
         {"the same view paired": [("[(p2, 1), (p1, 1), (both, 2)][min(view, 2)]", "(both, 2)")],
          "two teachers' views, one softmax": [(".mul_(n)", "")]}),
 )

@@ -5,12 +5,13 @@
     python exercises.py check 2             # the tests of that function, with yours in its place
     python exercises.py diff 2              # yours, and the reference
     python exercises.py progress
-    python exercises.py run train.py --epochs 4 --output_dir runs/mine      # any script, with your functions in it
+    python exercises.py run train.py --epochs 4 --output_dir runs/my-own    # any script, with your functions in it
 
 There is no copy of a solution: `ast` finds the body, and its comments become the hints. What to write is data
 (exercise_rows.py). A check copies the sources to a temporary folder, your files over them, and runs pytest there: so
-modules that import yours find it, and processes that a test starts too.
+modules that import yours find it, and processes that a test, or torchrun, starts too.
 """
+import argparse
 import ast
 import difflib
 import io
@@ -27,36 +28,11 @@ from textwrap import indent, wrap
 
 from commandline import CommandLine, InputError, errors_in_one_line
 from exercise_rows import LADDER, Exercise
+from source_text import body_of, function, function_text, lines_of, whole_lines, with_body, with_lines
 
 REPO = Path(__file__).parent
 WORKBOOK = REPO / "workbook"
 NUMBERED = {number: one for number, one in enumerate(LADDER, start=1)}
-
-
-def function(source: str, name: str) -> ast.FunctionDef:
-    """The function, or Class.method, of this name; raises StopIteration if there is none."""
-    node = ast.parse(source)
-    for part in name.split("."):
-        node = next(child for child in node.body if getattr(child, "name", None) == part)
-    return node
-
-
-def body_lines(source: str, name: str) -> slice:
-    """Which lines of the source are the function's body, behind its signature and its docstring."""
-    node = function(source, name)
-    before = node.body[0] if ast.get_docstring(node) is not None else node.returns or node.args.args[-1]
-    return slice(before.end_lineno, node.end_lineno)
-
-
-def body_of(source: str, name: str) -> str:
-    return "".join(source.splitlines(keepends=True)[body_lines(source, name)])
-
-
-def with_body(source: str, name: str, body: str) -> str:
-    """The source with another body in the function."""
-    lines = source.splitlines(keepends=True)
-    lines[body_lines(source, name)] = [body]
-    return "".join(lines)
 
 
 def reference(one: Exercise) -> str:
@@ -95,13 +71,19 @@ def error_of_blank(number: int) -> str:
     return f'raise NotImplementedError("exercise {number}: write {one.name} in workbook/{one.file}")'
 
 
+def is_blank(source: str, number: int) -> bool:
+    """Whether the blank's error still stands in the function; in a comment it does not count."""
+    error = ast.dump(ast.parse(error_of_blank(number)).body[0])
+    return error in map(ast.dump, function(source, NUMBERED[number].name).body)
+
+
 def workbook_text(number: int) -> str:
     """The student's file; raises InputError where it is missing, cannot be parsed, or has lost the function."""
     one, path = NUMBERED[number], WORKBOOK / NUMBERED[number].file
     if not path.exists():
         raise InputError(f"exercise {number} is not begun: python exercises.py start {number}")
     try:
-        source = path.read_text(encoding="utf-8")
+        source = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
         function(source, one.name)
         return source
     except SyntaxError as error:
@@ -116,28 +98,36 @@ def read_record() -> dict[str, str]:
     """workbook/progress.json: the number of each exercise begun -> the body that passed, or ""."""
     path = WORKBOOK / "progress.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError:
+        record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return dict(record.items())
+    except (ValueError, AttributeError):
         raise InputError("workbook/progress.json cannot be read: delete it, and check again what had passed") from None
 
 
+def write(file: str, text: str) -> None:
+    """A file of the workbook, the whole or not at all: others' solutions may be in it."""
+    part = WORKBOOK / f"{file}.part"
+    part.write_text(text, encoding="utf-8")
+    part.replace(WORKBOOK / file)
+
+
 def write_record(number: int, body: str) -> None:
-    (WORKBOOK / "progress.json").write_text(json.dumps(read_record() | {str(number): body}, indent=1), encoding="utf-8")
+    write("progress.json", json.dumps(read_record() | {str(number): body}, indent=1))
 
 
 def state(number: int) -> str:
-    """not begun, broken (its file cannot be read as Python), blank, begun, or passes: of this very text."""
-    one = NUMBERED[number]
+    """not begun, broken (its file cannot be read as Python), passes (this very text did), blank, or begun."""
+    one, passed = NUMBERED[number], read_record().get(str(number))
     if not (WORKBOOK / one.file).exists():
         return "not begun"
-    passed = read_record().get(str(number))
     try:
-        body = body_of(workbook_text(number), one.name)
+        source = workbook_text(number)
     except InputError:
-        return "broken"
+        return "not begun" if passed is None else "broken"
+    body = body_of(source, one.name)
     if passed is None and body == body_of(reference(one), one.name):
         return "not begun"
-    return "blank" if error_of_blank(number) in body else "passes" if body == passed else "begun"
+    return "passes" if passed and body == passed else "blank" if is_blank(source, number) else "begun"
 
 
 def copy_sources(folder: Path, wanted: Callable[[int], bool]) -> None:
@@ -149,13 +139,18 @@ def copy_sources(folder: Path, wanted: Callable[[int], bool]) -> None:
     for file in (file for kind in ("*.py", "*.md", "*.toml", "tests/*.py") for file in REPO.glob(kind)):
         (folder / file.relative_to(REPO)).parent.mkdir(exist_ok=True)
         shutil.copyfile(file, folder / file.relative_to(REPO))
-    texts = {one.file: workbook_text(number) for number, one in NUMBERED.items()
-             if (WORKBOOK / one.file).exists() and (wanted(number) or state(number) != "broken")}
+    texts = {}
+    for number, one in NUMBERED.items():
+        try:
+            texts |= {one.file: workbook_text(number)} if (WORKBOOK / one.file).exists() else {}
+        except InputError:
+            if wanted(number):
+                raise
     for number, one in NUMBERED.items():
         if one.file in texts and not wanted(number):
-            text, real = texts[one.file], body_of(reference(one), one.name)
-            real += "\n" * (body_of(text, one.name).count("\n") - real.count("\n"))  # errors name the student's lines
-            texts[one.file] = with_body(text, one.name, real)
+            mine, real = function_text(workbook_text(number), one.name), function_text(reference(one), one.name)
+            real += "\n" * (mine.count("\n") - real.count("\n"))  # errors name the student's lines
+            texts[one.file] = with_lines(texts[one.file], whole_lines(texts[one.file], one.name), real)
     for file, text in texts.items():
         (folder / file).write_text(text, encoding="utf-8")
 
@@ -166,16 +161,21 @@ def pytest_arguments(one: Exercise) -> list[str]:
 
 
 def start(number: int, with_hints: bool, again: bool) -> None:
-    """Put the blank into the workbook's file, which begins as a copy of the real one."""
+    """Put the blank into the workbook's file, which begins as a copy of the real one; once begun, only give hints."""
     one, path = NUMBERED[number], WORKBOOK / NUMBERED[number].file
     source = workbook_text(number) if path.exists() else reference(one)
     if state(number) != "not begun" and not again:
-        raise InputError(f"exercise {number} is begun in workbook/{one.file}: go on there, or add --again to lose what "
-                         "you wrote")
+        if with_hints:
+            print("\n".join(hints(one)))
+            return
+        raise InputError(f"exercise {number} is begun in workbook/{one.file}: go on there (--hints tells more), or add "
+                         "--again to lose what you wrote")
     WORKBOOK.mkdir(exist_ok=True)
-    path.write_text(with_body(source, one.name, blank(number, with_hints)), encoding="utf-8")
+    blanked = function_text(with_body(reference(one), one.name, blank(number, with_hints)), one.name)
+    source = with_lines(source, whole_lines(source, one.name), blanked)
+    write(one.file, source)
     write_record(number, "")
-    line = function(path.read_text(encoding="utf-8"), one.name).lineno
+    line = function(source, one.name).lineno
     print(f"{number}. {one.title}: write {one.name}, workbook/{one.file}, line {line}\n\n"
           + "\n".join(wrap(one.text, 100)) + "\n\n" + indent(one.equation, "    ")
           + f"\n\nthe reference's lines: {number_of_lines(one)}; then: python exercises.py check {number}")
@@ -201,11 +201,9 @@ def check(number: int) -> None:
 
 def diff(number: int) -> None:
     """The student's function and the reference's, as a unified diff."""
-    one, functions = NUMBERED[number], []
-    for source in (workbook_text(number), reference(one)):
-        node = function(source, one.name)
-        functions.append(source.splitlines(keepends=True)[node.lineno - 1:node.end_lineno])
-    print("".join(difflib.unified_diff(*functions, f"workbook/{one.file}", one.file)) or "no difference", end="")
+    one = NUMBERED[number]
+    functions = [lines_of(function_text(source, one.name)) for source in (workbook_text(number), reference(one))]
+    print("".join(difflib.unified_diff(*functions, f"workbook/{one.file}", one.file)) or "no difference")
 
 
 def progress() -> None:
@@ -224,13 +222,35 @@ def table() -> str:
 
 def run(script: str = "", *flags: str) -> None:
     """A script with all that was written so far in it; blanks are the reference's. Its exit status becomes ours."""
-    if not (REPO / script).is_file():
+    if Path(script).suffix != ".py" or not (REPO / script).is_file():
         raise InputError(f"there is no script {script!r}: run takes the name of one in this folder, such as train.py")
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         copy_sources(Path(folder), lambda number: state(number) != "blank")
         process = subprocess.Popen([sys.executable, str(Path(folder, script)), *flags])
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the script's: a training saves and then stops
+        signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
         sys.exit(process.wait())
+
+
+def obey(flags: argparse.Namespace) -> None:
+    """Any command but run."""
+    if (flags.hints or flags.again) and flags.command != "start":
+        raise InputError(f"--hints and --again are for start: leave them out of {flags.command}")
+    needs_number = flags.command in ("start", "check", "diff")
+    if needs_number != (flags.number is not None) or (needs_number and flags.number not in NUMBERED):
+        raise InputError(f"{flags.command} takes " + (f"a number from 1 to {len(LADDER)}" if needs_number else
+                         "no number"))
+    match flags.command:
+        case "list":
+            print(table())
+        case "start":
+            start(flags.number, flags.hints, flags.again)
+        case "check":
+            check(flags.number)
+        case "diff":
+            diff(flags.number)
+        case "progress":
+            progress()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -239,29 +259,15 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("command", choices=("list", "start", "check", "diff", "progress", "run"))
     add("number", type=int, nargs="?", help="of the exercise; for run the script and its flags")
-    add("--hints", action="store_true", help="start: the reference's comments and what it calls")
+    add("--hints", action="store_true", help="start: what the reference calls, and its comments, too")
     add("--again", action="store_true", help="start: over what was written before")
     with errors_in_one_line():
-        if argv[:1] == ["run"] and argv[1:2] != ["--help"]:
-            run(*argv[1:])
-        flags = parser.parse_args(argv)
-        if (flags.hints or flags.again) and flags.command != "start":
-            raise InputError(f"--hints and --again are for start: leave them out of {flags.command}")
-        needs_number = flags.command in ("start", "check", "diff")
-        if needs_number != (flags.number is not None) or (needs_number and flags.number not in NUMBERED):
-            raise InputError(f"{flags.command} takes " + (f"a number from 1 to {len(LADDER)}" if needs_number else
-                             "no number"))
-        match flags.command:
-            case "list":
-                print(table())
-            case "start":
-                start(flags.number, flags.hints, flags.again)
-            case "check":
-                check(flags.number)
-            case "diff":
-                diff(flags.number)
-            case "progress":
-                progress()
+        try:
+            if argv[:1] == ["run"] and argv[1:2] != ["--help"]:
+                run(*argv[1:])
+            obey(parser.parse_args(argv))
+        except OSError as error:
+            raise InputError(f"cannot write {str(error.filename)!r}: {error.strerror}") from None
 
 
 if __name__ == "__main__":

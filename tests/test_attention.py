@@ -7,7 +7,7 @@ from attention import attention_scores, cls_attention, jaccard, keep_mass, mass_
 
 
 def test_keep_mass_keeps_the_fewest_heaviest_patches_that_hold_the_mass():
-    attention = torch.tensor([[0.05, 0.40, 0.02], [0.08, 0.30, 0.15]])
+    attention = torch.tensor([[0.05, 0.40, 0.02], [0.08, 0.30, 0.15]]) / 2  # as where [CLS] has the other half
     for mass, mask in ((0.6, [[False, True, False], [False, True, False]]),
                        (0.8, [[False, True, False], [False, True, True]])):
         kept = keep_mass(attention, mass)

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 import exercises
-from exercises import NUMBERED, body_of, function, reference, with_body
+from exercises import NUMBERED, reference
+from source_text import body_of, function, function_text, with_body
 
 REPO = Path(__file__).parent.parent
 CENTER, TEACHER, SAME_VIEW = 2, 3, 4  # the first and the last in loss.py
@@ -58,13 +59,18 @@ def test_a_blank_keeps_signature_and_docstring_and_all_else_of_its_file(number, 
     assert with_body(source, one.name, body_of(reference(one), one.name)) == reference(one), "something else changed"
 
 
-def test_hints_are_the_comments_of_the_reference_and_are_given_when_asked_for(workbook):
+def test_hints_are_the_comments_of_the_reference_and_are_given_when_asked_for(workbook, capsys):
     (positions,) = [number for number, one in NUMBERED.items() if one.name.endswith("positions")]
     exercises.main(["start", str(positions)])
     assert "hint:" not in (workbook / "vit.py").read_text()
+    before = (workbook / "vit.py").read_text()
+    capsys.readouterr()
+    exercises.main(["start", str(positions), "--hints"])
+    told = capsys.readouterr().out
+    assert (workbook / "vit.py").read_text() == before, "what is begun gets its hints on the terminal, and stays"
     exercises.main(["start", str(positions), "--again", "--hints"])
-    given = (workbook / "vit.py").read_text()
-    assert "# hint: paper: bicubic interpolation; release" in given and "calls rearrange, interpolate" in given
+    for given in (told, (workbook / "vit.py").read_text()):
+        assert "hint: paper: bicubic interpolation; release" in given and "calls rearrange, interpolate" in given
 
 
 def test_an_attempt_is_overwritten_by_again_only(workbook, capsys):
@@ -115,6 +121,35 @@ def test_progress_tells_what_is_begun_and_what_passes_as_it_stands(workbook, cap
     assert exercises.state(CENTER) == "begun", "what passed was another text"
 
 
+def test_what_was_only_emptied_does_not_pass(workbook):
+    """Neither with the error taken out, nor in one line; and an error in a comment is no blank any more."""
+    exercises.main(["start", str(CENTER)])
+    path = workbook / "loss.py"
+    blank, error = path.read_text(), exercises.error_of_blank(CENTER)
+    path.write_text(blank.replace(error + "\n", "\n"))
+    assert exercises.state(CENTER) == "begun"
+    path.write_text(blank.replace(error, f"# {error}\n        self.center.zero_()"))
+    assert exercises.state(CENTER) == "begun", "run takes what is begun, and the reference for a blank"
+    exercises.write_record(CENTER, body_of(path.read_text(), NUMBERED[CENTER].name))
+    assert exercises.state(CENTER) == "passes"
+
+
+def test_what_a_student_changed_beside_the_bodies_harms_nobody(workbook, tmp_path):
+    """A form feed from a PDF, a mark at the file's start, and another signature of what is not solved yet."""
+    for number in (CENTER, SAME_VIEW):
+        exercises.main(["start", str(number)])
+    path = workbook / "loss.py"
+    text = path.read_text().replace("def mean_over_pairs(terms: Tensor)", "def mean_over_pairs(t)")
+    path.write_text("\ufeff" + text.replace("# Exercise 2", "# \x0cExercise 2"))
+    assert exercises.state(CENTER) == exercises.state(SAME_VIEW) == "blank" and exercises.state(14) == "not begun"
+    exercises.copy_sources(tmp_path / "copy", lambda number: False)
+    copied = (tmp_path / "copy/loss.py").read_text()
+    for name in (NUMBERED[CENTER].name, NUMBERED[SAME_VIEW].name):
+        assert function_text(copied, name) == function_text(LOSS, name), "the reference's, its signature too"
+    exercises.main(["start", str(SAME_VIEW), "--again"])
+    assert "def mean_over_pairs(terms: Tensor)" in path.read_text()
+
+
 def test_a_diff_shows_both(workbook, capsys):
     exercises.main(["start", str(CENTER)])
     write(workbook, CENTER, "        self.center.zero_()\n")
@@ -129,7 +164,7 @@ def test_a_diff_shows_both(workbook, capsys):
     ("start", "start takes a number from 1 to"), ("check 0", "check takes a number from 1"), ("list 3", "no number"),
     ("check 99", "from 1 to"), ("check 2", "exercise 2 is not begun"), ("diff 2", "exercise 2 is not begun"),
     ("check 2 --hints", "are for start"), ("solve 2", "invalid choice: 'solve'"), ("run nothing.py", "'nothing.py'"),
-    ("run", "the name of one"), ("start two", "invalid int value")])
+    ("run", "the name of one"), ("run README.md", "'README.md'"), ("start two", "invalid int value")])
 def test_bad_input_is_one_line(flags, said, workbook, capsys):
     assert said in refusal(capsys, *flags.split())
 
@@ -144,6 +179,22 @@ def test_a_file_that_is_no_longer_one_is_named(harm, said, workbook, capsys):
     (workbook / "loss.py").write_text(harmed, encoding="utf-8", errors="surrogatepass")
     for command in ("check", "diff", "start"):
         assert said in refusal(capsys, command, CENTER)
+
+
+def test_another_exercises_lost_function_is_named(workbook, capsys):
+    exercises.main(["start", str(CENTER)])
+    path = workbook / "loss.py"
+    path.write_text(path.read_text().replace("def mean_over_pairs", "def mean_of_pairs"))
+    assert "has no mean_over_pairs any more" in refusal(capsys, "check", CENTER)
+
+
+def test_a_workbook_that_is_no_folder_and_a_record_that_is_none_are_one_line(workbook, capsys):
+    workbook.write_text("")
+    assert "workbook" in refusal(capsys, "start", CENTER)
+    workbook.unlink()
+    exercises.main(["start", str(CENTER)])
+    (workbook / "progress.json").write_text("[]")
+    assert "progress.json cannot be read" in refusal(capsys, "progress")
 
 
 def test_a_broken_file_does_not_stand_in_another_exercises_way(workbook, tmp_path, capsys):
@@ -164,6 +215,10 @@ def test_the_page_has_the_ladder_and_changes_lines_that_are_there():
     assert exercises.table() in page, "EXERCISES.md has another ladder than python exercises.py list prints"
     changed = re.findall(r"^    - +(.+)$", page, re.MULTILINE)
     assert changed and all(line in LOSS for line in changed), "the lab changes lines that loss.py does not have"
+    source = LOSS
+    for old, new in zip(changed, re.findall(r"^    \+ +(.+)$", page, re.MULTILINE), strict=True):
+        source = source.replace(old, new)
+    ast.parse(source)
 
 
 def test_each_exercise_has_wrong_answers_and_tests_that_exist():
@@ -270,3 +325,9 @@ def test_check_and_run_take_the_students_file_also_in_a_process_that_imports_it(
     (workbook / "schedules.py").write_text("raise SystemExit('mine')\n" + (workbook / "schedules.py").read_text())
     ran = in_process(workbook, "run", "train.py")
     assert ran.returncode == 1 and ran.stderr.splitlines()[-1] == "mine", ran
+    script = workbook / "start_exercises.py"
+    script.write_text(f"import sys\nsys.path.insert(0, {str(REPO)!r})\nimport pathlib, exercises\n"
+                      f"exercises.WORKBOOK = pathlib.Path({str(workbook)!r})\nexercises.main()\n")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    ran = subprocess.run([*torchrun, str(script), "run", "train.py"], capture_output=True, text=True)
+    assert "mine" in ran.stderr.splitlines(), "what torchrun starts must meet the student's file too"

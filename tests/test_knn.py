@@ -31,7 +31,7 @@ def test_votes_are_weighted_by_the_exponential_of_the_cosine():
         nearest = sorted(range(31), key=lambda j: -cosines[j])[:11]
         expected = [sum(math.exp(cosines[j] / 0.07) for j in nearest if j % 3 == c) for c in range(3)]
         torch.testing.assert_close(votes[i] / votes[i].sum(), torch.tensor(expected) / sum(expected),
-                                   msg="each neighbour must vote with exp(cosine / 0.07)")
+                                   check_dtype=False, msg="each neighbour must vote with exp(cosine / 0.07)")
 
 
 def test_nearer_pictures_outvote_more_pictures():

@@ -34,11 +34,12 @@ def naive_loss(student, teacher, center, student_temp, teacher_temp) -> float:
 @pytest.mark.parametrize("kind", [DINOLoss, PlainLoss])
 def test_eq_3_the_loss_is_the_cross_entropy_averaged_over_pairs_of_different_views(kind):
     student, teacher = random_logits()
-    loss_fn = kind(K)
-    loss_fn.center.copy_(torch.linspace(-0.2, 0.3, K))
-    expected = naive_loss(student, teacher, loss_fn.center[0], 0.1, T)
-    assert loss_fn(student, teacher, T).item() == pytest.approx(expected, rel=1e-5), \
-        "Eq. 3: the mean, over pairs of different views, of -sum_k p_t log p_s, softmaxes over the K prototypes"
+    for student_temp in (0.1, 0.17):
+        loss_fn = kind(K, student_temp=student_temp)
+        loss_fn.center.copy_(torch.linspace(-0.2, 0.3, K))
+        expected = naive_loss(student, teacher, loss_fn.center[0], student_temp, T)
+        assert loss_fn(student, teacher, T).item() == pytest.approx(expected, rel=1e-5), \
+            "Eq. 3: the mean, over pairs of different views, of -sum_k p_t log p_s, softmaxes over the K prototypes"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -67,10 +68,9 @@ def test_a_loss_that_went_backward_once_says_so():
 
 
 def test_the_mean_over_pairs_leaves_the_same_view_out():
-    """Terms of 7 and two of 1000, where a view meets itself: their mean is 7."""
-    terms = torch.full((V, 2, B), 7.0)
-    terms[0, 0] = terms[1, 1] = 1000.0
-    assert mean_over_pairs(terms).item() == pytest.approx(7, rel=1e-5), \
+    terms = torch.arange(2.0 * V * B).view(V, 2, B) ** 2
+    different = [terms[v, x, b].item() for v in range(V) for x in range(2) for b in range(B) if v != x]
+    assert mean_over_pairs(terms).item() == pytest.approx(sum(different) / len(different), rel=1e-5), \
         "terms[0, 0] and terms[1, 1] pair a view with itself: 2 V - 2 pairs are left, of B images each"
 
 
@@ -132,6 +132,7 @@ def test_eq_4_the_center_is_an_average_of_the_teachers_logits():
     loss_fn, (_, teacher) = DINOLoss(K, center_momentum=0.9), random_logits()
     loss_fn.update_center(teacher)
     loss_fn.update_center(teacher + 1)
+    assert loss_fn.center.dtype == torch.float32, "the center must stay in fp32, as it was"
     mean = teacher.mean(dim=0, keepdim=True)
     torch.testing.assert_close(loss_fn.center, 0.9 * (0.1 * mean) + 0.1 * (mean + 1),
                                msg="Eq. 4: with m = 0.9 the old center keeps 9 tenths, and each prototype's mean over "

@@ -58,7 +58,8 @@ def test_sinkhorns_rows_sum_to_one_and_its_columns_are_equal_in_the_end():
     scores = torch.randn(22, 11, generator=torch.Generator().manual_seed(0)) / 0.2
     for iterations, tolerance in ((3, 1.5), (200, 1e-4)):
         q = sinkhorn_knopp(scores, iterations).exp()
-        torch.testing.assert_close(q.sum(dim=1), torch.ones(22), msg="each sample must have weight 1: rows come last")
+        torch.testing.assert_close(q.sum(dim=1), torch.ones(22), check_dtype=False,
+                                   msg="each sample must have weight 1: rows come last")
         assert (q.sum(dim=0) - 2).abs().max() < tolerance, "each prototype must get an equal share"
 
 
@@ -255,6 +256,9 @@ def test_without_the_bottleneck_the_head_is_hidden_layers_and_a_linear_one(nlaye
     torch.testing.assert_close(head(features), F.linear(x, head.last_layer.weight, head.last_layer.bias),
                                msg="without the bottleneck nothing is normalised: mlp, then the last layer")
     assert head(features).shape == (11, 13) and head.projection_dim == 13 and len(head.mlp) == 2 * nlayers
+    without, head.predictor = head(features), nn.Linear(13, 13)
+    torch.testing.assert_close(head(features), head.predictor(without),
+                               msg="without the bottleneck a predictor comes behind the last layer")
 
 
 FLAGS = ("--arch vit_nano --patch_size 16 --global_crops_size 32 --local_crops_size 16 --local_crops_number 1 "

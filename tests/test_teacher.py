@@ -40,6 +40,17 @@ def test_after_n_steps_the_teacher_is_the_weighted_sum_of_all_students():
                                msg="in place, the teacher keeps lambda = 0.9 of itself and takes 0.1 of the student")
 
 
+def test_parameters_meet_by_their_names():
+    """In whatever order the two list them."""
+    student, teacher = nn.Module(), nn.Module()
+    for network, names in ((student, "ab"), (teacher, "ba")):
+        for name in names:
+            network.register_parameter(name, nn.Parameter(torch.full((3,), float(name == "a"))))
+    update_teacher(student, teacher, 0.5)
+    unchanged = bool(teacher.a.eq(1).all())
+    assert unchanged, "each parameter of the teacher follows the one of its own name"
+
+
 def test_buffers_are_the_teachers_own():
     student = nn.BatchNorm1d(3)
     teacher = make_teacher(student)
