@@ -1,9 +1,9 @@
 """The [CLS] token's self-attention as a segmentation (Sec. 4.2.2, Fig. 1, 3 and 4).
 
 Masks are obtained by keeping a share of the attention's mass, 60 % in Fig. 4 and 80 % in appendix D, the heaviest
-patches first. Fig. 4's number is the
-Jaccard of the best head's mask with the object. The best of several heads flatters diffuse maps, so the share of
-the attention that falls on the object, and the mask of the heads' mean, stand beside it.
+patches first. Fig. 4's number is the Jaccard of the best head's mask with the object. The best of several heads
+flatters diffuse maps, so the share of the attention that falls on the object, and the mask of the heads' mean, stand
+beside it.
 
 Shapes: B pictures, O objects of one picture, h heads, r x c patches, H x W pixels.
 """

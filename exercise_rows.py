@@ -88,8 +88,8 @@ LADDER = (
     Exercise(
         "schedules.py:cosine", "the schedules",
         "Learning rate, weight decay and teacher momentum follow half a cosine from start to end. The learning rate "
-        "rises linearly from 0 before that: step 0 has 0 (also where it is the whole warm-up), the last step of the "
-        "warm-up has start already. The first step of the cosine has start too; the one after the last would have end.",
+        "rises linearly from 0 before that: step 0 has 0 (also where the warm-up is that one step), its last step has "
+        "start already. The first step of the cosine has start too; the one after the last would have end.",
         "warm-up: start step / (warmup_steps - 1)\n"
         "then:    end + (start - end) (1 + cos(pi p)) / 2    p: which share of the steps after the warm-up is over",
         "the right panel of `curves.png` in a run's folder.",
@@ -168,10 +168,10 @@ LADDER = (
         "are averaged, clipped (what that returns is kept), and dropped for student.head.last_layer if it is "
         "frozen; lr and weight_decay of the optimiser's groups are set (a group decays if its \"decays\" says so); "
         "the student steps, the teacher follows, and last the center, by the mean of the teacher's logits over the "
-        "micro-batches and over the processes (where.mean). With values.teacher_lags the teacher becomes the "
-        "student (momentum 0) just before its step.",
+        "micro-batches and over the processes (where.mean(tensor), of the same shape). With values.teacher_lags the "
+        "teacher becomes the student (momentum 0) just before its step.",
         "loss -> backward -> clip -> student's step -> teacher's EMA -> center; once a step, not once a micro-batch\n"
-        "returns the means of (loss, dino_loss.teacher_entropy, dino_loss.kl), and clip_gradients' norm, (4,)",
+        "returns, (4,), the micro-batches' means of (loss, dino_loss.teacher_entropy, dino_loss.kl), and the norm",
         "`python exercises.py run train.py --epochs 4 --output_dir runs/my-step`: the demo, trained by your step.",
         ("test_train.py::test_a_step_is_algorithm_1", "test_train.py::test_the_teacher_sees_the_two_global_views_only",
          "test_train.py::test_accumulated_micro_batches_are_one_step_of_the_whole_batch",
@@ -187,6 +187,9 @@ LADDER = (
             ("    update_teacher(student, teacher, values.teacher_momentum)\n", ""),
             ("optimizer.step()", "update_teacher(student, teacher, values.teacher_momentum); optimizer.step()")],
          "the gradients not clipped": [("clip_gradients(student, clip_grad)", "clip_gradients(student, 0)")],
+         "a frozen layer's gradients dropped before clipping": [
+            ("    norm = clip_gradients(student, clip_grad)\n", ""),
+            ("    optimizer.step()", "    norm = clip_gradients(student, clip_grad)\n    optimizer.step()")],
          "the gradients kept for the next step": [("    optimizer.zero_grad()\n", "")],
          "the other processes forgotten": [("ddp_student(crops)", "student(crops)")],
          "a center of each process's own": [("where.mean(torch.stack(teacher_mean))",
@@ -250,11 +253,12 @@ LADDER = (
         "loss.py:CrossEntropy.forward", "the loss that training uses, and its gradient by hand",
         "The sum over pairs of exercise 1, view by view (student_logits.split(len(p1))), and its derivative by the "
         "student's logits, which the same pass finds: autograd would go over them again. p1, p2: the teacher's outputs "
-        "on the globals. ctx.gradient gets the gradient without its 1 / tau, ctx.tau gets tau: backward wants both.",
+        "on the globals. ctx.gradient gets the gradient without its 1 / tau, ctx.tau gets tau: backward wants both. "
+        "Logits may be bf16: compute in fp32.",
         "p = P_2 for view 1, P_1 for view 2, P_1 + P_2 for the locals        n = sum_k p[k] = 1, 1, 2\n"
         "total = - sum over views, images, k of  p[k] log softmax(s / tau)[k]\n"
         "d total / d s = (n softmax(s / tau) - p) / tau",
-        "`python exercises.py run train.py --epochs 4 --output_dir runs/my-loss`: the demo, trained by your gradient.",
+        "`python exercises.py run train.py --epochs 4 --compile false --output_dir runs/my-loss`: it trains.",
         ("test_loss.py::test_eq_3_the_loss_is_the_cross_entropy_averaged_over_pairs_of_different_views[DINOLoss]",
          "test_loss.py::test_a_view_is_never_paired_with_itself[DINOLoss]",
          "test_loss.py::test_the_compiled_form_and_its_gradient_equal_the_written_out_ones[dtype0]",

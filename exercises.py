@@ -87,11 +87,13 @@ def workbook_text(number: int) -> str:
         function(source, one.name)
         return source
     except SyntaxError as error:
-        raise InputError(f"workbook/{one.file}, line {error.lineno}: {error.msg}: mend it") from None
+        where = f", line {error.lineno}" if error.lineno else ""
+        raise InputError(f"workbook/{one.file}{where}: {error.msg}: mend it") from None
     except UnicodeDecodeError:
         raise InputError(f"workbook/{one.file} is no UTF-8 text: save it as that") from None
     except StopIteration:
-        raise InputError(f"workbook/{one.file} has no {one.name} any more: copy its def line from {one.file}") from None
+        raise InputError(f"workbook/{one.file} has no {one.name} any more: write its def line as in {one.file}, or "
+                         "delete the workbook's file, with all that is in it, and start again") from None
 
 
 def read_record() -> dict[str, str]:
@@ -111,8 +113,10 @@ def write(file: str, text: str) -> None:
     part.replace(WORKBOOK / file)
 
 
-def write_record(number: int, body: str) -> None:
-    write("progress.json", json.dumps(read_record() | {str(number): body}, indent=1))
+def write_record(number: int, body: str | None) -> None:
+    """None: it is not begun any more."""
+    record = read_record() | {str(number): body}
+    write("progress.json", json.dumps({key: kept for key, kept in record.items() if kept is not None}, indent=1))
 
 
 def state(number: int) -> str:
@@ -156,7 +160,7 @@ def copy_sources(folder: Path, wanted: Callable[[int], bool]) -> None:
 
 
 def pytest_arguments(one: Exercise) -> list[str]:
-    return ["-q", "--tb=short", "--no-header", "-rN", "--show-capture=no", "-p", "no:cacheprovider",
+    return ["-q", "--tb=short", "--no-header", "-rN", "--show-capture=stdout", "-p", "no:cacheprovider",
             *(f"tests/{test}" for test in one.tests)]
 
 
@@ -171,6 +175,9 @@ def start(number: int, with_hints: bool, again: bool) -> None:
         raise InputError(f"exercise {number} is begun in workbook/{one.file}: go on there (--hints tells more), or add "
                          "--again to lose what you wrote")
     WORKBOOK.mkdir(exist_ok=True)
+    if not path.exists():
+        for other in (other for other, its in NUMBERED.items() if its.file == one.file):
+            write_record(other, None)  # what was in a file that is gone
     blanked = function_text(with_body(reference(one), one.name, blank(number, with_hints)), one.name)
     source = with_lines(source, whole_lines(source, one.name), blanked)
     write(one.file, source)
@@ -222,7 +229,7 @@ def table() -> str:
 
 def run(script: str = "", *flags: str) -> None:
     """A script with all that was written so far in it; blanks are the reference's. Its exit status becomes ours."""
-    if Path(script).suffix != ".py" or not (REPO / script).is_file():
+    if script not in {file.name for file in REPO.glob("*.py")} - {"exercises.py"}:
         raise InputError(f"there is no script {script!r}: run takes the name of one in this folder, such as train.py")
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         copy_sources(Path(folder), lambda number: state(number) != "blank")

@@ -27,6 +27,12 @@ def test_dropping_one_more_patch_would_keep_too_little(mass):
     assert most < mass + 1e-6, f"a patch too many: without the lightest they still hold {mass}"
 
 
+def test_a_mass_that_is_just_reached_and_patches_of_one_weight_bring_no_patch_too_many():
+    for attention, mass, number in ((torch.tensor([[0.5, 0.25, 0.25]]), 0.5, 1), (torch.full((2, 4), 0.125), 0.5, 4)):
+        kept = int(keep_mass(attention, mass).sum())
+        assert kept == number, f"{number} of {attention.tolist()} hold {mass}, but {kept} were kept"
+
+
 def test_jaccard_is_intersection_over_union():
     mask, truth = torch.zeros(2, 4, 5, dtype=torch.bool), torch.zeros(2, 4, 5, dtype=torch.bool)
     mask[0, :2], truth[0, 1:3] = True, True  # 5 shared of 15

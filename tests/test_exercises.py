@@ -84,6 +84,14 @@ def test_an_attempt_is_overwritten_by_again_only(workbook, capsys):
         assert "NotImplementedError" in (workbook / "loss.py").read_text()
 
 
+def test_a_file_that_was_deleted_begins_anew(workbook):
+    for number in (CENTER, SAME_VIEW):
+        exercises.main(["start", str(number)])
+    (workbook / "loss.py").unlink()
+    exercises.main(["start", str(CENTER)])
+    assert exercises.state(CENTER) == "blank" and exercises.state(SAME_VIEW) == "not begun"
+
+
 def test_exercises_of_one_file_add_up(workbook):
     exercises.main(["start", str(CENTER)])
     write(workbook, CENTER, "        pass  # mine\n")
@@ -164,7 +172,9 @@ def test_a_diff_shows_both(workbook, capsys):
     ("start", "start takes a number from 1 to"), ("check 0", "check takes a number from 1"), ("list 3", "no number"),
     ("check 99", "from 1 to"), ("check 2", "exercise 2 is not begun"), ("diff 2", "exercise 2 is not begun"),
     ("check 2 --hints", "are for start"), ("solve 2", "invalid choice: 'solve'"), ("run nothing.py", "'nothing.py'"),
-    ("run", "the name of one"), ("run README.md", "'README.md'"), ("start two", "invalid int value")])
+    ("run", "the name of one"), ("run README.md", "'README.md'"),
+    ("run exercises.py list", "'exercises.py'"), ("run tests/test_loss.py", "'tests/test_loss.py'"),
+    ("start two", "invalid int value")])
 def test_bad_input_is_one_line(flags, said, workbook, capsys):
     assert said in refusal(capsys, *flags.split())
 

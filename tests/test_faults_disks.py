@@ -129,13 +129,19 @@ def wait_until_stopped(pid: int) -> None:
     raise AssertionError("it goes on")
 
 
-def test_a_loaders_worker_that_is_killed_is_one_line_and_the_run_goes_on(photos, undisturbed, tmp_path):
-    """As when memory is full, which takes the largest process."""
+@pytest.mark.parametrize("stands_still", [0, 3])
+def test_a_loaders_worker_that_is_killed_is_one_line_and_the_run_goes_on(stands_still, photos, undisturbed, tmp_path):
+    """As when memory is full, which takes the largest process; at once, or when training has long waited for it."""
     flags, said = [*command(photos, tmp_path / "run"), "--num_workers", "2"], tmp_path / "said"
     child = start(flags, said, Death("train_step", 8, signal.SIGSTOP))
     wait_until_stopped(child.pid)
     workers = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
     assert len(workers) == 2
+    if stands_still:
+        os.kill(int(workers[1]), signal.SIGSTOP)
+        os.kill(child.pid, signal.SIGCONT)
+        time.sleep(stands_still)
+        assert child.is_alive(), "a slow worker is waited for"
     os.kill(int(workers[1]), signal.SIGKILL)
     os.kill(child.pid, signal.SIGCONT)
     assert status_of(child) == 2

@@ -140,6 +140,12 @@ def test_a_frozen_last_layer_does_not_move_and_the_rest_does():
     moved = {name for name, value in p.student.state_dict().items() if not torch.equal(value, before[name])}
     assert not any("last_layer" in name for name in moved), "a frozen last layer must get no gradient"
     assert "head.mlp.4.weight" in moved, "the layers before the last one must train"
+    norms = []
+    for freeze in (False, True):
+        p = parts()
+        p.student.head.last_layer.weight_v.data *= 1e-3  # whose gradient is the largest then
+        norms.append(step(p, freeze=freeze)[3].item())
+    assert norms[0] == norms[1], "the norm is of all gradients, a frozen layer's too: clip first, then drop them"
 
 
 def test_clipping_is_per_tensor_and_not_global():
