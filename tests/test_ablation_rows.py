@@ -156,6 +156,7 @@ def test_equal_settings_share_a_folder_and_others_do_not():
     dino = folder("components", 0)
     assert dino == folder("collapse", 0) == folder("heads", 0) == folder("methods", 3)
     assert dino == folder("components", 0, "--", "--num_workers", "0"), "workers do not change a run"
+    assert dino == folder("components", 0, "--", "--download"), "nor whether its pictures were there already"
     others = [folder("components", 1), folder("components", 0, seed=1), folder("components", 0, "--epochs", "5"),
               folder("components", 0, "--nproc_per_node", "2"), folder("components", 0, "--", "--lr", "0.001")]
     assert len({dino, *others}) == 6

@@ -1,10 +1,12 @@
-"""The ablations: runs are made once, earlier seeds are kept, numbers stand beside the paper's."""
+"""The ablations: runs are made and measured once, earlier seeds are kept, numbers stand beside the paper's."""
 import json
 import math
 import signal
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from data import Pictures
 from settings import Settings
 
 K = 61
+LINEAR = Row("one", {}, {"linear": 76.1})
 
 
 def log_of(epochs: int, entropy: float = 2.0, kl: float = 0.5, **last: float) -> list[dict]:
@@ -35,12 +38,12 @@ def log_of(epochs: int, entropy: float = 2.0, kl: float = 0.5, **last: float) ->
 
 
 def a_run(folder: Path, log: list[dict] | None, command: str = "raise SystemExit(7)", name: str = "a row",
-          seed: int = 0, epochs: int = 3) -> Run:
+          seed: int = 0, epochs: int = 3, **settings) -> Run:
     """A run whose command is a line of Python, in a folder with this log.txt."""
     folder.mkdir(parents=True, exist_ok=True)
     if log:
         (folder / "log.txt").write_text("".join(json.dumps(record) + "\n" for record in log))
-    return Run(Row(name), seed, Settings(epochs=epochs, out_dim=K), {"out_dim": K}, folder,
+    return Run(Row(name), seed, Settings(epochs=epochs, out_dim=K, **settings), {"out_dim": K}, folder,
                [sys.executable, "-c", command])
 
 
@@ -88,26 +91,104 @@ def test_two_runners_train_a_run_once(tmp_path):
     assert [(len(done), failed) for done, failed in both] == [(1, []), (1, [])]
 
 
-def test_seeds_of_an_earlier_call_are_kept_while_their_settings_are_the_same(tmp_path):
-    lines = [{"row": row, "seed": seed, "settings": {"out_dim": out_dim, "blur": [0.5, 0.1, 0.5]}}
-             for row, seed, out_dim in (("a row", 0, K), ("a row", 1, K), ("a row", 2, 7), ("gone", 3, K))]
-    (tmp_path / "study.json").write_text(json.dumps(lines))
-    run = a_run(tmp_path, log_of(3), seed=1)._replace(changed={"out_dim": K, "blur": (0.5, 0.1, 0.5)})
-    assert ablations.earlier(tmp_path / "study.json", [run]) == lines[:1]
-    assert ablations.earlier(tmp_path / "none.json", [run]) == []
+def test_seeds_of_an_earlier_call_are_kept_while_their_folder_is_the_same(tmp_path):
+    """Also those of a row that failed now; but not lines of other settings, or of another number of processes."""
+    lines = [{"row": row, "seed": seed, "folder": folder} for row, seed, folder in (
+        ("a row", 0, "1process"), ("failed", 1, "other"), ("a row", 1, "1process"), ("a row", 2, "8processes"),
+        ("gone", 3, "1process"))]
+    (tmp_path / "study.json").write_text(json.dumps([*lines, {"seed": 4}]))  # as old versions wrote Fig. 4's
+    planned = [a_run(tmp_path / "1process" / "seed1", None, seed=1),
+               a_run(tmp_path / "other" / "seed1", None, name="failed", seed=1)]
+    assert ablations.earlier(tmp_path / "study.json", planned, lines[2:3]) == lines[:2]
+    assert ablations.earlier(tmp_path / "none.json", planned, []) == []
 
 
-def test_a_damaged_log_is_named(tmp_path):
+def flags_of(folder: Path):
+    """Those of a command whose --output_dir is this folder."""
+    return ablations.parse_flags(["components", "--output_dir", str(folder)])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks")
+def test_two_runners_keep_each_other_s_lines(tmp_path, monkeypatch):
+    """The other one holds the lock, and writes its line before it lets go."""
+    monkeypatch.setitem(STUDIES, "tiny", Study("nowhere", {}, (Row("a row"),)))
+    held, runs = Event(), [a_run(tmp_path / "key" / f"seed{seed}", log_of(3), seed=seed) for seed in (0, 1)]
+
+    def write_the_other_one() -> None:
+        with ablation_runs.alone(tmp_path, []):
+            held.set()
+            time.sleep(0.5)
+            (tmp_path / "tiny.json").write_text(json.dumps([ablations.raw_line(runs[1], "demo")]))
+
+    with ThreadPoolExecutor() as other:
+        writing = other.submit(write_the_other_one)
+        held.wait()
+        assert ablations.show("tiny", runs[:1], runs[:1], flags_of(tmp_path), []) == []
+        writing.result()
+    assert [line["seed"] for line in json.loads((tmp_path / "tiny.json").read_text())] == [0, 1]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks")
+def test_an_evaluation_waits_for_another_runner_s_and_takes_its_result(tmp_path):
+    held, run = Event(), a_run(tmp_path, log_of(3))
+
+    def evaluate() -> None:
+        with ablation_runs.alone(tmp_path, []):
+            held.set()
+            time.sleep(0.5)
+            (tmp_path / "eval_linear.jsonl").write_text('{"measured": {"top-1 %": 47.0}}\n')
+
+    with ThreadPoolExecutor() as other:
+        evaluating = other.submit(evaluate)
+        held.wait()
+        assert ablations.linear(run._replace(row=LINEAR), flags_of(tmp_path), []) == {"linear": 47.0}
+        evaluating.result()
+
+
+def test_an_evaluation_that_fails_is_told_and_an_empty_result_is_none(tmp_path, monkeypatch, capfd):
+    """A full disk leaves an empty file; here there are no weights, so the evaluation fails, and the row stands."""
+    monkeypatch.setitem(STUDIES, "tiny", Study("nowhere", {}, (LINEAR,)))
+    run = a_run(tmp_path / "key" / "seed0", log_of(3))._replace(row=LINEAR)
+    (run.folder / "eval_linear.jsonl").touch()
+    failed = ablations.show("tiny", [run], [run], flags_of(tmp_path), [])
+    assert failed == ["the linear evaluation of one, seed 0 failed: its own words are above"]
+    assert "no checkpoint at" in capfd.readouterr().err
+    assert [line["row"] for line in json.loads((tmp_path / "tiny.json").read_text())] == ["one"]
+
+
+def test_a_damaged_file_is_named_and_not_its_folder(tmp_path):
+    """Which holds the trained run."""
     (tmp_path / "log.txt").write_text('{"epoch": -1}\n{"epo')
-    with pytest.raises(InputError, match="is damaged: remove its folder"):
+    with pytest.raises(InputError, match=r"log.txt' is damaged: remove it, and the same command makes it again"):
         ablation_runs.read_lines(tmp_path / "log.txt")
 
 
 def test_sigterm_is_passed_on_and_the_line_says_that_the_same_command_goes_on(capsys):
+    began = time.monotonic()
     with pytest.raises(SystemExit) as stopped:
         ablation_runs.execute([sys.executable, "-c", "import time; time.sleep(60)"], [signal.SIGTERM])
     assert stopped.value.code == 128 + signal.SIGTERM
+    assert time.monotonic() - began < 20, "the child was not ended, but waited for"
     assert "the same command goes on there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["crops", "components", "center"])
+def test_a_signal_stops_between_rows_and_studies_too(tmp_path, name):
+    """Before anything is measured or written."""
+    run = a_run(tmp_path / "key" / "seed0", log_of(3))._replace(row=STUDIES[name].rows[0])
+    with pytest.raises(SystemExit) as stopped:
+        ablations.conduct(name, [run], flags_of(tmp_path), [signal.SIGTERM])
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert not [*tmp_path.glob("*.json"), *run.folder.glob("*.json*")]
+
+
+def test_a_dataset_is_fetched_before_the_first_run_where_that_is_asked_for(tmp_path, monkeypatch, capsys):
+    """From a place that is not there, so that it fails; without --download nobody would have looked there."""
+    monkeypatch.setattr("torchvision.datasets.CIFAR10.url", (tmp_path / "nowhere").as_uri())
+    with pytest.raises(SystemExit):
+        ablations.main(["collapse", "--data_path", str(tmp_path), "--output_dir", str(tmp_path / "out"), "--",
+                        "--dataset", "cifar10", "--download"])
+    assert "urlopen error" in capsys.readouterr().err, "pass --download on to open_pictures"
 
 
 @pytest.mark.parametrize(("entropy", "kl", "found"), [
@@ -182,6 +263,34 @@ def test_the_masks_of_both_networks_stand_side_by_side(tmp_path):
     with Image.open(tmp_path / "masks.png") as figure:
         left, middle, right = np.array_split(np.asarray(figure.convert("L"), dtype=float), 3, axis=1)
         assert middle.std() > 5 and not np.array_equal(middle, right) and left.std() > 5
+
+
+def weights_of(path: Path) -> Path:
+    """A checkpoint of a fresh ViT there."""
+    network = build_backbone("vit_nano", 8, 48, init_std=0.2)
+    save_checkpoint(path, {"teacher": {f"backbone.{key}": value for key, value in network.state_dict().items()},
+                           "args": {"arch": "vit_nano", "eval_size": 64, "eval_crop": 1.0, "mean": (0.4,) * 3,
+                                    "std": (0.2,) * 3}})
+    return path
+
+
+def test_fig_4_s_table_is_of_the_seeds_of_all_calls(tmp_path):
+    """The evaluations' results lie in the runs' folders, as a first call leaves them."""
+    for i in range(2):
+        Image.fromarray(make_creatures(2).images[i].permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
+    for seed in (0, 1):
+        run = a_run(tmp_path / "key" / f"seed{seed}", log_of(3), name="DINO", seed=seed, data_path=str(tmp_path))
+        (run.folder / "eval_transfer.jsonl").write_text(json.dumps({
+            "table": "Transfer", "arch": "vit_nano", "patch_size": 8, "data": "two pictures",
+            "measured": {"from scratch, top-1 %": 47.0 + 3 * seed}}) + "\n")
+        for folder in (run.folder, run.folder / "supervised"):
+            folder.mkdir(exist_ok=True)
+            weights_of(folder / "checkpoint.pth")
+        assert ablations.show_masks([run], [run], flags_of(tmp_path), []) == []
+    lines = json.loads((tmp_path / "supervised.json").read_text())
+    assert sorted((line["row"], line["seed"], line["folder"]) for line in lines) == [("DINO", 0, "key"),
+                                                                                   ("DINO", 1, "key")]
+    assert "48.5 ± 2.1 (2)" in (tmp_path / "supervised.md").read_text()
 
 
 @pytest.mark.parametrize(("argv", "said"), [
