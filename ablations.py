@@ -29,20 +29,9 @@ from ablation_runs import Run, alone, execute, launch, make_run, read_lines, tra
 from checkpoint import write_whole
 from commandline import CommandLine, InputError, errors_in_one_line
 from data import open_pictures
-from settings import Settings, parse_settings
+from settings import parse_settings
 
 KEYS = ("knn_teacher", "knn_student", "train_entropy", "train_kl", "images_per_s")  # of an epoch, in log.txt
-
-
-def costs(settings: Settings) -> dict:
-    """Two steps in a fresh process: MiB, None where the system does not tell, and images/s of features; nothing if they
-    do not fit."""
-    with hardware.start(settings.device, settings.precision) as where:
-        try:
-            return measure.in_fresh_process(bench_step.cost_of_steps, bench_step.make_ours, settings, where,
-                                            torch.get_num_threads())
-        except MemoryError:
-            return {}
 
 
 def raw_line(run: Run, preset: str) -> dict:
@@ -54,8 +43,6 @@ def raw_line(run: Run, preset: str) -> dict:
             "preset": preset, "data": settings.dataset or Path(settings.data_path).name or "embedded pictures",
             "folder": run.folder.parent.name, "out_dim": settings.out_dim, "untrained": baselines.get("knn_untrained"),
             "verdict": report.collapse(epochs[-1], settings.out_dim).partition(":")[0]}
-    if run.row.paper.keys() & ablation_report.COSTS:
-        line |= costs(settings)
     curves = {key: [round(value, 4) for record in epochs for value in record.get(key, [])]
               for key in ("entropy_curve", "kl_curve")}
     values = {key: [round(record[key], 4) if key in record else None for record in epochs] for key in KEYS}
@@ -84,6 +71,25 @@ def linear(run: Run, flags: argparse.Namespace, signals: list[int]) -> dict | No
     line = evaluated("eval_linear", run, flags, signals, cached=True, seed=run.seed,
                      pretrained_weights=run.folder / "checkpoint.pth")
     return line and {"linear": max(value for name, value in line["measured"].items() if "top-1" in name)}
+
+
+def costs(run: Run, signals: list[int]) -> dict[str, float | None]:
+    """Those of report's COSTS that stand beside the row's numbers (mib: None where the system does not tell); nothing
+    if the steps do not fit. They are measured once, in a fresh process, and kept in the run's folder."""
+    settings, kept = run.settings, run.folder / "costs.json"
+    wanted = [cost for cost, (name, _) in ablation_report.COSTS.items() if name in run.row.paper]
+    if not wanted:
+        return {}
+    with alone(run.folder, signals), hardware.start(settings.device, settings.precision) as where:
+        if not (lines := read_lines(kept)):
+            try:
+                found = measure.in_fresh_process(bench_step.cost_of_steps, bench_step.make_ours, settings, where,
+                                                 torch.get_num_threads(), 7, 15.0)
+            except MemoryError:
+                return {}
+            lines = [found | {"train_per_s": 1000 * settings.batch_size_per_gpu / found["ms"]}]
+            write_whole(kept, lambda part: part.write_text(json.dumps(lines[0]) + "\n"))
+    return {name: lines[0][name] for name in wanted}
 
 
 def tell(output: Path, name: str, lines: list[dict], grid: list[list[str]], remarks: list[str]) -> None:
@@ -117,7 +123,7 @@ def show(name: str, planned: list[Run], done: list[Run], flags: argparse.Namespa
         top_1 = linear(run, flags, signals)
         if top_1 is None:
             failed.append(f"the linear evaluation of {run.row.name}, seed {run.seed} failed: its own words are above")
-        lines.append(raw_line(run, flags.preset) | (top_1 or {}))
+        lines.append(raw_line(run, flags.preset) | costs(run, signals) | (top_1 or {}))
     if not lines:
         return failed
     with alone(output, signals):

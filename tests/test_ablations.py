@@ -10,7 +10,6 @@ from threading import Event
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import ablation_report
@@ -22,7 +21,6 @@ from backbone import build_backbone
 from checkpoint import save_checkpoint
 from commandline import InputError
 from creatures import make_creatures
-from data import Pictures
 from settings import Settings
 
 K = 61
@@ -163,6 +161,26 @@ def test_a_damaged_file_is_named_and_not_its_folder(tmp_path):
         ablation_runs.read_lines(tmp_path / "log.txt")
 
 
+@pytest.mark.parametrize(("name", "wanted"), [("patch_size", {"features_per_s"}), ("heads", {"features_per_s"}),
+                                              ("crops", {"train_per_s", "mib"}), ("components", set())])
+def test_a_study_s_costs_are_those_that_the_paper_has(name, wanted, tmp_path):
+    """Fig. 5 and appendix D have images/s of features, Table 8 hours and GiB; what was measured is kept."""
+    kept = {"ms": 125.0, "train_per_s": 256.0, "mib": None, "features_per_s": 2000.0}
+    (tmp_path / "costs.json").write_text(json.dumps(kept) + "\n")
+    costs = ablations.costs(a_run(tmp_path, log_of(3))._replace(row=STUDIES[name].rows[0]), [])
+    assert costs == {cost: kept[cost] for cost in wanted}
+
+
+@pytest.mark.slow
+def test_costs_are_measured_once_and_training_s_speed_is_that_of_a_step(tmp_path):
+    run = a_run(tmp_path, None, arch="vit_nano", patch_size=16, global_crops_size=32, local_crops_size=16,
+                batch_size_per_gpu=3)._replace(row=STUDIES["crops"].rows[0])
+    costs = ablations.costs(run, [])
+    kept = json.loads((tmp_path / "costs.json").read_text())
+    assert costs["train_per_s"] == pytest.approx(1000 * 3 / kept["ms"]), "pictures a step / seconds a step"
+    assert ablations.costs(run, []) == costs, "a second measurement would differ"
+
+
 def test_sigterm_is_passed_on_and_the_line_says_that_the_same_command_goes_on(capsys):
     began = time.monotonic()
     with pytest.raises(SystemExit) as stopped:
@@ -172,7 +190,7 @@ def test_sigterm_is_passed_on_and_the_line_says_that_the_same_command_goes_on(ca
     assert "the same command goes on there" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["crops", "components", "center"])
+@pytest.mark.parametrize("name", ["crops", "heads", "center"])
 def test_a_signal_stops_between_rows_and_studies_too(tmp_path, name):
     """Before anything is measured or written."""
     run = a_run(tmp_path / "key" / "seed0", log_of(3))._replace(row=STUDIES[name].rows[0])
@@ -211,58 +229,12 @@ def test_other_losses_have_no_verdict(tmp_path):
     assert line["verdict"] == "" and line["train_kl"] == [None] * 3
 
 
-STUDY = Study("Table 0", {}, (Row("one", {}, {"k-NN": 71.5, "linear": 76.1}),
-                              Row("other", {"out_dim": 65536}, {"hours": 45.9}, {"out_dim": 17}), Row("missing")))
-
-
-@pytest.fixture
-def lines(tmp_path) -> list[dict]:
-    """Two rows with two seeds, 33 and 36 % at the end; the third row has failed."""
-    return [ablations.raw_line(a_run(tmp_path / str(seed), log_of(3, knn_teacher=33.0 + 3 * seed), seed=seed)
-                               ._replace(row=row), "demo") for row in STUDY.rows[:2] for seed in (0, 1)]
-
-
-def test_the_table_gives_mean_deviation_and_number_beside_the_paper_s(lines):
-    """s = sqrt(((33 - 34.5)^2 + (36 - 34.5)^2) / (2 - 1)) = 2.12; columns that nobody filled are left out."""
-    text = ablation_report.markdown([list(ablation_report.HEAD),
-                                     *(ablation_report.cells(row, lines, "demo") for row in STUDY.rows)])
-    head, _, one, other, missing = [[cell.strip() for cell in row.strip("|").split("|")] for row in text.splitlines()]
-    assert head == ["row", "the paper's", "k-NN, teacher", "student", "untrained", "changed"], "nor speeds where the " \
-        "paper has none"
-    assert one == ["one", "k-NN 71.5, linear 76.1", "34.5 ± 2.1 (2)", "32.0 ± 0.0 (2)", "19.0 ± 0.0 (2)", "nothing"]
-    assert other[1] == "hours 45.9" and other[-1] == "out_dim 17 (the paper: out_dim 65536)"
-    assert missing == ["missing", "-", "-", "-", "-", "nothing"]
-
-
-def test_a_raw_line_keeps_every_epoch(lines):
-    line = json.loads(json.dumps(lines[-1]))
+def test_a_raw_line_keeps_every_epoch(tmp_path):
+    run = a_run(tmp_path, log_of(3, knn_teacher=36.0), seed=1)
+    line = json.loads(json.dumps(ablations.raw_line(run._replace(row=Row("other", {}, {}, {"out_dim": 17})), "demo")))
     assert (line["row"], line["seed"], line["changes"], line["out_dim"]) == ("other", 1, {"out_dim": 17}, K)
     assert line["knn_teacher"] == [31.0, 32.0, 36.0] and line["knn_student"] == [30.0, 31.0, 32.0]
     assert line["train_entropy"] == [2.0] * 3 and line["images_per_s"] == [100.0, 101.0, 102.0]
-
-
-@pytest.mark.parametrize("name", ["components", "teachers", "collapse", "crops"])
-def test_a_study_s_figure_appears(tmp_path, lines, name):
-    """One of each kind; with epochs that were not evaluated, and a row that has no run."""
-    lines[0]["knn_teacher"][0], lines[0]["mib"] = None, 123.0
-    ablation_report.draw(tmp_path / "figure.png", name, STUDY, lines)
-    with Image.open(tmp_path / "figure.png") as figure:
-        assert np.asarray(figure.convert("L")).std() > 5, "the figure is empty"
-
-
-def test_the_masks_of_both_networks_stand_side_by_side(tmp_path):
-    """Fig. 4: a column for the pictures and one for each network."""
-    torch.manual_seed(0)
-    for name in ("supervised", "DINO"):
-        network = build_backbone("vit_nano", 8, 48, init_std=0.2)
-        state = {f"backbone.{key}": value for key, value in network.state_dict().items()}
-        save_checkpoint(tmp_path / name, {"teacher": state, "args": {
-            "arch": "vit_nano", "eval_size": 64, "eval_crop": 1.0, "mean": (0.4,) * 3, "std": (0.2,) * 3}})
-    weights = {name: tmp_path / name for name in ("supervised", "DINO")}
-    ablation_report.draw_masks(tmp_path / "masks.png", weights, Pictures(make_creatures(3).images))
-    with Image.open(tmp_path / "masks.png") as figure:
-        left, middle, right = np.array_split(np.asarray(figure.convert("L"), dtype=float), 3, axis=1)
-        assert middle.std() > 5 and not np.array_equal(middle, right) and left.std() > 5
 
 
 def weights_of(path: Path) -> Path:
