@@ -1,13 +1,14 @@
 """What the ablations show: a table of the paper's numbers and these, and a figure for each study (Fig. 4 to 7).
 
 Everything is made from raw lines, one a row and seed, as ablations.py writes them: lists of the epochs' k-NN of teacher
-and student in %, entropy and KL in nats, images/s; None for an epoch without k-NN.
+and student in %, entropy and KL in nats, images/s of runs that shared their machine; None for an epoch without k-NN.
+Speeds and memory in table and figure are measured by themselves (ablations.py:costs).
 
 Shapes: B pictures, h heads, r x c patches, S pixels.
 """
 import math
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, stdev
 
 import matplotlib.pyplot as plt
 import torch
@@ -22,9 +23,10 @@ from features import EvaluationView
 from report import unnormalised
 from visualize_attention import overlay
 
-HEAD = ("row", "the paper's", "k-NN, teacher", "student", "untrained", "linear", "training, images/s",
-        "features, images/s", "MiB", "collapse", "changed")
-COSTS = {"GiB", "images/s"}  # numbers of the paper beside which these here are wanted
+COSTS = {"train_per_s": ("hours", "training, images/s"), "features_per_s": ("images/s", "features, images/s"),
+         "mib": ("GiB", "training, MiB")}  # the paper's number that each of ours stands beside, and our column's name
+HEAD = ("row", "the paper's", "k-NN, teacher", "student", "untrained", "linear", *(name for _, name in COSTS.values()),
+        "collapse", "changed")
 
 
 def spread(values: list[float | None]) -> str:
@@ -52,8 +54,7 @@ def cells(row: Row, lines: list[dict], preset: str) -> list[str]:
     return [row.name, ", ".join(f"{name} {value}" for name, value in row.paper.items()) or "-",
             spread([line["knn_teacher"][-1] for line in mine]), spread([line["knn_student"][-1] for line in mine]),
             spread([line["untrained"] for line in mine]), spread([line.get("linear") for line in mine]),
-            spread([median(line["images_per_s"]) for line in mine if row.paper.keys() & COSTS]),
-            spread([line.get("features_per_s") for line in mine]), spread([line.get("mib") for line in mine]),
+            *(spread([line.get(cost) for line in mine]) for cost in COSTS),
             ", ".join(f"{name} ({collapses.count(name)})" for name in sorted(set(collapses))) or "-",
             typed(changes) + (f" (the paper: {typed(row.settings)})" if changes != row.settings else "")]
 
@@ -74,18 +75,23 @@ def surprises(study: Study, lines: list[dict]) -> list[str]:
 
 
 def draw_rows(figure: Figure, study: Study, lines: list[dict]) -> None:
-    """Each seed's k-NN, of teacher and student since a young average lags behind, and the paper's numbers."""
+    """Each seed's k-NN, of teacher and student since a young average lags behind, and linear top-1 where measured;
+    and the paper's numbers."""
     axes = figure.subplots()
     for i, row in enumerate(study.rows):
-        for key, filled, at in (("knn_teacher", "C0", i - 0.1), ("knn_student", "none", i + 0.1)):
-            here = [line[key][-1] for line in of_row(lines, row)]
-            axes.plot(here, [at] * len(here), "o", color="C0", markerfacecolor=filled, alpha=0.7,
-                      label=f"{key.removeprefix('knn_')} here, a seed each")
-        for name, style in (("linear", "|"), ("k-NN", "x")):
+        mine = of_row(lines, row)
+        for name, here, marker, filled, at in (
+                ("teacher's k-NN", [line["knn_teacher"][-1] for line in mine], "oC0", "C0", i - 0.15),
+                ("student's k-NN", [line["knn_student"][-1] for line in mine], "oC0", "none", i),
+                ("teacher's linear", [line["linear"] for line in mine if "linear" in line], "sC1", "C1", i + 0.15)):
+            if here:
+                axes.plot(here, [at] * len(here), marker, markerfacecolor=filled, alpha=0.7,
+                          label=f"{name} here, a seed each")
+        for name, style in (("k-NN", "x"), ("linear", "+")):
             if name in row.paper:
                 axes.plot(row.paper[name], i, style, color="grey", label=f"the paper's {name}, on ImageNet")
     axes.set_yticks(range(len(study.rows)), [row.name for row in study.rows])
-    axes.set(xlabel="k-NN top-1, %", xlim=(0, 100))
+    axes.set(xlabel="top-1, %", xlim=(0, 100))
     axes.invert_yaxis()
 
 
@@ -126,24 +132,24 @@ def draw_collapse(figure: Figure, study: Study, lines: list[dict]) -> None:
 
 
 def draw_costs(figure: Figure, study: Study, lines: list[dict]) -> None:
-    """Fig. 5 and Table 8: k-NN against its cost: images/s of training and of features, and memory, where measured."""
-    costs = [("images/s in training", lambda line: median(line["images_per_s"])),
-             ("images/s of features", lambda line: line.get("features_per_s")),
-             ("MiB in training", lambda line: line.get("mib"))]
-    costs = [(name, cost) for name, cost in costs if any(cost(line) for line in lines)]
-    for axes, (name, cost) in zip(figure.subplots(1, len(costs), squeeze=False)[0], costs):
+    """Fig. 5 and Table 8: k-NN against each of its costs that was measured; the rows alone if none was."""
+    costs = [cost for cost in COSTS if any(line.get(cost) for line in lines)]
+    if not costs:
+        return draw_rows(figure, study, lines)
+    for axes, cost in zip(figure.subplots(1, len(costs), squeeze=False)[0], costs):
         for row in study.rows:
-            mine = [line for line in of_row(lines, row) if cost(line)]
-            axes.plot([cost(line) for line in mine], [line["knn_teacher"][-1] for line in mine], "o", label=row.name)
-        axes.set(xlabel=name, ylabel="k-NN top-1, %", xlim=(0, 1.1 * axes.get_xlim()[1]))
+            mine = [line for line in of_row(lines, row) if line.get(cost)]
+            axes.plot([line[cost] for line in mine], [line["knn_teacher"][-1] for line in mine], "o", label=row.name)
+        axes.set(xlabel=COSTS[cost][1], ylabel="k-NN top-1, %", xlim=(0, 1.1 * axes.get_xlim()[1]),
+                 ylim=(0, 1.1 * axes.get_ylim()[1]))
 
 
 FIGURES = {"teachers": draw_teachers, "collapse": draw_collapse, "patch_size": draw_costs, "crops": draw_costs,
            "heads": draw_costs}
 
 
-def draw(path: Path, name: str, study: Study, lines: list[dict]) -> None:
-    """The study's figure, each label once in its legend."""
+def draw(path: Path, name: str, study: Study, lines: list[dict]) -> Figure:
+    """Write the study's figure, each label once in its legend -> it."""
     figure = plt.figure(figsize=(9, 5), layout="constrained")
     FIGURES.get(name, draw_rows)(figure, study, lines)
     for axes in figure.axes:
@@ -154,10 +160,11 @@ def draw(path: Path, name: str, study: Study, lines: list[dict]) -> None:
     figure.suptitle(f"{name}: {study.where}; {lines[0]['data']}", fontsize=10)
     write_whole(path, figure.savefig)
     plt.close(figure)
+    return figure
 
 
 @torch.no_grad()
-def draw_masks(path: Path, weights: dict[str, Path], pictures: Pictures, mass: float = 0.6) -> None:
+def draw_masks(path: Path, weights: dict[str, Path], pictures: Pictures, mass: float = 0.6) -> Figure:
     """Fig. 4: a row a picture: it, and of each network the patches that hold `mass` of its heads' mean attention."""
     figure, grid = plt.subplots(len(pictures), 1 + len(weights), squeeze=False, layout="constrained",
                                 figsize=(1.6 * (1 + len(weights)), 1.6 * len(pictures)))
@@ -169,8 +176,10 @@ def draw_masks(path: Path, weights: dict[str, Path], pictures: Pictures, mass: f
         for row, picture, mask in zip(grid, unnormalised(views, view), masks):
             row[0].imshow(picture.numpy())
             row[column].imshow(overlay(picture, mask).numpy())
-        grid[0, column].set_title(f"{title}, {mass:.0%}")
+        grid[0, column].set_title(title)
     for axes in grid.flat:
         axes.axis("off")
+    figure.suptitle(f"supervised: Fig. 4; {mass:.0%} of the attention's mass,\nmean of the heads", fontsize=10)
     write_whole(path, figure.savefig)
     plt.close(figure)
+    return figure

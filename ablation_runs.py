@@ -1,6 +1,6 @@
 """A row of the ablations as a run of train.py: its checked settings, its folder, its command, and its training.
 
-A run's folder is named after its settings, so that equal rows are trained once; whoever trains there holds a lock, so
+A run's folder is named after its settings, so that equal rows are trained once; whoever works there holds a lock, so
 that several ablations.py can share an --output_dir (not on Windows, which has no such locks).
 """
 import argparse
@@ -45,18 +45,18 @@ def make_run(study: Study, row: Row, seed: int, flags: argparse.Namespace) -> Ru
     line = [*as_flags(base), *flags.more, *as_flags(row.changes(flags.preset) | {"seed": seed})]
     settings, defaults = parse_settings(line), asdict(Settings())
     changed = {name: value for name, value in asdict(settings).items()
-               if value != defaults[name] and name not in (*MAY_DIFFER, "seed")}
+               if value != defaults[name] and name not in (*MAY_DIFFER, "seed", "download")}
     key = zlib.crc32(json.dumps([changed, flags.nproc_per_node], sort_keys=True).encode())
     folder = Path(flags.output_dir, f"{key:08x}", f"seed{seed}")
     return Run(row, seed, settings, changed, folder, [*launch("train.py", flags), *line, "--output_dir", str(folder)])
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The JSON objects of log.txt or another such file, a line each; none if it is not there."""
+    """The JSON objects of log.txt or another such file, a line each; none if it is not there, or empty."""
     try:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     except ValueError:
-        raise InputError(f"{str(path)!r} is damaged: remove its folder, and the same command makes it again") from None
+        raise InputError(f"{str(path)!r} is damaged: remove it, and the same command makes it again") from None
 
 
 def finished(run: Run) -> bool:
@@ -64,6 +64,13 @@ def finished(run: Run) -> bool:
     log = read_lines(run.folder / "log.txt")
     return bool(log) and log[-1]["epoch"] + 1 >= run.settings.epochs and (
         "knn_untrained" not in log[0] or "knn_teacher" in log[-1])
+
+
+def stop_if_asked(signals: list[int]) -> None:
+    """Exit if a signal has come; for moments at which all that is done is kept."""
+    if signals:
+        print("stopped; the same command goes on there")
+        sys.exit(128 + signals[0])
 
 
 def execute(command: list[str], signals: list[int]) -> int:
@@ -74,15 +81,14 @@ def execute(command: list[str], signals: list[int]) -> int:
     if process.poll() is None and sys.platform != "win32":  # where it would not be asked, but ended; it has Ctrl-C too
         process.terminate()
     process.wait()
-    if signals:
-        print("stopped; the same command goes on there")
-        sys.exit(128 + signals[0])
+    stop_if_asked(signals)
     return process.returncode
 
 
 @contextmanager
 def alone(folder: Path, signals: list[int]) -> Iterator[None]:
-    """Hold the folder's lock inside; wait for it while another ablations.py trains there."""
+    """Hold the folder's lock inside; wait for it while another ablations.py works there. Exits if a signal has come."""
+    stop_if_asked(signals)
     try:
         import fcntl
     except ImportError:  # Windows
@@ -90,12 +96,13 @@ def alone(folder: Path, signals: list[int]) -> Iterator[None]:
         return
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".row", "w") as lock:
-        while not signals:
+        while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except OSError:
                 time.sleep(0.5)
+                stop_if_asked(signals)
         yield
 
 

@@ -25,24 +25,13 @@ import hardware
 import measure
 import report
 from ablation_rows import STUDIES, as_flags
-from ablation_runs import Run, execute, launch, make_run, read_lines, train_all
+from ablation_runs import Run, alone, execute, launch, make_run, read_lines, train_all
 from checkpoint import write_whole
 from commandline import CommandLine, InputError, errors_in_one_line
 from data import open_pictures
-from settings import Settings, parse_settings
+from settings import parse_settings
 
 KEYS = ("knn_teacher", "knn_student", "train_entropy", "train_kl", "images_per_s")  # of an epoch, in log.txt
-
-
-def costs(settings: Settings) -> dict:
-    """Two steps in a fresh process: MiB, None where the system does not tell, and images/s of features; nothing if they
-    do not fit."""
-    with hardware.start(settings.device, settings.precision) as where:
-        try:
-            return measure.in_fresh_process(bench_step.cost_of_steps, bench_step.make_ours, settings, where,
-                                            torch.get_num_threads())
-        except MemoryError:
-            return {}
 
 
 def raw_line(run: Run, preset: str) -> dict:
@@ -54,8 +43,6 @@ def raw_line(run: Run, preset: str) -> dict:
             "preset": preset, "data": settings.dataset or Path(settings.data_path).name or "embedded pictures",
             "folder": run.folder.parent.name, "out_dim": settings.out_dim, "untrained": baselines.get("knn_untrained"),
             "verdict": report.collapse(epochs[-1], settings.out_dim).partition(":")[0]}
-    if run.row.paper.keys() & ablation_report.COSTS:
-        line |= costs(settings)
     curves = {key: [round(value, 4) for record in epochs for value in record.get(key, [])]
               for key in ("entropy_curve", "kl_curve")}
     values = {key: [round(record[key], 4) if key in record else None for record in epochs] for key in KEYS}
@@ -66,22 +53,43 @@ def evaluated(script: str, run: Run, flags: argparse.Namespace, signals: list[in
               **settings) -> dict | None:
     """What an evaluation of a finished run measured, which is done once; None if it fails."""
     results = run.folder / f"{script}.jsonl"
-    if not results.exists():
-        data = {name: getattr(run.settings, name) for name in ("dataset", "data_path", "device", "num_workers")
-                if getattr(run.settings, name) != ""}
-        command = launch(f"{script}.py", flags) + as_flags(data | settings | {"results": results})
-        if execute([*command, *more], signals):
-            return None
-    return read_lines(results)[-1]
+    with alone(run.folder, signals):
+        if not read_lines(results):  # a full disk leaves an empty one
+            data = {name: getattr(run.settings, name) for name in ("dataset", "data_path", "device", "num_workers")
+                    if getattr(run.settings, name) != ""}
+            command = launch(f"{script}.py", flags) + as_flags(data | settings | {"results": results})
+            if execute([*command, *more], signals):
+                return None
+        return read_lines(results)[-1]
 
 
-def linear(run: Run, flags: argparse.Namespace, signals: list[int]) -> dict:
-    """The linear evaluation's top-1 in %, for rows of which the paper has it; of centre views' features."""
+def linear(run: Run, flags: argparse.Namespace, signals: list[int]) -> dict | None:
+    """The linear evaluation's top-1 in %, of centre views' features; nothing where the paper has none; None if it
+    fails."""
     if "linear" not in run.row.paper or "knn_teacher" not in read_lines(run.folder / "log.txt")[-1]:
         return {}
     line = evaluated("eval_linear", run, flags, signals, cached=True, seed=run.seed,
                      pretrained_weights=run.folder / "checkpoint.pth")
-    return {"linear": max(value for name, value in line["measured"].items() if "top-1" in name)} if line else {}
+    return line and {"linear": max(value for name, value in line["measured"].items() if "top-1" in name)}
+
+
+def costs(run: Run, signals: list[int]) -> dict[str, float | None]:
+    """Those of report's COSTS that stand beside the row's numbers (mib: None where the system does not tell); nothing
+    if the steps do not fit. They are measured once, in a fresh process, and kept in the run's folder."""
+    settings, kept = run.settings, run.folder / "costs.json"
+    wanted = [cost for cost, (name, _) in ablation_report.COSTS.items() if name in run.row.paper]
+    if not wanted:
+        return {}
+    with alone(run.folder, signals), hardware.start(settings.device, settings.precision) as where:
+        if not (lines := read_lines(kept)):
+            try:
+                found = measure.in_fresh_process(bench_step.cost_of_steps, bench_step.make_ours, settings, where,
+                                                 torch.get_num_threads(), 7, 15.0)
+            except MemoryError:
+                return {}
+            lines = [found | {"train_per_s": 1000 * settings.batch_size_per_gpu / found["ms"]}]
+            write_whole(kept, lambda part: part.write_text(json.dumps(lines[0]) + "\n"))
+    return {name: lines[0][name] for name in wanted}
 
 
 def tell(output: Path, name: str, lines: list[dict], grid: list[list[str]], remarks: list[str]) -> None:
@@ -93,27 +101,37 @@ def tell(output: Path, name: str, lines: list[dict], grid: list[list[str]], rema
     print(text)
 
 
-def earlier(path: Path, runs: list[Run]) -> list[dict]:
-    """Raw lines of an earlier call that hold still: of the same rows and settings, and of seeds that these are not."""
+def earlier(path: Path, planned: list[Run], now: list[dict]) -> list[dict]:
+    """Raw lines of earlier calls that hold still: of rows as they are planned now, and of seeds that have no new one.
+
+    planned: all runs of the study, also those that failed; now: this call's raw lines.
+    """
     try:
         lines = json.loads(path.read_text()) if path.exists() else []
     except ValueError:
         raise InputError(f"{str(path)!r} is damaged: remove it; the runs stay") from None
-    settings, now = {run.row.name: run.changed for run in runs}, {(run.row.name, run.seed) for run in runs}
-    return [line for line in lines if (line["row"], line["seed"]) not in now
-            and line["settings"] == json.loads(json.dumps(settings.get(line["row"])))]
+    folders = {(run.row.name, run.folder.parent.name) for run in planned}  # a folder's name stands for its settings
+    new = {(line["row"], line["seed"]) for line in now}
+    return [line for line in lines if (line.get("row"), line.get("folder")) in folders
+            and (line["row"], line["seed"]) not in new]
 
 
-def show(name: str, runs: list[Run], flags: argparse.Namespace, signals: list[int]) -> None:
-    """A study's raw lines, figure and table; nothing if no run is finished."""
-    if not runs:
-        return
-    study, output = STUDIES[name], Path(flags.output_dir)
-    lines = [raw_line(run, flags.preset) | linear(run, flags, signals) for run in runs]
-    lines += earlier(output / f"{name}.json", runs)
-    ablation_report.draw(output / f"{name}.png", name, study, lines)
-    rows = [ablation_report.cells(row, lines, flags.preset) for row in study.rows]
-    tell(output, name, lines, [list(ablation_report.HEAD), *rows], ablation_report.surprises(study, lines))
+def show(name: str, planned: list[Run], done: list[Run], flags: argparse.Namespace, signals: list[int]) -> list[str]:
+    """A study's raw lines, figure and table, none if no run is done -> a line for each evaluation that failed."""
+    study, output, lines, failed = STUDIES[name], Path(flags.output_dir), [], []
+    for run in done:
+        top_1 = linear(run, flags, signals)
+        if top_1 is None:
+            failed.append(f"the linear evaluation of {run.row.name}, seed {run.seed} failed: its own words are above")
+        lines.append(raw_line(run, flags.preset) | costs(run, signals) | (top_1 or {}))
+    if not lines:
+        return failed
+    with alone(output, signals):
+        lines += earlier(output / f"{name}.json", planned, lines)
+        ablation_report.draw(output / f"{name}.png", name, study, lines)
+        rows = [ablation_report.cells(row, lines, flags.preset) for row in study.rows]
+        tell(output, name, lines, [list(ablation_report.HEAD), *rows], ablation_report.surprises(study, lines))
+    return failed
 
 
 def supervised(run: Run, flags: argparse.Namespace, signals: list[int]) -> dict | None:
@@ -130,37 +148,40 @@ def supervised(run: Run, flags: argparse.Namespace, signals: list[int]) -> dict 
                          pretrained_weights=run.folder / "checkpoint.pth",
                          supervised_weights=trained / "checkpoint.pth")
     kept = ("table", "arch", "patch_size", "data", "measured")  # not the paths of this machine
-    return line and {"seed": run.seed, **{name: line[name] for name in kept}}
+    return line and {"row": run.row.name, "seed": run.seed, "folder": run.folder.parent.name,
+                     **{name: line[name] for name in kept}}
 
 
-def show_masks(runs: list[Run], lines: list[dict], output: Path) -> None:
-    """The same of Fig. 4: raw lines, the first seed's masks side by side, and the table."""
-    settings, folder = runs[0].settings, runs[0].folder
-    train, val = open_pictures(settings.data_path, settings.dataset)
+def show_masks(planned: list[Run], done: list[Run], flags: argparse.Namespace, signals: list[int]) -> list[str]:
+    """The same of Fig. 4: raw lines, masks of this call's first seed side by side, and the table."""
+    found = [(run, supervised(run, flags, signals)) for run in done]
+    failed = [f"the supervised network of seed {run.seed} failed: its own words are above"
+              for run, line in found if line is None]
+    if not (found := [(run, line) for run, line in found if line]):
+        return failed
+    run, lines, output = found[0][0], [line for _, line in found], Path(flags.output_dir)
+    train, val = open_pictures(run.settings.data_path, run.settings.dataset, run.settings.download)
     pictures = val or train
     some = torch.linspace(0, len(pictures) - 1, min(8, len(pictures))).long()
-    ablation_report.draw_masks(output / "supervised.png", {"supervised": folder / "supervised" / "checkpoint.pth",
-                                                           "DINO": folder / "checkpoint.pth"}, pictures.subset(some))
-    paper = {name: str(runs[0].row.paper[name.rpartition(": ")[2]]) for name in lines[0]["measured"]
-             if name.startswith("best head")}
-    rows = [[name, paper.get(name, "-"), ablation_report.spread([line["measured"][name] for line in lines])]
-            for name in lines[0]["measured"]]
-    tell(output, "supervised", lines, [[lines[0]["table"], "the paper's", "here"], *rows], [])
+    weights = {"supervised": run.folder / "supervised" / "checkpoint.pth", "DINO": run.folder / "checkpoint.pth"}
+    names = lines[0]["measured"].keys()
+    paper = {name: str(run.row.paper[name.rpartition(": ")[2]]) for name in names if name.startswith("best head")}
+    with alone(output, signals):
+        lines += earlier(output / "supervised.json", planned, lines)
+        ablation_report.draw_masks(output / "supervised.png", weights, pictures.subset(some))
+        rows = [[name, paper.get(name, "-"), ablation_report.spread([line["measured"][name] for line in lines])]
+                for name in names]
+        tell(output, "supervised", lines, [[lines[0]["table"], "the paper's", "here"], *rows], [])
+    return failed
 
 
 def conduct(name: str, runs: list[Run], flags: argparse.Namespace, signals: list[int]) -> list[str]:
     """Train a study's rows and show what came out -> a line for each failure."""
     done, failed = train_all(runs, signals)
     print(f"\n{name}: {STUDIES[name].where}. {STUDIES[name].note}\n")
-    if name != "supervised":
-        show(name, done, flags, signals)
-        return failed
-    found = [(run, supervised(run, flags, signals)) for run in done]
-    failed += [f"the supervised network of seed {run.seed} failed: its own words are above"
-               for run, line in found if line is None]
-    if found := [(run, line) for run, line in found if line]:
-        show_masks(*map(list, zip(*found)), Path(flags.output_dir))
-    return failed
+    if name == "supervised":
+        return failed + show_masks(runs, done, flags, signals)
+    return failed + show(name, runs, done, flags, signals)
 
 
 def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
@@ -199,7 +220,7 @@ def main(argv: list[str] | None = None) -> None:
         plan = {name: [make_run(STUDIES[name], row, seed, flags) for row in STUDIES[name].rows for seed in flags.seeds]
                 for name in names}  # so that a wrong flag is told before the first hour, and so are folders
         settings = next(iter(plan.values()))[0].settings
-        open_pictures(settings.data_path, settings.dataset)
+        open_pictures(settings.data_path, settings.dataset, settings.download)
         write_whole(Path(flags.output_dir, "command.txt"), lambda part: part.write_text(" ".join(sys.argv) + "\n"))
         with hardware.stop_signals() as signals:
             failed = [line for name, runs in plan.items() for line in conduct(name, runs, flags, signals)]

@@ -1,15 +1,15 @@
-"""The ablations: rows change what they say and nothing else, runs are made once, numbers stand beside the paper's."""
+"""The ablations: runs are made and measured once, earlier seeds are kept, numbers stand beside the paper's."""
 import json
 import math
 import signal
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import ablation_report
@@ -21,14 +21,10 @@ from backbone import build_backbone
 from checkpoint import save_checkpoint
 from commandline import InputError
 from creatures import make_creatures
-from data import Pictures
 from settings import Settings
 
 K = 61
-
-
-def flags_of(*argv: str):
-    return ablations.parse_flags(["all", *argv])
+LINEAR = Row("one", {}, {"linear": 76.1})
 
 
 def log_of(epochs: int, entropy: float = 2.0, kl: float = 0.5, **last: float) -> list[dict]:
@@ -40,132 +36,13 @@ def log_of(epochs: int, entropy: float = 2.0, kl: float = 0.5, **last: float) ->
 
 
 def a_run(folder: Path, log: list[dict] | None, command: str = "raise SystemExit(7)", name: str = "a row",
-          seed: int = 0, epochs: int = 3) -> Run:
+          seed: int = 0, epochs: int = 3, **settings) -> Run:
     """A run whose command is a line of Python, in a folder with this log.txt."""
     folder.mkdir(parents=True, exist_ok=True)
     if log:
         (folder / "log.txt").write_text("".join(json.dumps(record) + "\n" for record in log))
-    return Run(Row(name), seed, Settings(epochs=epochs, out_dim=K), {"out_dim": K}, folder,
+    return Run(Row(name), seed, Settings(epochs=epochs, out_dim=K, **settings), {"out_dim": K}, folder,
                [sys.executable, "-c", command])
-
-
-@pytest.mark.parametrize("preset", ["demo", "vits16"])
-@pytest.mark.parametrize("name", STUDIES)
-def test_a_row_differs_from_its_base_in_exactly_what_the_table_says(name, preset):
-    """Through train.py's own command line; a row that starts from another preset is compared with that one's base."""
-    flags, study = flags_of("--preset", preset), STUDIES[name]
-
-    def settings_with(changes: dict) -> Settings:
-        return ablation_runs.make_run(study, Row("", changes), 0, flags).settings
-
-    base = settings_with({})
-    for row in study.rows:
-        changes = row.changes(preset)
-        settings = ablation_runs.make_run(study, row, 0, flags).settings
-        other_preset = {"preset": changes["preset"]} if "preset" in changes else {}
-        assert settings == replace(settings_with(other_preset) if other_preset else base, **changes), row.name
-        swept = {setting for other in study.rows if other != row for setting, value in other.changes(preset).items()
-                 if getattr(base, setting) != value}
-        idle = {setting for setting, value in changes.items() if getattr(base, setting) == value} - swept
-        assert not idle, f"{row.name} says it changes {idle}, but the base and its other rows have these values too"
-
-
-TABLE_7 = {  # momentum teacher, Sinkhorn-Knopp, multi-crop, loss, predictor
-    "1 DINO": (True, False, True, "cross_entropy", False),
-    "2 no momentum": (False, False, True, "cross_entropy", False),
-    "3 Sinkhorn-Knopp": (True, True, True, "cross_entropy", False),
-    "4 no multi-crop": (True, False, False, "cross_entropy", False),
-    "5 MSE": (True, False, True, "mse", False),
-    "6 predictor": (True, False, True, "cross_entropy", True),
-    "7 BYOL": (True, False, False, "mse", True),
-    "8 MoCo-v2": (True, False, False, "infonce", False),
-    "9 SwAV": (False, True, True, "cross_entropy", False)}
-TABLE_15 = [("momentum", "center"), ("momentum", "batch_softmax"), ("momentum", "sinkhorn"), ("student", "center"),
-            ("student", "batch_softmax"), ("student", "sinkhorn")]
-
-
-@pytest.mark.parametrize("preset", ["demo", "vits16"])
-def test_table_7_s_ticks_and_table_15_s_columns_are_what_is_trained(preset):
-    flags = flags_of("--preset", preset)
-
-    def settings_of(name: str) -> list[Settings]:
-        return [ablation_runs.make_run(STUDIES[name], row, 0, flags).settings for row in STUDIES[name].rows]
-
-    assert {row.name: (run.teacher == "momentum", run.centering == "sinkhorn", run.local_crops_number > 0, run.loss,
-                       run.predictor)
-            for row, run in zip(STUDIES["components"].rows, settings_of("components"))} == TABLE_7
-    assert [(run.teacher, run.centering) for run in settings_of("swav")] == TABLE_15
-    assert [run.teacher for run in settings_of("teachers")][:4] == ["momentum", "previous_epoch", "previous_iteration",
-                                                                    "student"]
-
-
-@pytest.mark.parametrize(("name", "setting", "values"), [
-    ("patch_size", "patch_size", [16, 8, 5]), ("crops", "local_crops_number", [0, 2, 6, 10]),
-    ("batch_size", "batch_size_per_gpu", [8, 16, 32, 64]), ("center", "center_momentum", [0.0, 0.9, 0.99, 0.999]),
-    ("temperature", "teacher_temp", [0.0001, 0.02, 0.04, 0.06, 0.08, 0.07]), ("epochs", "epochs", [100, 300, 800]),
-    ("head", "out_dim", [1024, 4096, 16384, 65536, 262144]), ("head", "use_bn_in_head", [False, True])])
-@pytest.mark.parametrize("preset", ["vits16", "vitb8", "small"])
-def test_a_row_is_what_its_name_says_with_every_preset(name, setting, values, preset):
-    """A value that is one preset's own is not another's, so rows say it."""
-    flags, study = flags_of("--preset", preset), STUDIES[name]
-    rows = {"out_dim": study.rows[-5:], "use_bn_in_head": study.rows[:2]}.get(setting, study.rows)
-    assert [getattr(ablation_runs.make_run(study, row, 0, flags).settings, setting) for row in rows] == values
-
-
-@pytest.mark.parametrize(("name", "column", "numbers"), [
-    ("components", "k-NN", [72.8, 0.1, 72.2, 67.9, 52.6, 71.8, 66.6, 62.0, 64.7]),
-    ("components", "linear", [76.1, 0.1, 76.0, 72.5, 62.4, 75.6, 71.4, 71.6, 71.8]),
-    ("swav", "linear", [76.1, 75.8, 76.0, 0.1, 72.2, 71.8]),
-    ("teachers", "k-NN", [72.8, 66.6, 0.1, 0.1, None]),
-    ("patch_size", "images/s", [1007, 180, 44]),
-    ("crops", "linear", [72.5, 74.5, 75.9, 76.1]),
-    ("crops", "hours", [45.9, 51.0, 60.9, 72.6]),
-    ("crops", "GiB", [9.3, 10.5, 12.9, 15.4]),
-    ("scale", "k-NN", [65.6, 68.0, 69.7, 69.8, 69.5]),
-    ("multicrop", "k-NN", [66.6, 59.8, 60.5, 64.7, 62.0, 65.4, 67.9, 72.7]),
-    ("batch_size", "k-NN", [57.9, 59.1, 59.6, 59.9]),
-    ("head", "k-NN", [69.7, 68.6, 69.7, 68.9, 62.2, 68.0, 69.3, 61.6, 62.9, 0.1, 0.1, 67.8, 69.3, 69.2, 69.7, 69.1]),
-    ("center", "k-NN", [69.1, 69.7, 69.4, 0.1]),
-    ("temperature", "k-NN", [43.9, 66.7, 69.6, 68.7, 0.1, 69.7]),
-    ("epochs", "k-NN", [70.9, 72.8, 74.5]),
-    ("methods", "k-NN", [66.6, 64.4, 66.3, 74.5, 64.8, 61.9, 65.7, 67.5]),
-    ("methods", "linear", [71.4, 72.7, 73.5, 77.0, 74.4, 71.1, 75.3, 75.3]),
-])
-def test_the_paper_s_numbers_stand_in_the_rows(name, column, numbers):
-    """Tables 2, 7, 8, 9 and 15, Fig. 5 and 6, appendix C, D and E, in their order."""
-    assert [row.paper.get(column) for row in STUDIES[name].rows] == numbers
-
-
-def test_no_two_rows_of_a_study_share_a_name():
-    for name, study in STUDIES.items():
-        assert len({row.name for row in study.rows}) == len(study.rows), name
-
-
-def test_the_collapse_study_expects_fig_7():
-    assert [row.verdict for row in STUDIES["collapse"].rows] == ["", "COLLAPSE, uniform", "COLLAPSE, one-hot", None]
-
-
-def test_equal_settings_share_a_folder_and_others_do_not():
-    """DINO's own row stands in several studies, and is trained once."""
-    def folder(name: str, row: int, *argv: str, seed: int = 0) -> Path:
-        flags, study = flags_of("--preset", "demo", *argv), STUDIES[name]
-        return ablation_runs.make_run(study, study.rows[row], seed, flags).folder
-
-    dino = folder("components", 0)
-    assert dino == folder("collapse", 0) == folder("heads", 0) == folder("methods", 3)
-    assert dino == folder("components", 0, "--", "--num_workers", "0"), "workers do not change a run"
-    others = [folder("components", 1), folder("components", 0, seed=1), folder("components", 0, "--epochs", "5"),
-              folder("components", 0, "--nproc_per_node", "2"), folder("components", 0, "--", "--lr", "0.001")]
-    assert len({dino, *others}) == 6
-
-
-def test_the_row_has_the_last_word_and_the_command_line_the_one_before():
-    flags = flags_of("--preset", "demo", "--epochs", "7", "--", "--local_crops_number", "3", "--warmup_epochs", "2")
-    study = STUDIES["components"]
-    base, alone = (ablation_runs.make_run(study, study.rows[i], 5, flags) for i in (0, 3))
-    assert (base.settings.epochs, base.settings.local_crops_number, base.settings.warmup_epochs) == (7, 3, 2)
-    assert (alone.settings.epochs, alone.settings.local_crops_number, alone.settings.seed) == (7, 0, 5)
-    assert base.command[-2:] == ["--output_dir", str(base.folder)]
 
 
 def test_finished_runs_are_skipped_and_a_failing_one_is_told_and_left_out(tmp_path, capfd):
@@ -212,26 +89,124 @@ def test_two_runners_train_a_run_once(tmp_path):
     assert [(len(done), failed) for done, failed in both] == [(1, []), (1, [])]
 
 
-def test_seeds_of_an_earlier_call_are_kept_while_their_settings_are_the_same(tmp_path):
-    lines = [{"row": row, "seed": seed, "settings": {"out_dim": out_dim, "blur": [0.5, 0.1, 0.5]}}
-             for row, seed, out_dim in (("a row", 0, K), ("a row", 1, K), ("a row", 2, 7), ("gone", 3, K))]
-    (tmp_path / "study.json").write_text(json.dumps(lines))
-    run = a_run(tmp_path, log_of(3), seed=1)._replace(changed={"out_dim": K, "blur": (0.5, 0.1, 0.5)})
-    assert ablations.earlier(tmp_path / "study.json", [run]) == lines[:1]
-    assert ablations.earlier(tmp_path / "none.json", [run]) == []
+def test_seeds_of_an_earlier_call_are_kept_while_their_folder_is_the_same(tmp_path):
+    """Also those of a row that failed now; but not lines of other settings, or of another number of processes."""
+    lines = [{"row": row, "seed": seed, "folder": folder} for row, seed, folder in (
+        ("a row", 0, "1process"), ("failed", 1, "other"), ("a row", 1, "1process"), ("a row", 2, "8processes"),
+        ("gone", 3, "1process"))]
+    (tmp_path / "study.json").write_text(json.dumps([*lines, {"seed": 4}]))  # as old versions wrote Fig. 4's
+    planned = [a_run(tmp_path / "1process" / "seed1", None, seed=1),
+               a_run(tmp_path / "other" / "seed1", None, name="failed", seed=1)]
+    assert ablations.earlier(tmp_path / "study.json", planned, lines[2:3]) == lines[:2]
+    assert ablations.earlier(tmp_path / "none.json", planned, []) == []
 
 
-def test_a_damaged_log_is_named(tmp_path):
+def flags_of(folder: Path):
+    """Those of a command whose --output_dir is this folder."""
+    return ablations.parse_flags(["components", "--output_dir", str(folder)])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks")
+def test_two_runners_keep_each_other_s_lines(tmp_path, monkeypatch):
+    """The other one holds the lock, and writes its line before it lets go."""
+    monkeypatch.setitem(STUDIES, "tiny", Study("nowhere", {}, (Row("a row"),)))
+    held, runs = Event(), [a_run(tmp_path / "key" / f"seed{seed}", log_of(3), seed=seed) for seed in (0, 1)]
+
+    def write_the_other_one() -> None:
+        with ablation_runs.alone(tmp_path, []):
+            held.set()
+            time.sleep(0.5)
+            (tmp_path / "tiny.json").write_text(json.dumps([ablations.raw_line(runs[1], "demo")]))
+
+    with ThreadPoolExecutor() as other:
+        writing = other.submit(write_the_other_one)
+        held.wait()
+        assert ablations.show("tiny", runs[:1], runs[:1], flags_of(tmp_path), []) == []
+        writing.result()
+    assert [line["seed"] for line in json.loads((tmp_path / "tiny.json").read_text())] == [0, 1]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks")
+def test_an_evaluation_waits_for_another_runner_s_and_takes_its_result(tmp_path):
+    held, run = Event(), a_run(tmp_path, log_of(3))
+
+    def evaluate() -> None:
+        with ablation_runs.alone(tmp_path, []):
+            held.set()
+            time.sleep(0.5)
+            (tmp_path / "eval_linear.jsonl").write_text('{"measured": {"top-1 %": 47.0}}\n')
+
+    with ThreadPoolExecutor() as other:
+        evaluating = other.submit(evaluate)
+        held.wait()
+        assert ablations.linear(run._replace(row=LINEAR), flags_of(tmp_path), []) == {"linear": 47.0}
+        evaluating.result()
+
+
+def test_an_evaluation_that_fails_is_told_and_an_empty_result_is_none(tmp_path, monkeypatch, capfd):
+    """A full disk leaves an empty file; here there are no weights, so the evaluation fails, and the row stands."""
+    monkeypatch.setitem(STUDIES, "tiny", Study("nowhere", {}, (LINEAR,)))
+    run = a_run(tmp_path / "key" / "seed0", log_of(3))._replace(row=LINEAR)
+    (run.folder / "eval_linear.jsonl").touch()
+    failed = ablations.show("tiny", [run], [run], flags_of(tmp_path), [])
+    assert failed == ["the linear evaluation of one, seed 0 failed: its own words are above"]
+    assert "no checkpoint at" in capfd.readouterr().err
+    assert [line["row"] for line in json.loads((tmp_path / "tiny.json").read_text())] == ["one"]
+
+
+def test_a_damaged_file_is_named_and_not_its_folder(tmp_path):
+    """Which holds the trained run."""
     (tmp_path / "log.txt").write_text('{"epoch": -1}\n{"epo')
-    with pytest.raises(InputError, match="is damaged: remove its folder"):
+    with pytest.raises(InputError, match=r"log.txt' is damaged: remove it, and the same command makes it again"):
         ablation_runs.read_lines(tmp_path / "log.txt")
 
 
+@pytest.mark.parametrize(("name", "wanted"), [("patch_size", {"features_per_s"}), ("heads", {"features_per_s"}),
+                                              ("crops", {"train_per_s", "mib"}), ("components", set())])
+def test_a_study_s_costs_are_those_that_the_paper_has(name, wanted, tmp_path):
+    """Fig. 5 and appendix D have images/s of features, Table 8 hours and GiB; what was measured is kept."""
+    kept = {"ms": 125.0, "train_per_s": 256.0, "mib": None, "features_per_s": 2000.0}
+    (tmp_path / "costs.json").write_text(json.dumps(kept) + "\n")
+    costs = ablations.costs(a_run(tmp_path, log_of(3))._replace(row=STUDIES[name].rows[0]), [])
+    assert costs == {cost: kept[cost] for cost in wanted}
+
+
+@pytest.mark.slow
+def test_costs_are_measured_once_and_training_s_speed_is_that_of_a_step(tmp_path):
+    run = a_run(tmp_path, None, arch="vit_nano", patch_size=16, global_crops_size=32, local_crops_size=16,
+                batch_size_per_gpu=3)._replace(row=STUDIES["crops"].rows[0])
+    costs = ablations.costs(run, [])
+    kept = json.loads((tmp_path / "costs.json").read_text())
+    assert costs["train_per_s"] == pytest.approx(1000 * 3 / kept["ms"]), "pictures a step / seconds a step"
+    assert ablations.costs(run, []) == costs, "a second measurement would differ"
+
+
 def test_sigterm_is_passed_on_and_the_line_says_that_the_same_command_goes_on(capsys):
+    began = time.monotonic()
     with pytest.raises(SystemExit) as stopped:
         ablation_runs.execute([sys.executable, "-c", "import time; time.sleep(60)"], [signal.SIGTERM])
     assert stopped.value.code == 128 + signal.SIGTERM
+    assert time.monotonic() - began < 20, "the child was not ended, but waited for"
     assert "the same command goes on there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["crops", "heads", "center"])
+def test_a_signal_stops_between_rows_and_studies_too(tmp_path, name):
+    """Before anything is measured or written."""
+    run = a_run(tmp_path / "key" / "seed0", log_of(3))._replace(row=STUDIES[name].rows[0])
+    with pytest.raises(SystemExit) as stopped:
+        ablations.conduct(name, [run], flags_of(tmp_path), [signal.SIGTERM])
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert not [*tmp_path.glob("*.json"), *run.folder.glob("*.json*")]
+
+
+def test_a_dataset_is_fetched_before_the_first_run_where_that_is_asked_for(tmp_path, monkeypatch, capsys):
+    """From a place that is not there, so that it fails; without --download nobody would have looked there."""
+    monkeypatch.setattr("torchvision.datasets.CIFAR10.url", (tmp_path / "nowhere").as_uri())
+    with pytest.raises(SystemExit):
+        ablations.main(["collapse", "--data_path", str(tmp_path), "--output_dir", str(tmp_path / "out"), "--",
+                        "--dataset", "cifar10", "--download"])
+    assert "urlopen error" in capsys.readouterr().err, "pass --download on to open_pictures"
 
 
 @pytest.mark.parametrize(("entropy", "kl", "found"), [
@@ -254,58 +229,40 @@ def test_other_losses_have_no_verdict(tmp_path):
     assert line["verdict"] == "" and line["train_kl"] == [None] * 3
 
 
-STUDY = Study("Table 0", {}, (Row("one", {}, {"k-NN": 71.5, "linear": 76.1}),
-                              Row("other", {"out_dim": 65536}, {"hours": 45.9}, {"out_dim": 17}), Row("missing")))
-
-
-@pytest.fixture
-def lines(tmp_path) -> list[dict]:
-    """Two rows with two seeds, 33 and 36 % at the end; the third row has failed."""
-    return [ablations.raw_line(a_run(tmp_path / str(seed), log_of(3, knn_teacher=33.0 + 3 * seed), seed=seed)
-                               ._replace(row=row), "demo") for row in STUDY.rows[:2] for seed in (0, 1)]
-
-
-def test_the_table_gives_mean_deviation_and_number_beside_the_paper_s(lines):
-    """s = sqrt(((33 - 34.5)^2 + (36 - 34.5)^2) / (2 - 1)) = 2.12; columns that nobody filled are left out."""
-    text = ablation_report.markdown([list(ablation_report.HEAD),
-                                     *(ablation_report.cells(row, lines, "demo") for row in STUDY.rows)])
-    head, _, one, other, missing = [[cell.strip() for cell in row.strip("|").split("|")] for row in text.splitlines()]
-    assert head == ["row", "the paper's", "k-NN, teacher", "student", "untrained", "changed"], "nor speeds where the " \
-        "paper has none"
-    assert one == ["one", "k-NN 71.5, linear 76.1", "34.5 ± 2.1 (2)", "32.0 ± 0.0 (2)", "19.0 ± 0.0 (2)", "nothing"]
-    assert other[1] == "hours 45.9" and other[-1] == "out_dim 17 (the paper: out_dim 65536)"
-    assert missing == ["missing", "-", "-", "-", "-", "nothing"]
-
-
-def test_a_raw_line_keeps_every_epoch(lines):
-    line = json.loads(json.dumps(lines[-1]))
+def test_a_raw_line_keeps_every_epoch(tmp_path):
+    run = a_run(tmp_path, log_of(3, knn_teacher=36.0), seed=1)
+    line = json.loads(json.dumps(ablations.raw_line(run._replace(row=Row("other", {}, {}, {"out_dim": 17})), "demo")))
     assert (line["row"], line["seed"], line["changes"], line["out_dim"]) == ("other", 1, {"out_dim": 17}, K)
     assert line["knn_teacher"] == [31.0, 32.0, 36.0] and line["knn_student"] == [30.0, 31.0, 32.0]
     assert line["train_entropy"] == [2.0] * 3 and line["images_per_s"] == [100.0, 101.0, 102.0]
 
 
-@pytest.mark.parametrize("name", ["components", "teachers", "collapse", "crops"])
-def test_a_study_s_figure_appears(tmp_path, lines, name):
-    """One of each kind; with epochs that were not evaluated, and a row that has no run."""
-    lines[0]["knn_teacher"][0], lines[0]["mib"] = None, 123.0
-    ablation_report.draw(tmp_path / "figure.png", name, STUDY, lines)
-    with Image.open(tmp_path / "figure.png") as figure:
-        assert np.asarray(figure.convert("L")).std() > 5, "the figure is empty"
+def weights_of(path: Path) -> Path:
+    """A checkpoint of a fresh ViT there."""
+    network = build_backbone("vit_nano", 8, 48, init_std=0.2)
+    save_checkpoint(path, {"teacher": {f"backbone.{key}": value for key, value in network.state_dict().items()},
+                           "args": {"arch": "vit_nano", "eval_size": 64, "eval_crop": 1.0, "mean": (0.4,) * 3,
+                                    "std": (0.2,) * 3}})
+    return path
 
 
-def test_the_masks_of_both_networks_stand_side_by_side(tmp_path):
-    """Fig. 4: a column for the pictures and one for each network."""
-    torch.manual_seed(0)
-    for name in ("supervised", "DINO"):
-        network = build_backbone("vit_nano", 8, 48, init_std=0.2)
-        state = {f"backbone.{key}": value for key, value in network.state_dict().items()}
-        save_checkpoint(tmp_path / name, {"teacher": state, "args": {
-            "arch": "vit_nano", "eval_size": 64, "eval_crop": 1.0, "mean": (0.4,) * 3, "std": (0.2,) * 3}})
-    weights = {name: tmp_path / name for name in ("supervised", "DINO")}
-    ablation_report.draw_masks(tmp_path / "masks.png", weights, Pictures(make_creatures(3).images))
-    with Image.open(tmp_path / "masks.png") as figure:
-        left, middle, right = np.array_split(np.asarray(figure.convert("L"), dtype=float), 3, axis=1)
-        assert middle.std() > 5 and not np.array_equal(middle, right) and left.std() > 5
+def test_fig_4_s_table_is_of_the_seeds_of_all_calls(tmp_path):
+    """The evaluations' results lie in the runs' folders, as a first call leaves them."""
+    for i in range(2):
+        Image.fromarray(make_creatures(2).images[i].permute(1, 2, 0).numpy()).save(tmp_path / f"{i}.png")
+    for seed in (0, 1):
+        run = a_run(tmp_path / "key" / f"seed{seed}", log_of(3), name="DINO", seed=seed, data_path=str(tmp_path))
+        (run.folder / "eval_transfer.jsonl").write_text(json.dumps({
+            "table": "Transfer", "arch": "vit_nano", "patch_size": 8, "data": "two pictures",
+            "measured": {"from scratch, top-1 %": 47.0 + 3 * seed}}) + "\n")
+        for folder in (run.folder, run.folder / "supervised"):
+            folder.mkdir(exist_ok=True)
+            weights_of(folder / "checkpoint.pth")
+        assert ablations.show_masks([run], [run], flags_of(tmp_path), []) == []
+    lines = json.loads((tmp_path / "supervised.json").read_text())
+    assert sorted((line["row"], line["seed"], line["folder"]) for line in lines) == [("DINO", 0, "key"),
+                                                                                   ("DINO", 1, "key")]
+    assert "48.5 ± 2.1 (2)" in (tmp_path / "supervised.md").read_text()
 
 
 @pytest.mark.parametrize(("argv", "said"), [

@@ -12,6 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 import train
+from ablation_rows import BYOL_DEMO, MOCO_DEMO, PAIR_DEMO, SWAV_DEMO, as_flags
 from byol import SquaredDistance
 from hardware import Hardware
 from head import DINOHead, mlp
@@ -264,18 +265,13 @@ def test_without_the_bottleneck_the_head_is_hidden_layers_and_a_linear_one(nlaye
 FLAGS = ("--arch vit_nano --patch_size 16 --global_crops_size 32 --local_crops_size 16 --local_crops_number 1 "
          "--eval_size 32 --head_hidden_dim 29 --head_bottleneck_dim 7 --out_dim 31 --batch_size_per_gpu 4 "
          "--warmup_epochs 0 --warmup_teacher_temp_epochs 0 --epochs 2").split()
-METHODS = {
-    "BYOL": "--loss mse --predictor true --center_momentum 1 --local_crops_number 0 --head_nlayers 1 "
-            "--head_activation relu --head_l2_bottleneck false --use_bn_in_head true",
-    "MoCo-v2": "--loss infonce --queue_length 11 --student_temp 0.2 --local_crops_number 0 --head_nlayers 1 "
-               "--head_activation relu --head_l2_bottleneck false",
-    "SwAV": "--teacher student --centering sinkhorn --teacher_temp 0.05 --warmup_teacher_temp 0.05 --head_nlayers 2 "
-            "--head_activation relu --use_bn_in_head true"}
+METHODS = {"BYOL": as_flags(BYOL_DEMO | PAIR_DEMO), "MoCo-v2": as_flags(MOCO_DEMO | PAIR_DEMO),
+           "SwAV": as_flags(SWAV_DEMO)}
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_each_methods_state_survives_a_checkpoint_and_another_methods_is_refused(method, tmp_path):
-    settings = parse_settings([*FLAGS, *METHODS[method].split(), "--output_dir", str(tmp_path)])
+    settings = parse_settings([*FLAGS, *METHODS[method], "--output_dir", str(tmp_path)])
     run = start_run(settings, HERE)
     crops = [torch.randn(4, 3, 32, 32) for _ in range(2)]
     train_step(run.student, run.student, run.teacher, run.dino_loss, run.optimizer, [crops],
@@ -318,7 +314,7 @@ def test_other_losses_are_logged_without_entropy_and_kl(tmp_path, capsys):
     """They have no such parts, so no collapse can be read off them."""
     for number in range(8):
         Image.new("RGB", (40, 40), (30 * number, 0, 0)).save(tmp_path / f"{number}.png")
-    train.main([*FLAGS, *METHODS["BYOL"].split(), "--output_dir", str(tmp_path / "run"), "--data_path", str(tmp_path),
+    train.main([*FLAGS, *METHODS["BYOL"], "--output_dir", str(tmp_path / "run"), "--data_path", str(tmp_path),
                 "--num_workers", "0", "--device", "cpu", "--precision", "fp32", "--knn_every", "0"])
     told, log = capsys.readouterr().out, (tmp_path / "run" / "log.txt").read_text()
     assert "train_loss" in log and not any(word in told + log for word in ("KL", "COLLAPSE", "train_kl"))
