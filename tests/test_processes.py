@@ -152,7 +152,7 @@ def test_two_processes_fine_tune_as_one_with_the_double_batch(outputs):
         keys = slice(128, 256) if "qkv.bias" in name else slice(0)
         moved, differ = (alone[name] - before).abs(), (alone[name] - pair[name]).abs()
         differ[keys] = 0
-        assert moved.max() > 1e-3, f"{name} was hardly trained: nothing could be told from it"
+        assert moved.max() > 1e-4, f"{name} was hardly trained: nothing could be told from it"
         assert differ.max() < 1e-5, f"{name} differs by {differ.max()}"
 
 
