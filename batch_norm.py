@@ -5,9 +5,22 @@ The paper's ResNet-50 normalises with the statistics of all processes; MoCo shuf
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from hardware import Hardware
+
+
+class TotalOverProcesses(torch.autograd.Function):
+    """The sum of a tensor over all processes, the same in each; so is the gradient, since all losses depend on it."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return TotalOverProcesses.forward(ctx, gradient.contiguous())
 
 
 class GlooBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -23,8 +36,8 @@ class GlooBatchNorm(nn.modules.batchnorm._BatchNorm):
         if not self.training:
             return super().forward(x)
         axes, world_size = [0, *range(2, x.ndim)], dist.get_world_size()
-        mean = all_reduce(x.float().mean(axes, keepdim=True)) / world_size
-        variance = all_reduce((x - mean).square().mean(axes, keepdim=True)) / world_size
+        mean = TotalOverProcesses.apply(x.float().mean(axes, keepdim=True)) / world_size
+        variance = TotalOverProcesses.apply((x - mean).square().mean(axes, keepdim=True)) / world_size
         with torch.no_grad():
             n = x.numel() // x.shape[1] * world_size
             self.running_mean.lerp_(mean.flatten(), self.momentum)

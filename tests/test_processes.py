@@ -50,8 +50,11 @@ EVALUATIONS = {
                  + FROZEN,
 }
 DRIVER = """
-import importlib, json, os, sys
+import importlib, json, os, pathlib, sys, warnings
 os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+ours = "|".join(file.stem for file in pathlib.Path().glob("*.py"))
+for deprecated in (DeprecationWarning, FutureWarning):  # in our own modules
+    warnings.filterwarnings("error", category=deprecated, module=f"({ours})$")
 for port, script, *flags in json.load(open(sys.argv[1])):
     os.environ["MASTER_PORT"] = port  # of its own: the last run's would still tell the addresses that this one left
     importlib.import_module(script).main(flags)
