@@ -50,7 +50,7 @@ def as_flags(settings: dict) -> list[str]:
             for part in (f"--{name}", *map(str, value if isinstance(value, tuple) else (value,)))]
 
 
-DEMO = {"epochs": 4, "warmup_epochs": 1, "knn_every": 1}  # of every study: two to three minutes a row on two cores
+DEMO = {"epochs": 4, "warmup_epochs": 1, "knn_every": 1}  # of every study: two to four minutes a row
 
 PAIR = {"local_crops_number": 0, "global_crops_scale": (0.14, 1.0)}  # no multi-crop
 PAIR_DEMO = {"local_crops_number": 0, "global_crops_scale": (0.25, 1.0)}

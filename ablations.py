@@ -1,6 +1,6 @@
 """The paper's ablations, and the methods it is compared with, as rows of one table (Sec. 5; appendix B to E).
 
-    python ablations.py components --seeds 0 1 2            # on the embedded pictures, two to three minutes a row
+    python ablations.py components --seeds 0 1 2            # on the embedded pictures, two to four minutes a row
     python ablations.py all --epochs 1                      # a first look at everything
     python ablations.py teachers --data_path imagenet/train --nproc_per_node 8 -- --accumulate 2
     python ablations.py collapse --data_path photos/ --preset small --epochs 20 -- --warmup_teacher_temp_epochs 5
@@ -10,7 +10,8 @@ base, by --data_path and --epochs, by what stands behind --, and last by the row
 stopped ones go on, and equal runs of several rows are one; a run that fails is told and left out. Then follows the
 linear evaluation where the paper has one, and the paper's numbers stand beside these, mean and standard deviation over
 the seeds, those of earlier calls among them: --output_dir gets raw lines, table and figure under the study's name. The
-paper's numbers are of ImageNet: compare orders and collapses, not values.
+paper's numbers are of ImageNet: compare orders and collapses, not values. Speed and memory (patch_size, crops, heads)
+are measured once, so let the machine be idle then; without a run's costs.json they are measured again.
 """
 import argparse
 import json
@@ -82,6 +83,7 @@ def costs(run: Run, signals: list[int]) -> dict[str, float | None]:
         return {}
     with alone(run.folder, signals), hardware.start(settings.device, settings.precision) as where:
         if not (lines := read_lines(kept)):
+            print(f"measuring what {run.row.name} costs, some 15 s")
             try:
                 found = measure.in_fresh_process(bench_step.cost_of_steps, bench_step.make_ours, settings, where,
                                                  torch.get_num_threads(), 7, 15.0)

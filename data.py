@@ -61,7 +61,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def decode(source: str | Path | bytes) -> Tensor:
     """A picture file (or its bytes) -> uint8 (3, H, W); raises InputError that names a file it cannot read."""
     if not isinstance(source, bytes) and not os.path.isfile(source):  # a pipe would be waited for without end
-        raise InputError(f"no picture at {str(source)!r}: check the path")
+        raise InputError(f"no picture at {str(source)!r}: check the path; of a folder, --skip_bad_images leaves it out")
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             return pil_to_tensor(to_rgb(image))
