@@ -97,6 +97,11 @@ def test_every_flag_of_the_other_scripts_that_is_shown_exists():
             assert f'"--{flag}"' in source, f"{script} --{flag} is shown, which {script} does not take"
 
 
+def test_every_file_and_figure_that_is_linked_is_there():
+    for link in re.findall(r"\]\(([^)#:]+)\)", SHOWN):
+        assert (REPO / link).exists(), f"README or EXERCISES links {link}, which is not there"
+
+
 def test_every_module_stands_in_the_reading_order():
     for module in REPO.glob("*.py"):
         assert f"`{module.name}" in README, f"README does not say what {module.name} is for"
