@@ -3,24 +3,22 @@
 The paper's ResNet-50 normalises with the statistics of all processes; MoCo shuffles the batches instead (moco.py).
 """
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from hardware import Hardware
 
 
 class TotalOverProcesses(torch.autograd.Function):
-    """The sum of a tensor over all processes, the same in each; so is the gradient, since all losses depend on it."""
+    """`Hardware.total` with a gradient: which is summed over all processes too, since all losses depend on the sum."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
+    def forward(ctx, x: Tensor, where: Hardware) -> Tensor:
+        ctx.where = where
+        return where.total(x)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return TotalOverProcesses.forward(ctx, gradient.contiguous())
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.where.total(gradient), None
 
 
 class GlooBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -29,15 +27,17 @@ class GlooBatchNorm(nn.modules.batchnorm._BatchNorm):
     Every process must hold equally many samples. (B, C, ...) -> the same shape.
     """
 
+    where: Hardware
+
     def _check_input_dim(self, x: Tensor) -> None:
         """Any number of axes."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        axes, world_size = [0, *range(2, x.ndim)], dist.get_world_size()
-        mean = TotalOverProcesses.apply(x.float().mean(axes, keepdim=True)) / world_size
-        variance = TotalOverProcesses.apply((x - mean).square().mean(axes, keepdim=True)) / world_size
+        axes, world_size = [0, *range(2, x.ndim)], self.where.world_size
+        mean = TotalOverProcesses.apply(x.float().mean(axes, keepdim=True), self.where) / world_size
+        variance = TotalOverProcesses.apply((x - mean).square().mean(axes, keepdim=True), self.where) / world_size
         with torch.no_grad():
             n = x.numel() // x.shape[1] * world_size
             self.running_mean.lerp_(mean.flatten(), self.momentum)
@@ -62,5 +62,5 @@ def synchronise_batch_norms(network: nn.Module, where: Hardware) -> nn.Module:
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.__class__ = GlooBatchNorm  # keeps its weights, buffers and names
+            module.__class__, module.where = GlooBatchNorm, where  # keeps its weights, buffers and names
     return network
