@@ -81,17 +81,19 @@ def costs(run: Run, signals: list[int]) -> dict[str, float | None]:
     wanted = [cost for cost, (name, _) in ablation_report.COSTS.items() if name in run.row.paper]
     if not wanted:
         return {}
-    with alone(run.folder, signals), hardware.start(settings.device, settings.precision) as where:
-        if not (lines := read_lines(kept)):
+    with alone(run.folder, signals):
+        if not read_lines(kept):
             print(f"measuring what {run.row.name} costs, some 15 s")
             try:
-                found = measure.in_fresh_process(bench_step.cost_of_steps, bench_step.make_ours, settings, where,
-                                                 torch.get_num_threads(), 7, 15.0)
+                with hardware.start(settings.device, settings.precision) as where:
+                    found = measure.in_fresh_process(bench_step.cost_of_steps, bench_step.make_ours, settings, where,
+                                                     torch.get_num_threads(), 7, 15.0)
             except MemoryError:
                 return {}
-            lines = [found | {"train_per_s": 1000 * settings.batch_size_per_gpu / found["ms"]}]
-            write_whole(kept, lambda part: part.write_text(json.dumps(lines[0]) + "\n"))
-    return {name: lines[0][name] for name in wanted}
+            found["train_per_s"] = 1000 * settings.batch_size_per_gpu / found["ms"]
+            write_whole(kept, lambda part: part.write_text(json.dumps(found) + "\n"))
+        found, = read_lines(kept)
+    return {name: found[name] for name in wanted}
 
 
 def tell(output: Path, name: str, lines: list[dict], grid: list[list[str]], remarks: list[str]) -> None:

@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
+from test_ablations import weights_of
 
 import ablation_report
 from ablation_rows import Row, Study
-from backbone import build_backbone
-from checkpoint import save_checkpoint
 from creatures import make_creatures
 from data import Pictures
 
@@ -102,12 +101,7 @@ def test_where_no_cost_could_be_measured_the_rows_are_drawn(tmp_path, lines):
 def test_the_masks_of_both_networks_stand_side_by_side(tmp_path):
     """Fig. 4: a column for the pictures and one for each network, which shows a part of each picture."""
     torch.manual_seed(0)
-    for name in ("supervised", "DINO"):
-        network = build_backbone("vit_nano", 8, 48, init_std=0.2)
-        state = {f"backbone.{key}": value for key, value in network.state_dict().items()}
-        save_checkpoint(tmp_path / name, {"teacher": state, "args": {
-            "arch": "vit_nano", "eval_size": 64, "eval_crop": 1.0, "mean": (0.4,) * 3, "std": (0.2,) * 3}})
-    weights = {name: tmp_path / name for name in ("supervised", "DINO")}
+    weights = {name: weights_of(tmp_path / name) for name in ("supervised", "DINO")}
     pictures = Pictures(make_creatures(3).images)
     figure = ablation_report.draw_masks(tmp_path / "masks.png", weights, pictures)
     assert [axes.get_title() for axes in figure.axes[:3]] == ["", "supervised", "DINO"]
