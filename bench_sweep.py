@@ -20,13 +20,14 @@ import bench_step
 import hardware
 import measure
 from ablation_rows import STUDIES
-from checkpoint import write_whole
 from commandline import CommandLine, InputError, errors_in_one_line
 from settings import Settings, check
 
 matplotlib.use("Agg")  # draws to files, needs no screen
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+
+from whole_file import write_whole
 
 AXES = {"patch_size": "patch size, pixels", "local_crops_number": "local crops",
         "batch_size_per_gpu": "pictures a step"}

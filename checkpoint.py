@@ -11,8 +11,6 @@ import os
 import re
 import warnings
 import zipfile
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ from torch import Tensor, nn
 from backbone import build_backbone
 from commandline import InputError, brief
 from strict import check_flags, load_strictly, whole_numbers
+from whole_file import write_whole
 
 URL = "https://dl.fbaipublicfiles.com/dino/{0}/{0}.pth"
 PRETRAINED = {  # --pretrained name -> the authors' file, and the start of its MD5 or SHA-256 (no hash is published
@@ -37,21 +36,6 @@ SIZES = {(128, 4): "vit_nano", (192, 12): "vit_tiny", (384, 12): "vit_small", (7
 # what the release's full checkpoints hold beside tensors: their flags, and learning rates as NumPy numbers
 RELEASE_TYPES = [argparse.Namespace, np.dtype, type(np.dtype(np.float64)), codecs.encode,
                  (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"), np.float64(0).__reduce__()[0]]
-
-
-def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Call write(temporary path) and rename: the file at `path` is the old one or the new one, never a part."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}.part{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(part)
-        os.replace(part, path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
-        with suppress(OSError):  # there may be no such folder, or no right to write there
-            part.unlink()
-        raise InputError(f"cannot write {str(path)!r} ({brief(error)}): choose a folder that can be written, or "
-                         "free some space; what was saved before is untouched") from None
 
 
 def save_checkpoint(path: str | Path, checkpoint: dict) -> None:

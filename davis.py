@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from checkpoint import write_whole
 from commandline import InputError, brief
 from data import UNREADABLE, decode
+from whole_file import write_whole
 
 VOID = 255
 PALETTE = [sum((number >> 3 * bit + channel & 1) << 7 - bit for bit in range(8))  # DAVIS's, which is PASCAL VOC's:

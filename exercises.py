@@ -15,7 +15,6 @@ import argparse
 import ast
 import difflib
 import io
-import json
 import shutil
 import signal
 import subprocess
@@ -26,18 +25,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from textwrap import indent, wrap
 
+from attempts import (
+    NUMBERED,
+    REPO,
+    error_of_blank,
+    path_of,
+    reference,
+    state,
+    workbook_text,
+    write,
+    write_record,
+)
 from commandline import CommandLine, InputError, errors_in_one_line
 from exercise_rows import LADDER, Exercise
-from source_text import body_of, function, function_text, lines_of, whole_lines, with_body, with_lines
-
-REPO = Path(__file__).parent
-WORKBOOK = REPO / "workbook"
-NUMBERED = {number: one for number, one in enumerate(LADDER, start=1)}
-
-
-def reference(one: Exercise) -> str:
-    """The real source of the exercise's file."""
-    return (REPO / one.file).read_text(encoding="utf-8")
+from source_text import body_of, function, function_text, lines_of, with_body, with_function
 
 
 def number_of_lines(one: Exercise) -> int:
@@ -66,74 +67,6 @@ def blank(number: int, with_hints: bool) -> str:
     return indent(comment + error_of_blank(number) + "\n", " " * depth)
 
 
-def error_of_blank(number: int) -> str:
-    one = NUMBERED[number]
-    return f'raise NotImplementedError("exercise {number}: write {one.name} in workbook/{one.file}")'
-
-
-def is_blank(source: str, number: int) -> bool:
-    """Whether the blank's error still stands in the function; in a comment it does not count."""
-    error = ast.dump(ast.parse(error_of_blank(number)).body[0])
-    return error in map(ast.dump, function(source, NUMBERED[number].name).body)
-
-
-def workbook_text(number: int) -> str:
-    """The student's file; raises InputError where it is missing, cannot be parsed, or has lost the function."""
-    one, path = NUMBERED[number], WORKBOOK / NUMBERED[number].file
-    if not path.exists():
-        raise InputError(f"exercise {number} is not begun: python exercises.py start {number}")
-    try:
-        source = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
-        function(source, one.name)
-        return source
-    except SyntaxError as error:
-        where = f", line {error.lineno}" if error.lineno else ""
-        raise InputError(f"workbook/{one.file}{where}: {error.msg}: mend it") from None
-    except UnicodeDecodeError:
-        raise InputError(f"workbook/{one.file} is no UTF-8 text: save it as that") from None
-    except StopIteration:
-        raise InputError(f"workbook/{one.file} has no {one.name} any more: write its def line as in {one.file}, or "
-                         "delete the workbook's file, with all that is in it, and start again") from None
-
-
-def read_record() -> dict[str, str]:
-    """workbook/progress.json: the number of each exercise begun -> the body that passed, or ""."""
-    path = WORKBOOK / "progress.json"
-    try:
-        record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        return dict(record.items())
-    except (ValueError, AttributeError):
-        raise InputError("workbook/progress.json cannot be read: delete it, and check again what had passed") from None
-
-
-def write(file: str, text: str) -> None:
-    """A file of the workbook, the whole or not at all: others' solutions may be in it."""
-    part = WORKBOOK / f"{file}.part"
-    part.write_text(text, encoding="utf-8")
-    part.replace(WORKBOOK / file)
-
-
-def write_record(number: int, body: str | None) -> None:
-    """None: it is not begun any more."""
-    record = read_record() | {str(number): body}
-    write("progress.json", json.dumps({key: kept for key, kept in record.items() if kept is not None}, indent=1))
-
-
-def state(number: int) -> str:
-    """not begun, broken (its file cannot be read as Python), passes (this very text did), blank, or begun."""
-    one, passed = NUMBERED[number], read_record().get(str(number))
-    if not (WORKBOOK / one.file).exists():
-        return "not begun"
-    try:
-        source = workbook_text(number)
-    except InputError:
-        return "not begun" if passed is None else "broken"
-    body = body_of(source, one.name)
-    if passed is None and body == body_of(reference(one), one.name):
-        return "not begun"
-    return "passes" if passed and body == passed else "blank" if is_blank(source, number) else "begun"
-
-
 def copy_sources(folder: Path, wanted: Callable[[int], bool]) -> None:
     """The sources and tests as they are, the student's files over them; what is not wanted of these is the reference's.
 
@@ -146,7 +79,8 @@ def copy_sources(folder: Path, wanted: Callable[[int], bool]) -> None:
     texts = {}
     for number, one in NUMBERED.items():
         try:
-            texts |= {one.file: workbook_text(number)} if (WORKBOOK / one.file).exists() else {}
+            if path_of(one).exists():
+                texts[one.file] = workbook_text(number)
         except InputError:
             if wanted(number):
                 raise
@@ -154,7 +88,7 @@ def copy_sources(folder: Path, wanted: Callable[[int], bool]) -> None:
         if one.file in texts and not wanted(number):
             mine, real = function_text(workbook_text(number), one.name), function_text(reference(one), one.name)
             real += "\n" * (mine.count("\n") - real.count("\n"))  # errors name the student's lines
-            texts[one.file] = with_lines(texts[one.file], whole_lines(texts[one.file], one.name), real)
+            texts[one.file] = with_function(texts[one.file], one.name, real)
     for file, text in texts.items():
         (folder / file).write_text(text, encoding="utf-8")
 
@@ -166,7 +100,7 @@ def pytest_arguments(one: Exercise) -> list[str]:
 
 def start(number: int, with_hints: bool, again: bool) -> None:
     """Put the blank into the workbook's file, which begins as a copy of the real one; once begun, only give hints."""
-    one, path = NUMBERED[number], WORKBOOK / NUMBERED[number].file
+    one, path = NUMBERED[number], path_of(NUMBERED[number])
     source = workbook_text(number) if path.exists() else reference(one)
     if state(number) != "not begun" and not again:
         if with_hints:
@@ -174,14 +108,10 @@ def start(number: int, with_hints: bool, again: bool) -> None:
             return
         raise InputError(f"exercise {number} is begun in workbook/{one.file}: go on there (--hints tells more), or add "
                          "--again to lose what you wrote")
-    WORKBOOK.mkdir(exist_ok=True)
-    if not path.exists():
-        for other in (other for other, its in NUMBERED.items() if its.file == one.file):
-            write_record(other, None)  # what was in a file that is gone
     blanked = function_text(with_body(reference(one), one.name, blank(number, with_hints)), one.name)
-    source = with_lines(source, whole_lines(source, one.name), blanked)
-    write(one.file, source)
+    source = with_function(source, one.name, blanked)
     write_record(number, "")
+    write(path, source)
     line = function(source, one.name).lineno
     print(f"{number}. {one.title}: write {one.name}, workbook/{one.file}, line {line}\n\n"
           + "\n".join(wrap(one.text, 100)) + "\n\n" + indent(one.equation, "    ")

@@ -50,3 +50,8 @@ def function_text(source: str, name: str) -> str:
 def with_body(source: str, name: str, body: str) -> str:
     """The source with another body in the function."""
     return with_lines(source, body_lines(source, name), body)
+
+
+def with_function(source: str, name: str, text: str) -> str:
+    """The source with this text in place of the function, its signature too."""
+    return with_lines(source, whole_lines(source, name), text)

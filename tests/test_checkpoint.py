@@ -8,11 +8,12 @@ import torch
 
 import checkpoint
 from backbone import build_backbone
-from checkpoint import load_backbone, read_checkpoint, save_checkpoint, write_whole
+from checkpoint import load_backbone, read_checkpoint, save_checkpoint
 from commandline import InputError
 from head import DINOHead
 from multicrop import MultiCropNetwork
 from teacher import make_teacher
+from whole_file import write_whole
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+import attempts
 import exercises
-from exercises import NUMBERED, reference
+from attempts import NUMBERED, reference
 from source_text import body_of, function, function_text, with_body
 
 REPO = Path(__file__).parent.parent
@@ -25,7 +26,7 @@ LOSS = reference(NUMBERED[CENTER])
 
 @pytest.fixture
 def workbook(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(exercises, "WORKBOOK", tmp_path / "workbook")
+    monkeypatch.setattr(attempts, "WORKBOOK", tmp_path / "workbook")
     return tmp_path / "workbook"
 
 
@@ -316,7 +317,8 @@ def test_an_exercises_tests_tell_blank_right_and_wrong_apart_in_words(outcomes, 
 
 def in_process(workbook: Path, *flags: str) -> subprocess.CompletedProcess:
     """python exercises.py FLAGS, with this workbook."""
-    script = f"import exercises, pathlib; exercises.WORKBOOK = pathlib.Path({str(workbook)!r}); exercises.main()"
+    script = (f"import attempts, exercises, pathlib; attempts.WORKBOOK = pathlib.Path({str(workbook)!r}); "
+              "exercises.main()")
     return subprocess.run([sys.executable, "-c", script, *flags], cwd=REPO, capture_output=True, text=True)
 
 
@@ -336,8 +338,8 @@ def test_check_and_run_take_the_students_file_also_in_a_process_that_imports_it(
     ran = in_process(workbook, "run", "train.py")
     assert ran.returncode == 1 and ran.stderr.splitlines()[-1] == "mine", ran
     script = workbook / "start_exercises.py"
-    script.write_text(f"import sys\nsys.path.insert(0, {str(REPO)!r})\nimport pathlib, exercises\n"
-                      f"exercises.WORKBOOK = pathlib.Path({str(workbook)!r})\nexercises.main()\n")
+    script.write_text(f"import sys\nsys.path.insert(0, {str(REPO)!r})\nimport pathlib, attempts, exercises\n"
+                      f"attempts.WORKBOOK = pathlib.Path({str(workbook)!r})\nexercises.main()\n")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     ran = subprocess.run([*torchrun, str(script), "run", "train.py"], capture_output=True, text=True)
     assert "mine" in ran.stderr.splitlines(), "what torchrun starts must meet the student's file too"

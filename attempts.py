@@ -1,0 +1,96 @@
+"""What a student has written: the exercise's file in workbook/, how far each exercise is, and which text passed.
+
+The reference of an exercise is the source itself; a blank is known by the error that stands in its place.
+"""
+import ast
+import json
+from pathlib import Path
+
+from commandline import InputError
+from exercise_rows import LADDER, Exercise
+from source_text import body_of, function
+from whole_file import write_whole
+
+REPO = Path(__file__).parent
+WORKBOOK = REPO / "workbook"
+NUMBERED = {number: one for number, one in enumerate(LADDER, start=1)}
+
+
+def path_of(one: Exercise) -> Path:
+    """The student's file, which may not be there."""
+    return WORKBOOK / one.file
+
+
+def reference(one: Exercise) -> str:
+    """The real source of the exercise's file."""
+    return (REPO / one.file).read_text(encoding="utf-8")
+
+
+def error_of_blank(number: int) -> str:
+    one = NUMBERED[number]
+    return f'raise NotImplementedError("exercise {number}: write {one.name} in workbook/{one.file}")'
+
+
+def is_blank(source: str, number: int) -> bool:
+    """Whether the blank's error still stands in the function; in a comment it does not count."""
+    error = ast.dump(ast.parse(error_of_blank(number)).body[0])
+    return error in map(ast.dump, function(source, NUMBERED[number].name).body)
+
+
+def workbook_text(number: int) -> str:
+    """The student's file; raises InputError where it is missing, cannot be parsed, or has lost the function."""
+    one, path = NUMBERED[number], path_of(NUMBERED[number])
+    if not path.exists():
+        raise InputError(f"exercise {number} is not begun: python exercises.py start {number}")
+    try:
+        source = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
+        function(source, one.name)
+        return source
+    except SyntaxError as error:
+        where = f", line {error.lineno}" if error.lineno else ""
+        raise InputError(f"workbook/{one.file}{where}: {error.msg}: mend it") from None
+    except UnicodeDecodeError:
+        raise InputError(f"workbook/{one.file} is no UTF-8 text: save it as that") from None
+    except StopIteration:
+        raise InputError(f"workbook/{one.file} has no {one.name} any more: write its def line as in {one.file}, or "
+                         "delete the workbook's file, with all that is in it, and start again") from None
+
+
+def write(path: Path, text: str) -> None:
+    """A file of the workbook, which may hold other solutions too."""
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def read_record() -> dict[str, str]:
+    """workbook/progress.json: the number of each exercise begun -> the body that passed, or ""."""
+    path = WORKBOOK / "progress.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise InputError("workbook/progress.json cannot be read: delete it, and check again what had passed")
+    return record
+
+
+def write_record(number: int, body: str) -> None:
+    """What was in a file that is gone is forgotten."""
+    record = read_record()
+    kept = {str(other): record[str(other)] for other, one in NUMBERED.items()
+            if str(other) in record and path_of(one).exists()}
+    write(WORKBOOK / "progress.json", json.dumps(kept | {str(number): body}, indent=1))
+
+
+def state(number: int) -> str:
+    """not begun, broken (its file cannot be read as Python), passes (this very text did), blank, or begun."""
+    one, passed = NUMBERED[number], read_record().get(str(number))
+    if not path_of(one).exists():
+        return "not begun"
+    try:
+        source = workbook_text(number)
+    except InputError:
+        return "not begun" if passed is None else "broken"
+    body = body_of(source, one.name)
+    if passed is None and body == body_of(reference(one), one.name):
+        return "not begun"
+    return "passes" if passed and body == passed else "blank" if is_blank(source, number) else "begun"
