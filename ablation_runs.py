@@ -45,7 +45,7 @@ def make_run(study: Study, row: Row, seed: int, flags: argparse.Namespace) -> Ru
     line = [*as_flags(base), *flags.more, *as_flags(row.changes(flags.preset) | {"seed": seed})]
     settings, defaults = parse_settings(line), asdict(Settings())
     changed = {name: value for name, value in asdict(settings).items()
-               if value != defaults[name] and name not in (*MAY_DIFFER, "seed", "download")}
+               if value != defaults[name] and name not in (*MAY_DIFFER, "seed")}
     key = zlib.crc32(json.dumps([changed, flags.nproc_per_node], sort_keys=True).encode())
     folder = Path(flags.output_dir, f"{key:08x}", f"seed{seed}")
     return Run(row, seed, settings, changed, folder, [*launch("train.py", flags), *line, "--output_dir", str(folder)])
@@ -54,7 +54,10 @@ def make_run(study: Study, row: Row, seed: int, flags: argparse.Namespace) -> Ru
 def read_lines(path: Path) -> list[dict]:
     """The JSON objects of log.txt or another such file, a line each; none if it is not there, or empty."""
     try:
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        if not all(isinstance(line, dict) for line in lines):
+            raise ValueError
+        return lines
     except ValueError:
         raise InputError(f"{str(path)!r} is damaged: remove it, and the same command makes it again") from None
 

@@ -31,7 +31,7 @@ MUST_AGREE = ("arch", "patch_size", "num_heads", "out_dim", "head_hidden_dim", "
               "head_nlayers", "head_activation", "head_l2_bottleneck", "predictor", "loss",
               "norm_last_layer", "global_crops_size", "optimizer")  # else the saved tensors do not fit
 LOGGED = {"train_loss", "train_lr", "train_wd", "teacher_temp", "teacher_momentum", "images_per_s"}  # of every epoch
-MAY_DIFFER = ("preset", "output_dir", "num_workers", "device", "patience")  # not worth a word
+MAY_DIFFER = ("preset", "download", "output_dir", "num_workers", "device", "patience")  # not worth a word
 
 
 @dataclass

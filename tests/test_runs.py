@@ -128,6 +128,15 @@ def test_a_finished_run_started_again_changes_nothing(uninterrupted, photos, cap
     assert "continuing" in capsys.readouterr().out
 
 
+def test_a_finished_run_is_refused_for_what_it_was_not_trained_with_alone(uninterrupted, photos, capsys):
+    output, _ = uninterrupted
+    run(photos, output, "--download")
+    assert "settings changed" not in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run(photos, output, "--lr", "0.123", "--download")
+    assert "is finished, and was made with another --lr: choose another --output_dir" in capsys.readouterr().err
+
+
 def test_weights_can_start_another_run_with_fresh_schedules(uninterrupted, photos, tmp_path):
     output, checkpoint = uninterrupted
     started = run(photos, tmp_path, "--init_from", str(output / "checkpoint.pth"), "--lr", "0", "--min_lr", "0",
