@@ -73,12 +73,19 @@ def read_record() -> dict[str, str]:
     return record
 
 
-def write_record(number: int, body: str) -> None:
-    """What was in a file that is gone is forgotten."""
-    record = read_record()
-    kept = {str(other): record[str(other)] for other, one in NUMBERED.items()
-            if str(other) in record and path_of(one).exists()}
-    write(WORKBOOK / "progress.json", json.dumps(kept | {str(number): body}, indent=1))
+def write_record(record: dict[str, str]) -> None:
+    write(WORKBOOK / "progress.json", json.dumps(record, indent=1))
+
+
+def remember(number: int, body: str) -> None:
+    """The exercise is begun, and this body passed, if it is not empty."""
+    write_record(read_record() | {str(number): body})
+
+
+def forget(file: str) -> None:
+    """None of the file's exercises is begun."""
+    gone = {str(number) for number, one in NUMBERED.items() if one.file == file}
+    write_record({number: body for number, body in read_record().items() if number not in gone})
 
 
 def state(number: int) -> str:

@@ -29,12 +29,13 @@ from attempts import (
     NUMBERED,
     REPO,
     error_of_blank,
+    forget,
     path_of,
     reference,
+    remember,
     state,
     workbook_text,
     write,
-    write_record,
 )
 from commandline import CommandLine, InputError, errors_in_one_line
 from exercise_rows import LADDER, Exercise
@@ -110,8 +111,10 @@ def start(number: int, with_hints: bool, again: bool) -> None:
                          "--again to lose what you wrote")
     blanked = function_text(with_body(reference(one), one.name, blank(number, with_hints)), one.name)
     source = with_function(source, one.name, blanked)
-    write_record(number, "")
+    if not path.exists():
+        forget(one.file)
     write(path, source)
+    remember(number, "")
     line = function(source, one.name).lineno
     print(f"{number}. {one.title}: write {one.name}, workbook/{one.file}, line {line}\n\n"
           + "\n".join(wrap(one.text, 100)) + "\n\n" + indent(one.equation, "    ")
@@ -132,7 +135,7 @@ def check(number: int) -> None:
         files = sorted({test.partition("::")[0] for test in one.tests})
         print(f"not yet: read the lines that begin with E; the tests are in tests/{', tests/'.join(files)}")
         sys.exit(1)
-    write_record(number, body)
+    remember(number, body)
     print(f"exercise {number} passes. Look at: {one.look}")
 
 
@@ -204,7 +207,7 @@ def main(argv: list[str] | None = None) -> None:
                 run(*argv[1:])
             obey(parser.parse_args(argv))
         except OSError as error:
-            raise InputError(f"cannot write {str(error.filename)!r}: {error.strerror}") from None
+            raise InputError(f"cannot use {str(error.filename)!r}: {error.strerror}") from None
 
 
 if __name__ == "__main__":

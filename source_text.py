@@ -11,6 +11,8 @@ def function(source: str, name: str) -> ast.FunctionDef:
     node = ast.parse(source)
     for part in name.split("."):
         node = next(child for child in node.body if getattr(child, "name", None) == part)
+    if not isinstance(node, ast.FunctionDef):
+        raise StopIteration
     return node
 
 

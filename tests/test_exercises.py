@@ -93,6 +93,35 @@ def test_a_file_that_was_deleted_begins_anew(workbook):
     assert exercises.state(CENTER) == "blank" and exercises.state(SAME_VIEW) == "not begun"
 
 
+def test_a_file_that_comes_back_brings_what_had_passed(workbook):
+    exercises.main(["start", str(CENTER)])
+    write(workbook, CENTER, "        pass\n")
+    exercises.remember(CENTER, "        pass\n")
+    (workbook / "loss.py").rename(workbook / "away.py")
+    exercises.main(["start", str(TEACHER)])
+    assert exercises.state(CENTER) == "not begun"
+    (workbook / "away.py").rename(workbook / "loss.py")
+    assert exercises.state(CENTER) == "passes", "another file's exercise was begun meanwhile"
+
+
+def test_what_could_not_be_written_is_not_begun(workbook, capsys):
+    """A folder stands where the new text is written first, as a full disk would; its body is the reference's still."""
+    exercises.main(["start", str(CENTER)])
+    (workbook / ".loss.py.part.py").mkdir()
+    with pytest.raises(SystemExit):
+        exercises.main(["start", str(SAME_VIEW)])
+    assert "its folder must be writable" in capsys.readouterr().err
+    assert exercises.state(SAME_VIEW) == "not begun", "else the reference passes as the student's"
+
+
+def test_a_function_that_became_a_class_is_one_line(workbook, capsys):
+    exercises.main(["start", str(TEACHER)])
+    (workbook / "teacher.py").write_text(f"class {NUMBERED[TEACHER].name}: pass\n")
+    with pytest.raises(SystemExit):
+        exercises.main(["check", str(TEACHER)])
+    assert f"teacher.py has no {NUMBERED[TEACHER].name} any more" in capsys.readouterr().err
+
+
 def test_exercises_of_one_file_add_up(workbook):
     exercises.main(["start", str(CENTER)])
     write(workbook, CENTER, "        pass  # mine\n")
@@ -111,7 +140,7 @@ def test_what_is_not_solved_does_not_stand_in_the_way_of_others(workbook, tmp_pa
     copied = (tmp_path / "copy" / "loss.py").read_text()
     assert body_of(copied, NUMBERED[SAME_VIEW].name) == "    return terms.mean()\n"
     assert body_of(copied, NUMBERED[CENTER].name) == body_of(LOSS, NUMBERED[CENTER].name)
-    lines = [function(source, "DINOLoss").lineno for source in (copied, (workbook / "loss.py").read_text())]
+    lines = [function(source, "DINOLoss.__init__").lineno for source in (copied, (workbook / "loss.py").read_text())]
     assert lines[0] == lines[1], "an error must name the line that it has in the student's file"
     assert (tmp_path / "copy" / "tests" / "test_loss.py").exists() and (tmp_path / "copy" / "byol.py").exists()
 
@@ -121,7 +150,7 @@ def test_progress_tells_what_is_begun_and_what_passes_as_it_stands(workbook, cap
     assert exercises.state(CENTER) == "blank" and exercises.state(SAME_VIEW) == "not begun"
     write(workbook, CENTER, "        pass\n")
     assert exercises.state(CENTER) == "begun"
-    exercises.write_record(CENTER, "        pass\n")
+    exercises.remember(CENTER, "        pass\n")
     assert exercises.state(CENTER) == "passes"
     capsys.readouterr()
     exercises.main(["progress"])
@@ -139,7 +168,7 @@ def test_what_was_only_emptied_does_not_pass(workbook):
     assert exercises.state(CENTER) == "begun"
     path.write_text(blank.replace(error, f"# {error}\n        self.center.zero_()"))
     assert exercises.state(CENTER) == "begun", "run takes what is begun, and the reference for a blank"
-    exercises.write_record(CENTER, body_of(path.read_text(), NUMBERED[CENTER].name))
+    exercises.remember(CENTER, body_of(path.read_text(), NUMBERED[CENTER].name))
     assert exercises.state(CENTER) == "passes"
 
 
