@@ -82,7 +82,7 @@ def costs(run: Run, signals: list[int]) -> dict[str, float | None]:
     if not wanted:
         return {}
     with alone(run.folder, signals):
-        if not read_lines(kept):
+        if not any(set(wanted) <= line.keys() for line in read_lines(kept)):
             print(f"measuring what {run.row.name} costs, some 15 s")
             try:
                 with hardware.start(settings.device, settings.precision) as where:
@@ -92,7 +92,7 @@ def costs(run: Run, signals: list[int]) -> dict[str, float | None]:
                 return {}
             found["train_per_s"] = 1000 * settings.batch_size_per_gpu / found["ms"]
             write_whole(kept, lambda part: part.write_text(json.dumps(found) + "\n"))
-        found, = read_lines(kept)
+        found = read_lines(kept)[0]
     return {name: found[name] for name in wanted}
 
 
@@ -112,6 +112,8 @@ def earlier(path: Path, planned: list[Run], now: list[dict]) -> list[dict]:
     """
     try:
         lines = json.loads(path.read_text()) if path.exists() else []
+        if not isinstance(lines, list) or not all(isinstance(line, dict) for line in lines):
+            raise ValueError
     except ValueError:
         raise InputError(f"{str(path)!r} is damaged: remove it; the runs stay") from None
     folders = {(run.row.name, run.folder.parent.name) for run in planned}  # a folder's name stands for its settings
@@ -225,7 +227,8 @@ def main(argv: list[str] | None = None) -> None:
                 for name in names}  # so that a wrong flag is told before the first hour, and so are folders
         settings = next(iter(plan.values()))[0].settings
         open_pictures(settings.data_path, settings.dataset, settings.download)
-        write_whole(Path(flags.output_dir, "command.txt"), lambda part: part.write_text(" ".join(sys.argv) + "\n"))
+        write_whole(Path(flags.output_dir, "command.txt"),
+                    lambda part: part.write_text(" ".join(sys.argv) + "\n", errors="surrogateescape"))
         with hardware.stop_signals() as signals:
             failed = [line for name, runs in plan.items() for line in conduct(name, runs, flags, signals)]
         if failed:
