@@ -18,5 +18,5 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         with suppress(OSError):  # there may be no such folder, or no right to write there
             part.unlink()
-        raise InputError(f"cannot write {str(path)!r} ({brief(error)}): its folder must be writable and "
-                         "have space; what was saved before is untouched") from None
+        raise InputError(f"cannot write {str(path)!r} ({brief(error)}): let its folder be written, or "
+                         "free some space; what was saved before is untouched") from None

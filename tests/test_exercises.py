@@ -110,7 +110,7 @@ def test_what_could_not_be_written_is_not_begun(workbook, capsys):
     (workbook / ".loss.py.part.py").mkdir()
     with pytest.raises(SystemExit):
         exercises.main(["start", str(SAME_VIEW)])
-    assert "its folder must be writable" in capsys.readouterr().err
+    assert "let its folder be written" in capsys.readouterr().err
     assert exercises.state(SAME_VIEW) == "not begun", "else the reference passes as the student's"
 
 
