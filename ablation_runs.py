@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -51,15 +51,21 @@ def make_run(study: Study, row: Row, seed: int, flags: argparse.Namespace) -> Ru
     return Run(row, seed, settings, changed, folder, [*launch("train.py", flags), *line, "--output_dir", str(folder)])
 
 
+def read_objects(path: Path, parse: Callable[[str], object], mend: str) -> list[dict]:
+    """The JSON objects that parse makes of a file's text, none if it is not there; mend is told if it is damaged."""
+    try:
+        found = parse(path.read_text()) if path.exists() else []
+        if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+            raise ValueError
+        return found
+    except ValueError:
+        raise InputError(f"{str(path)!r} is damaged: {mend}") from None
+
+
 def read_lines(path: Path) -> list[dict]:
     """The JSON objects of log.txt or another such file, a line each; none if it is not there, or empty."""
-    try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        if not all(isinstance(line, dict) for line in lines):
-            raise ValueError
-        return lines
-    except ValueError:
-        raise InputError(f"{str(path)!r} is damaged: remove it, and the same command makes it again") from None
+    return read_objects(path, lambda text: [json.loads(line) for line in text.splitlines()],
+                        "remove it, and the same command makes it again")
 
 
 def finished(run: Run) -> bool:

@@ -26,7 +26,7 @@ import hardware
 import measure
 import report
 from ablation_rows import STUDIES, as_flags
-from ablation_runs import Run, alone, execute, launch, make_run, read_lines, train_all
+from ablation_runs import Run, alone, execute, launch, make_run, read_lines, read_objects, train_all
 from commandline import CommandLine, InputError, errors_in_one_line
 from data import open_pictures
 from settings import parse_settings
@@ -82,7 +82,8 @@ def costs(run: Run, signals: list[int]) -> dict[str, float | None]:
     if not wanted:
         return {}
     with alone(run.folder, signals):
-        if not any(set(wanted) <= line.keys() for line in read_lines(kept)[:1]):
+        found = next(iter(read_lines(kept)), {})
+        if not set(wanted) <= found.keys():
             print(f"measuring what {run.row.name} costs, some 15 s")
             try:
                 with hardware.start(settings.device, settings.precision) as where:
@@ -92,7 +93,6 @@ def costs(run: Run, signals: list[int]) -> dict[str, float | None]:
                 return {}
             found["train_per_s"] = 1000 * settings.batch_size_per_gpu / found["ms"]
             write_whole(kept, lambda part: part.write_text(json.dumps(found) + "\n"))
-        found = read_lines(kept)[0]
     return {name: found[name] for name in wanted}
 
 
@@ -110,12 +110,7 @@ def earlier(path: Path, planned: list[Run], now: list[dict]) -> list[dict]:
 
     planned: all runs of the study, also those that failed; now: this call's raw lines.
     """
-    try:
-        lines = json.loads(path.read_text()) if path.exists() else []
-        if not isinstance(lines, list) or not all(isinstance(line, dict) for line in lines):
-            raise ValueError
-    except ValueError:
-        raise InputError(f"{str(path)!r} is damaged: remove it; the runs stay") from None
+    lines = read_objects(path, json.loads, "remove it; the runs stay")
     folders = {(run.row.name, run.folder.parent.name) for run in planned}  # a folder's name stands for its settings
     new = {(line["row"], line["seed"]) for line in now}
     return [line for line in lines if (line.get("row"), line.get("folder")) in folders
