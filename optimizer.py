@@ -63,4 +63,4 @@ def make_optimizer(name: str, student: nn.Module) -> torch.optim.Optimizer:
     groups = parameter_groups(student)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, fused=True)
-    return torch.optim.SGD(groups, lr=0.0, momentum=0.9) if name == "sgd" else LARS(groups, lr=0.0)
+    return torch.optim.SGD(groups, lr=0.0, momentum=0.9, weight_decay=0.0) if name == "sgd" else LARS(groups, lr=0.0)

@@ -97,28 +97,44 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("stop_after", [3, 6, 11])
-def test_a_run_stopped_anywhere_ends_bit_for_bit_where_an_uninterrupted_one_ends(
-        uninterrupted, photos, tmp_path, monkeypatch, stop_after):
-    """A signal after so many of the 18 steps; then the same command again."""
+def run_until(step: int, photos: Path, output: Path, monkeypatch, *flags: str) -> None:
+    """Train, and get a signal in this step, counted from 1."""
     real_step, steps = train.train_step, []
 
     def counted_step(*args):
         steps.append(1)
-        if len(steps) == stop_after:
+        if len(steps) == step:
             signal.raise_signal(signal.SIGTERM)
         return real_step(*args)
 
     monkeypatch.setattr(train, "train_step", counted_step)
     with pytest.raises(SystemExit) as stopped:
-        run(photos, tmp_path)
-    assert stopped.value.code == 128 + signal.SIGTERM and len(steps) == stop_after
+        run(photos, output, *flags)
+    assert stopped.value.code == 128 + signal.SIGTERM and len(steps) == step
     monkeypatch.undo()
+
+
+@pytest.mark.parametrize("stop_after", [3, 6, 11])
+def test_a_run_stopped_anywhere_ends_bit_for_bit_where_an_uninterrupted_one_ends(
+        uninterrupted, photos, tmp_path, monkeypatch, stop_after):
+    """A signal after so many of the 18 steps; then the same command again."""
+    run_until(stop_after, photos, tmp_path, monkeypatch)
     output, checkpoint = uninterrupted
     resumed = run(photos, tmp_path)
     for name in STATE:
         assert equal(resumed[name], checkpoint[name]), f"{name} differs after resuming"
     assert log_of(tmp_path) == log_of(output)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
+def test_a_run_stopped_and_continued_has_the_weights_of_an_undisturbed_one_with_every_optimizer(
+        optimizer, photos, tmp_path, monkeypatch):
+    flags = ("--optimizer", optimizer, "--epochs", "2", "--knn_every", "0")
+    undisturbed = run(photos, tmp_path / "undisturbed", *flags)
+    run_until(8, photos, tmp_path / "stopped", monkeypatch, *flags)
+    continued = run(photos, tmp_path / "stopped", *flags)
+    for name in STATE:
+        assert equal(continued[name], undisturbed[name]), f"--optimizer {optimizer}: {name} differs after continuing"
 
 
 def test_a_finished_run_started_again_changes_nothing(uninterrupted, photos, capsys):
