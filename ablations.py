@@ -86,8 +86,8 @@ def costs(run: Run, signals: list[int]) -> dict[str, float | None]:
         if not set(wanted) <= found.keys():
             print(f"measuring what {run.row.name} costs, some 15 s")
             try:
-                with hardware.start(settings.device, settings.precision) as where:
-                    found = measure.in_fresh_process(bench_step.cost_of_steps, bench_step.make_ours, settings, where,
+                with hardware.start(settings.device, settings.precision) as world:
+                    found = measure.in_fresh_process(bench_step.cost_of_steps, bench_step.make_ours, settings, world,
                                                      torch.get_num_threads(), 7, 15.0)
             except MemoryError:
                 return {}

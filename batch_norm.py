@@ -5,20 +5,20 @@ The paper's ResNet-50 normalises with the statistics of all processes; MoCo shuf
 import torch
 from torch import Tensor, nn
 
-from hardware import Hardware
+from hardware import World
 
 
 class TotalOverProcesses(torch.autograd.Function):
-    """`Hardware.total` with a gradient: which is summed over all processes too, since all losses depend on the sum."""
+    """`World.total` with a gradient: which is summed over all processes too, since all losses depend on the sum."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, where: Hardware) -> Tensor:
-        ctx.where = where
-        return where.total(x)
+    def forward(ctx, x: Tensor, world: World) -> Tensor:
+        ctx.world = world
+        return world.total(x)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.where.total(gradient), None
+        return ctx.world.total(gradient), None
 
 
 class GlooBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -27,7 +27,7 @@ class GlooBatchNorm(nn.modules.batchnorm._BatchNorm):
     Every process must hold equally many samples. (B, C, ...) -> the same shape.
     """
 
-    where: Hardware
+    world: World
 
     def _check_input_dim(self, x: Tensor) -> None:
         """Any number of axes."""
@@ -35,9 +35,9 @@ class GlooBatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        axes, world_size = [0, *range(2, x.ndim)], self.where.world_size
-        mean = TotalOverProcesses.apply(x.float().mean(axes, keepdim=True), self.where) / world_size
-        variance = TotalOverProcesses.apply((x - mean).square().mean(axes, keepdim=True), self.where) / world_size
+        axes, world_size = [0, *range(2, x.ndim)], self.world.world_size
+        mean = TotalOverProcesses.apply(x.float().mean(axes, keepdim=True), self.world) / world_size
+        variance = TotalOverProcesses.apply((x - mean).square().mean(axes, keepdim=True), self.world) / world_size
         with torch.no_grad():
             n = x.numel() // x.shape[1] * world_size
             self.running_mean.lerp_(mean.flatten(), self.momentum)
@@ -47,20 +47,20 @@ class GlooBatchNorm(nn.modules.batchnorm._BatchNorm):
         return (x - mean) / (variance + self.eps).sqrt() * self.weight.view(shape) + self.bias.view(shape)
 
 
-def average_buffers(network: nn.Module, where: Hardware) -> None:
+def average_buffers(network: nn.Module, world: World) -> None:
     """Let all processes have the mean of their running statistics, where batch normalisation is not synchronised."""
     for buffer in network.buffers():
         if buffer.is_floating_point():
-            buffer.copy_(where.mean(buffer))
+            buffer.copy_(world.mean(buffer))
 
 
-def synchronise_batch_norms(network: nn.Module, where: Hardware) -> nn.Module:
+def synchronise_batch_norms(network: nn.Module, world: World) -> nn.Module:
     """Make every batch normalisation use the batch of all processes, as the paper's ResNet-50 does."""
-    if where.world_size == 1:
+    if world.world_size == 1:
         return network
-    if where.device.type == "cuda":
+    if world.device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.__class__, module.where = GlooBatchNorm, where  # keeps its weights, buffers and names
+            module.__class__, module.world = GlooBatchNorm, world  # keeps its weights, buffers and names
     return network

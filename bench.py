@@ -33,7 +33,7 @@ from commandline import CommandLine, errors_in_one_line
 from creatures import make_creatures
 from data import Pictures, decode, open_pictures
 from eval_knn import knn_votes, nearest_neighbours
-from hardware import Hardware
+from hardware import World
 from loss import DINOLoss
 from multicrop import MultiCrop
 from plain import PlainCrops, PlainLoss, PlainPictures, plain_knn, plain_update_teacher
@@ -48,13 +48,13 @@ class Bench(NamedTuple):
 
     flags: argparse.Namespace
     settings: Settings
-    where: Hardware
+    world: World
     files: list[Path]
 
 
 def compare(bench: Bench, ours: Callable, plain: Callable, *others: Callable) -> list[list[float]]:
     """The seconds of each, in turn, as often as --turns and --seconds say."""
-    return measure.in_turn([ours, plain, *others], bench.flags.turns, bench.flags.seconds, bench.where.device)
+    return measure.in_turn([ours, plain, *others], bench.flags.turns, bench.flags.seconds, bench.world.device)
 
 
 def time_row(part: str, times: list[list[float]], pictures: int = 0, **more) -> dict:
@@ -81,22 +81,22 @@ def time_crops(bench: Bench) -> Iterator[dict]:
 
 def make_loaders(bench: Bench, most: int) -> tuple[DataLoader, DataLoader]:
     """Ours, as train.py makes it, and the plain one: the same files, batches and workers, 2 ... `most` batches."""
-    flags, settings, where, files = bench
-    workers = hardware.share_cores(flags.num_workers, where.device)
+    flags, settings, world, files = bench
+    workers = hardware.share_cores(flags.num_workers, world.device)
     if flags.threads:
         torch.set_num_threads(flags.threads)
     count = settings.batch_size_per_gpu * max(2, min(most, 8 * workers))
     files = (files * (1 + count // len(files)))[:count]
-    ours, _ = make_loader(Pictures(files), replace(settings, num_workers=workers), where)
+    ours, _ = make_loader(Pictures(files), replace(settings, num_workers=workers), world)
     return ours, DataLoader(PlainPictures(files, make_crops(settings)[1]), settings.batch_size_per_gpu, shuffle=True,
-                            num_workers=workers, pin_memory=where.device.type == "cuda", drop_last=True,
+                            num_workers=workers, pin_memory=world.device.type == "cuda", drop_last=True,
                             persistent_workers=workers > 0)
 
 
-def run_through(loader: DataLoader, step: Callable, where: Hardware) -> None:
+def run_through(loader: DataLoader, step: Callable, world: World) -> None:
     """One pass over the loader, as an epoch makes it."""
     for crops in loader:
-        step([crop.to(where.device, non_blocking=True) for crop in crops])
+        step([crop.to(world.device, non_blocking=True) for crop in crops])
 
 
 def per_batch(loader_times: list[list[float]], batches: int) -> list[list[float]]:
@@ -107,20 +107,20 @@ def per_batch(loader_times: list[list[float]], batches: int) -> list[list[float]
 def time_loader(bench: Bench) -> Iterator[dict]:
     """Batches from the loader alone, on the device, with workers that have started already."""
     ours, plain = make_loaders(bench, 32)
-    works = [lambda loader=loader: run_through(loader, len, bench.where) for loader in (ours, plain)]
+    works = [lambda loader=loader: run_through(loader, len, bench.world) for loader in (ours, plain)]
     yield time_row("loader", per_batch(compare(bench, *works), len(ours)), bench.flags.batch_size,
                    workers=ours.num_workers)
 
 
 def time_end_to_end(bench: Bench) -> Iterator[dict]:
     """Loader and step together: what a training on files does."""
-    settings, where = bench.settings, bench.where
-    versions, crops = (make_ours(settings, where), make_plain(settings, where)), random_crops(settings, where)
+    settings, world = bench.settings, bench.world
+    versions, crops = (make_ours(settings, world), make_plain(settings, world)), random_crops(settings, world)
     for version in versions:
         version.step(crops)
-    most = bench.flags.seconds / 2 / measure.seconds(lambda: versions[0].step(crops), where.device)
+    most = bench.flags.seconds / 2 / measure.seconds(lambda: versions[0].step(crops), world.device)
     loaders = make_loaders(bench, int(most))
-    works = [lambda loader=loader, version=version: run_through(loader, version.step, where)
+    works = [lambda loader=loader, version=version: run_through(loader, version.step, world)
              for loader, version in zip(loaders, versions, strict=True)]
     yield time_row("end to end", per_batch(compare(bench, *works), len(loaders[0])), bench.flags.batch_size,
                    workers=loaders[0].num_workers)
@@ -128,12 +128,12 @@ def time_end_to_end(bench: Bench) -> Iterator[dict]:
 
 def time_loss(bench: Bench) -> Iterator[dict]:
     """Forward and backward of the loss for a batch."""
-    settings, where = bench.settings, bench.where
+    settings, world = bench.settings, bench.world
     B, K, crops = settings.batch_size_per_gpu, settings.out_dim, 2 + settings.local_crops_number
-    student = torch.randn(crops * B, K, device=where.device).requires_grad_()
-    teacher = torch.randn(2 * B, K, device=where.device) / 10
-    losses = [kind(K).to(where.device) for kind in (DINOLoss, PlainLoss)]
-    hardware.compile_hot_path(losses[:1], settings.compile, where)
+    student = torch.randn(crops * B, K, device=world.device).requires_grad_()
+    teacher = torch.randn(2 * B, K, device=world.device) / 10
+    losses = [kind(K).to(world.device) for kind in (DINOLoss, PlainLoss)]
+    hardware.compile_hot_path(losses[:1], settings.compile, world)
 
     def forward_and_backward(dino_loss: nn.Module) -> None:
         student.grad = None
@@ -144,7 +144,7 @@ def time_loss(bench: Bench) -> Iterator[dict]:
 
 def time_ema(bench: Bench) -> Iterator[dict]:
     """The teacher's average over backbone and head."""
-    student = build_student(bench.settings).to(bench.where.device)
+    student = build_student(bench.settings).to(bench.world.device)
     teacher, momentum = make_teacher(student), VALUES.teacher_momentum
     yield time_row("EMA", compare(bench, lambda: update_teacher(student, teacher, momentum),
                                   lambda: plain_update_teacher(student, teacher, momentum)))
@@ -164,11 +164,11 @@ def time_knn(bench: Bench) -> Iterator[dict]:
 
 def measure_step(bench: Bench) -> Iterator[dict]:
     """A whole step on crops that are there already; its work; its parts."""
-    settings, where = bench.settings, bench.where
-    crops, eager = random_crops(settings, where), replace(settings, compile="false")  # compiled products are not seen
-    work = [measure.flops(lambda make=make: make(eager, where).step(crops)) for make in (make_ours, make_plain)]
-    ours, plain = make_ours(settings, where), make_plain(settings, where)
-    matmul, matmul_flops = measure.square_matmul(where.device, where.dtype)
+    settings, world = bench.settings, bench.world
+    crops, eager = random_crops(settings, world), replace(settings, compile="false")  # compiled products are not seen
+    work = [measure.flops(lambda make=make: make(eager, world).step(crops)) for make in (make_ours, make_plain)]
+    ours, plain = make_ours(settings, world), make_plain(settings, world)
+    matmul, matmul_flops = measure.square_matmul(world.device, world.dtype)
     times = compare(bench, lambda: ours.step(crops), lambda: plain.step(crops), matmul)
     yield time_row("step", times, settings.batch_size_per_gpu)
 
@@ -177,7 +177,7 @@ def measure_step(bench: Bench) -> Iterator[dict]:
     yield {"part": "work", "unit": "GFLOP", "ours": work[0] / 1e9, "plain": work[1] / 1e9, "ratio": work[1] / work[0],
            "gemm_share": shares[0], "plain_gemm_share": shares[1], "gemm_gflop_per_s": rate / 1e9}
 
-    both = [[step_in_parts(version, crops, where) for version in (ours, plain)]
+    both = [[step_in_parts(version, crops, world) for version in (ours, plain)]
             for _ in measure.turns(bench.flags.turns, bench.flags.seconds)]
     whole = median(sum(laps.values()) for laps, _ in both)
     for name in both[0][0]:
@@ -187,7 +187,7 @@ def measure_step(bench: Bench) -> Iterator[dict]:
 
 def measure_memory(bench: Bench) -> Iterator[dict]:
     """The peak of two steps, each version in a process of its own."""
-    ours, plain = (measure.in_fresh_process(bench_step.cost_of_steps, make, bench.settings, bench.where,
+    ours, plain = (measure.in_fresh_process(bench_step.cost_of_steps, make, bench.settings, bench.world,
                                             torch.get_num_threads()) for make in (make_ours, make_plain))
     yield {"part": "memory", "unit": "MiB", "ours": ours["mib"], "plain": plain["mib"],
            "ratio": ours["mib"] and plain["mib"] / ours["mib"]}
@@ -233,16 +233,16 @@ def main(argv: list[str] | None = None) -> None:
     with errors_in_one_line(), measure.full_memory_in_one_line(), tempfile.TemporaryDirectory() as folder:
         flags = parse_flags(argv)
         settings = bench_step.step_settings(flags)
-        with hardware.start(flags.device, flags.precision) as where:
+        with hardware.start(flags.device, flags.precision) as world:
             files = open_pictures(flags.data_path)[0].source if flags.data_path else draw_jpegs(Path(folder))
             threads = torch.get_num_threads()
-            machine = measure.machine(where)
+            machine = measure.machine(world)
             if not flags.json:
                 print(bench_step.told(settings, machine))
                 print(f"\n{'part':<14}{'ours':>10}{'plain':>10}{'plain / ours':>16}")
             for part in flags.parts:
                 torch.set_num_threads(threads)
-                for row in PARTS[part](Bench(flags, settings, where, files)):
+                for row in PARTS[part](Bench(flags, settings, world, files)):
                     settled = {**row, **vars(flags), **machine, "threads": torch.get_num_threads()}
                     print(json.dumps(settled) if flags.json else line(settled), flush=True)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import hardware
 import measure
 from commandline import InputError
-from hardware import Hardware
+from hardware import World
 from loss import DINOLoss
 from multicrop import MultiCropNetwork, forward_crops
 from optimizer import clip_gradients, make_optimizer
@@ -39,43 +39,43 @@ class Version(NamedTuple):
     step: Callable
 
 
-def make_ours(settings: Settings, where: Hardware) -> Version:
+def make_ours(settings: Settings, world: World) -> Version:
     """What train.py trains."""
-    student = build_student(settings).to(where.device)
-    teacher, dino_loss = make_teacher(student), DINOLoss(settings.out_dim).to(where.device)
+    student = build_student(settings).to(world.device)
+    teacher, dino_loss = make_teacher(student), DINOLoss(settings.out_dim).to(world.device)
     optimizer = make_optimizer("adamw", student)
-    hardware.compile_hot_path([student.backbone, teacher.backbone, dino_loss], settings.compile, where)
+    hardware.compile_hot_path([student.backbone, teacher.backbone, dino_loss], settings.compile, world)
     step = lambda crops: train_step(student, student, teacher, dino_loss, optimizer, [crops], VALUES, CLIP,
-                                    freeze_last_layer=False, where=where)
+                                    freeze_last_layer=False, world=world)
     return Version(student, teacher, dino_loss, optimizer, clip_gradients, update_teacher, step)
 
 
-def make_plain(settings: Settings, where: Hardware) -> Version:
+def make_plain(settings: Settings, world: World) -> Version:
     """The textbook's, never compiled."""
-    student = plain_copy(build_student(settings)).to(where.device)
-    teacher, dino_loss = make_teacher(student), PlainLoss(settings.out_dim).to(where.device)
+    student = plain_copy(build_student(settings)).to(world.device)
+    teacher, dino_loss = make_teacher(student), PlainLoss(settings.out_dim).to(world.device)
     optimizer = plain_optimizer(student)
-    step = lambda crops: plain_step(student, teacher, dino_loss, optimizer, crops, VALUES, CLIP, where)
+    step = lambda crops: plain_step(student, teacher, dino_loss, optimizer, crops, VALUES, CLIP, world)
     return Version(student, teacher, dino_loss, optimizer, plain_clip_gradients, plain_update_teacher, step)
 
 
-def random_crops(settings: Settings, where: Hardware) -> list[Tensor]:
+def random_crops(settings: Settings, world: World) -> list[Tensor]:
     """V crops (B, 3, S, S) of noise: a step takes as long whatever it sees."""
     sizes = [settings.global_crops_size] * 2 + [settings.local_crops_size] * settings.local_crops_number
-    return [torch.randn(settings.batch_size_per_gpu, 3, size, size, device=where.device) for size in sizes]
+    return [torch.randn(settings.batch_size_per_gpu, 3, size, size, device=world.device) for size in sizes]
 
 
-def step_in_parts(version: Version, crops: list[Tensor], where: Hardware) -> dict[str, float]:
+def step_in_parts(version: Version, crops: list[Tensor], world: World) -> dict[str, float]:
     """train_step's calls in its order, with the seconds of each part; the device waits after each, so they add up."""
     student, teacher, dino_loss, optimizer, clip, update, _ = version
-    laps, began = {}, measure.now(where.device)
+    laps, began = {}, measure.now(world.device)
 
     def lap(name: str) -> None:
         nonlocal began
-        ended = measure.now(where.device)
+        ended = measure.now(world.device)
         laps[name], began = ended - began, ended
 
-    with where.autocast():
+    with world.autocast():
         with torch.no_grad():
             teacher_logits = teacher(crops[:2])
         lap("teacher")
@@ -100,19 +100,19 @@ def step_in_parts(version: Version, crops: list[Tensor], where: Hardware) -> dic
     return laps
 
 
-def cost_of_steps(make: Callable, settings: Settings, where: Hardware, threads: int, most: int = 1,
+def cost_of_steps(make: Callable, settings: Settings, world: World, threads: int, most: int = 1,
                   budget: float = 0.0) -> dict[str, float | None]:
     """For a fresh process: after a warm-up the step's ms, the MiB that all of it took, and images/s of features.
 
     The memory that imports take does not count; the second step is the first that finds the optimiser's state there.
     """
     torch.set_num_threads(threads)
-    before = measure.peak_mib(where.device)
-    version, crops = make(settings, where), random_crops(settings, where)
-    times = measure.in_turn([lambda: version.step(crops)], most, budget, where.device)
-    after = measure.peak_mib(where.device)
-    with torch.no_grad(), where.autocast():
-        forward = measure.in_turn([lambda: version.teacher.backbone(crops[0])], 3, 0.0, where.device)
+    before = measure.peak_mib(world.device)
+    version, crops = make(settings, world), random_crops(settings, world)
+    times = measure.in_turn([lambda: version.step(crops)], most, budget, world.device)
+    after = measure.peak_mib(world.device)
+    with torch.no_grad(), world.autocast():
+        forward = measure.in_turn([lambda: version.teacher.backbone(crops[0])], 3, 0.0, world.device)
     return {"ms": 1000 * median(time for time, in times), "mib": after and after - before,
             "features_per_s": len(crops[0]) / median(time for time, in forward)}
 

@@ -54,24 +54,24 @@ def variations(base: Settings, flags: argparse.Namespace) -> dict[str, list[Sett
     return sweeps
 
 
-def measure_point(settings: Settings, flags: argparse.Namespace, where: hardware.Hardware) -> dict | None:
+def measure_point(settings: Settings, flags: argparse.Namespace, world: hardware.World) -> dict | None:
     """The cost of a step of ours, or None where it does not fit."""
     try:
-        found = measure.in_fresh_process(bench_step.cost_of_steps, bench_step.make_ours, settings, where,
+        found = measure.in_fresh_process(bench_step.cost_of_steps, bench_step.make_ours, settings, world,
                                          torch.get_num_threads(), flags.turns, flags.seconds)
     except MemoryError:
         return None
     return found | {"images_per_s": 1000 * settings.batch_size_per_gpu / found["ms"]}
 
 
-def sweep(sweeps: dict[str, list[Settings]], flags: argparse.Namespace, where: hardware.Hardware) -> Iterator[dict]:
+def sweep(sweeps: dict[str, list[Settings]], flags: argparse.Namespace, world: hardware.World) -> Iterator[dict]:
     """A row for each point of each axis; a point that two axes share is measured once."""
     known = {}
     for axis, points in sweeps.items():
         for settings in points:
             point = tuple(getattr(settings, name) for name in AXES)
             if point not in known:
-                known[point] = measure_point(settings, flags, where)
+                known[point] = measure_point(settings, flags, world)
             yield {"axis": axis, **dict(zip(AXES, point, strict=True)), **(known[point] or {"ms": None})}
 
 
@@ -143,10 +143,10 @@ def main(argv: list[str] | None = None) -> None:
     with errors_in_one_line():
         flags = parse_flags(argv)
         base = bench_step.step_settings(flags)
-        with hardware.start(flags.device, flags.precision) as where:
-            machine, rows = measure.machine(where), []
+        with hardware.start(flags.device, flags.precision) as world:
+            machine, rows = measure.machine(world), []
             title = bench_step.told(base, machine)
-            points = sweep(variations(base, flags), flags, where)
+            points = sweep(variations(base, flags), flags, world)
             draw(Path(flags.output), rows, title)  # a file that cannot be written is told before an hour's work
             print(end="" if flags.json else f"{title}\n\n")
             for row in points:

@@ -38,7 +38,7 @@ from attention import cls_attention, object_scores
 from commandline import InputError, brief
 from data import UNREADABLE, decode, open_pictures, to_rgb, torchvision_part
 from features import fit_to_patches, mean_and_std
-from hardware import Hardware
+from hardware import World
 
 PAPER = {("vit_small", 16): {"random": 22.0, "supervised": 27.3, "DINO": 45.9},
          ("vit_small", 8): {"random": 21.8, "supervised": 23.7, "DINO": 44.7}}  # Fig. 4: VOC12
@@ -104,12 +104,12 @@ def open_voc(folder: Path) -> list[tuple[Path, Path]]:
     return items
 
 
-def open_masked(flags: Namespace, where: Hardware) -> MaskedPictures:
+def open_masked(flags: Namespace, world: World) -> MaskedPictures:
     """The pictures with masks that the flags name: VOC12's layout, Oxford Pets, or the embedded evaluation part."""
     if flags.dataset not in ("", "oxford_pets"):
         raise InputError(f"--dataset {flags.dataset} has no masks: take oxford_pets, or a --data_path as VOC12's")
     if flags.dataset:
-        with where.main_first(flags.download):
+        with world.main_first(flags.download):
             return MaskedPictures(torchvision_part("oxford_pets", flags.data_path or "data", flags.download,
                                                    split="test", target_types="segmentation"), read_pet)
     if flags.data_path:
@@ -120,38 +120,38 @@ def open_masked(flags: Namespace, where: Hardware) -> MaskedPictures:
 
 @torch.no_grad()
 def mean_scores(network: nn.Module, args: dict, pictures: MaskedPictures, size: int, percents: Sequence[float],
-                flags: Namespace, where: Hardware) -> tuple[dict[str, float], int, int]:
+                flags: Namespace, world: World) -> tuple[dict[str, float], int, int]:
     """Means over the pictures with objects, shared over the processes -> (scores, such pictures, their objects)."""
     mean, std = mean_and_std(args)
-    share = torch.arange(len(pictures)).tensor_split(where.world_size)[where.rank].tolist()
+    share = torch.arange(len(pictures)).tensor_split(world.world_size)[world.rank].tolist()
     loader = DataLoader(pictures, batch_size=None, sampler=share, worker_init_fn=hardware.leave_signals_to_training,
-                        num_workers=hardware.share_cores(flags.num_workers, where.device))
+                        num_workers=hardware.share_cores(flags.num_workers, world.device))
     one = torch.ones(1, 1, 1)
     names = object_scores(one, one.bool(), ~one[0].bool(), percents).keys()  # known to a process without objects too
     rows = []
-    for image, objects, void in tqdm(loader, "attention", disable=not where.is_main, leave=False):
+    for image, objects, void in tqdm(loader, "attention", disable=not world.is_main, leave=False):
         if len(objects):
             pixels = (fit_to_patches(image, size, network.patch_size).float() / 255 - mean) / std
-            with where.autocast():
-                attention = cls_attention(network, pixels.unsqueeze(0).to(where.device))[0].float().cpu()
+            with world.autocast():
+                attention = cls_attention(network, pixels.unsqueeze(0).to(world.device))[0].float().cpu()
             scores = object_scores(attention, objects, void, percents)
             rows.append([*scores.values(), len(objects)])
-    if not where.any(bool(rows)):
+    if not world.any(bool(rows)):
         raise InputError("no mask holds an object: check that the masks are those of the objects")
-    table = where.gather_rows(torch.tensor(rows))
+    table = world.gather_rows(torch.tensor(rows))
     return dict(zip(names, table.mean(dim=0).tolist())), len(table), int(table[:, -1].sum())
 
 
-def networks(flags: Namespace, where: Hardware) -> dict[str, tuple[nn.Module, dict]]:
+def networks(flags: Namespace, world: World) -> dict[str, tuple[nn.Module, dict]]:
     """Fig. 4's columns: the same architecture with random weights, supervised if given, and with DINO's."""
-    dino, args = evaluation.load_backbone(flags, where)
+    dino, args = evaluation.load_backbone(flags, world)
     if not hasattr(dino, "get_last_selfattention"):
         raise InputError(f"{args['arch']} has no attention to segment with: take a ViT's weights")
-    columns = {"random": (evaluation.untrained(args, where, flags.seed), args)}
+    columns = {"random": (evaluation.untrained(args, world, flags.seed), args)}
     if flags.supervised_weights:
         supervised, its = checkpoint.load_backbone(flags.supervised_weights, "teacher", args["arch"],
                                                    args["patch_size"])
-        columns["supervised"] = (supervised.to(where.device), its)
+        columns["supervised"] = (supervised.to(world.device), its)
     return columns | {"DINO": (dino, args)}
 
 
@@ -164,19 +164,19 @@ def main(argv: list[str] | None = None) -> None:
     evaluation.run(parser, evaluate, argv)
 
 
-def evaluate(flags: Namespace, where: Hardware) -> None:
+def evaluate(flags: Namespace, world: World) -> None:
     """Every column's scores, then the table, row by row."""
     evaluation.require(flags, threshold=all(0 < mass <= 1 for mass in flags.threshold))
     if flags.skip_bad_images:
         raise InputError("--skip_bad_images does not go with masks: mend the pictures, or take their names out of "
                          "val.txt")
-    columns, pictures = networks(flags, where), open_masked(flags, where)
+    columns, pictures = networks(flags, world), open_masked(flags, world)
     embedded = not (flags.data_path or flags.dataset)
     percents = [round(100 * mass, 2) for mass in flags.threshold]
     found = {}
     for name, (network, args) in columns.items():
         size = flags.eval_size or (columns["DINO"][1].get("eval_size", 64) if embedded else 480)
-        found[name], n, objects = mean_scores(network, args, pictures, size, percents, flags, where)
+        found[name], n, objects = mean_scores(network, args, pictures, size, percents, flags, world)
     rows = {f"best head, {percent:g} % of the mass": f"jaccard_best_head_{percent:g}" for percent in percents}
     paper = {f"{row}: {name}": value for row, key in rows.items() if key.endswith(("_60", "_80"))
              for name, value in PAPER.get((args["arch"], args["patch_size"]), {}).items() if name in columns}
@@ -184,7 +184,7 @@ def evaluate(flags: Namespace, where: Hardware) -> None:
     measured = {f"{row}: {name}": found[name][key] for row, key in rows.items() for name in columns}
     measured |= {f"mass on the objects %: {name}": 100 * found[name]["mass_on_object"] for name in columns}
     small = ", ".join(f"{name} {value}" for name, value in PAPER["vit_small", 16].items())
-    evaluation.tell(flags, where, f"Jaccard of attention's masks (Fig. 4: ViT-S/16 has {small} on VOC12)", args,
+    evaluation.tell(flags, world, f"Jaccard of attention's masks (Fig. 4: ViT-S/16 has {small} on VOC12)", args,
                     f"{evaluation.source(flags)}: {n} pictures, {objects} objects, short side {size} pixels",
                     measured, paper)
 

@@ -36,7 +36,7 @@ import evaluation
 from commandline import InputError, brief
 from data import Pictures, find_pictures, open_folder
 from features import EvaluationView, extract_features
-from hardware import Hardware
+from hardware import World
 from retrieval import average_precisions, gem, learn_whitening
 from vit import VisionTransformer
 
@@ -162,12 +162,12 @@ def open_copydays(folder: Path) -> tuple[Pictures, dict[str, Pictures]]:
         name: Pictures(files, [number[file.stem[:-2]] for file in files]) for name, files in blocks.items()}
 
 
-def open_copies(flags: Namespace, where: Hardware) -> Copies:
+def open_copies(flags: Namespace, world: World) -> Copies:
     """Copydays' layout with the folders that the flags name, or copies made in memory."""
     if not flags.data_path or flags.dataset:
         if flags.distractors or flags.whiten:
             raise InputError("--distractors and --whiten go with a --data_path in Copydays' layout: --make writes one")
-        train, val = evaluation.load_pictures(flags, where)
+        train, val = evaluation.load_pictures(flags, world)
         if val is None:
             raise InputError(f"--dataset {flags.dataset} has no test part to copy: write copies with --make")
         return made_copies(train, val)
@@ -208,22 +208,22 @@ def main(argv: list[str] | None = None) -> None:
     evaluation.run(parser, evaluate, argv)
 
 
-def evaluate(flags: Namespace, where: Hardware) -> None:
+def evaluate(flags: Namespace, world: World) -> None:
     """Make copies, or find them: a table of mAPs by block, whitened and not."""
     if flags.make:
-        train, val = evaluation.load_pictures(flags, where)
-        return make(train if val is None else val, Path(flags.make)) if where.is_main else None
-    backbone, args = evaluation.load_backbone(flags, where)
+        train, val = evaluation.load_pictures(flags, world)
+        return make(train if val is None else val, Path(flags.make)) if world.is_main else None
+    backbone, args = evaluation.load_backbone(flags, world)
     if not isinstance(backbone, (VisionTransformer, ResNet)):
         raise InputError(f"{args['arch']} has no patch tokens: take the weights of a ViT or a ResNet")
-    copies = open_copies(flags, where)
+    copies = open_copies(flags, world)
     view = evaluation.evaluation_view(flags, args | {"eval_crop": 1}, SquareView)
     found = find_copies(copies, lambda pictures: extract_features(
-        Descriptor(backbone), pictures, view, where, **evaluation.loading(flags, where)))
+        Descriptor(backbone), pictures, view, world, **evaluation.loading(flags, world)))
     counts = [0 if part is None else len(part) for part in (copies.originals, copies.distractors, copies.whitening)]
     paper = PAPER.get((args["arch"], args["patch_size"], view.size))
     strong = PAPER["vit_base", 16, 224]
-    evaluation.tell(flags, where, f"copy detection (Table 4: ViT-B/16 has mAP {strong} on Copydays, strong)", args,
+    evaluation.tell(flags, world, f"copy detection (Table 4: ViT-B/16 has mAP {strong} on Copydays, strong)", args,
                     "{}: {} originals among {} distractors, whitening from {} pictures, {size} x {size} pixels".format(
                         evaluation.source(flags), *counts, size=view.size),
                     found, {"strong, whitened, mAP %": paper} if paper else {})

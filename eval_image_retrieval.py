@@ -37,7 +37,7 @@ import evaluation
 from commandline import InputError, true_or_false
 from data import Pictures, decode
 from features import EvaluationView, Pixels, extract_features, fit_to_patches
-from hardware import Hardware
+from hardware import World
 from plain_pickle import read_plain_pickle
 from retrieval import MultiScale, average_precisions
 
@@ -138,41 +138,41 @@ def main(argv: list[str] | None = None) -> None:
     evaluation.run(parser, evaluate, argv)
 
 
-def evaluate(flags: Namespace, where: Hardware) -> None:
+def evaluate(flags: Namespace, world: World) -> None:
     """The ground truths that --data_path holds, else its labels, and a table of mAPs."""
-    backbone, args = evaluation.load_backbone(flags, where)
+    backbone, args = evaluation.load_backbone(flags, world)
     network = MultiScale(backbone, args["patch_size"], *([] if flags.multiscale else [(1,)]))
     folder = Path(flags.data_path)
     truths = sorted([*folder.glob("gnd_*.pkl"), *folder.glob("*/gnd_*.pkl")]) if flags.data_path else []
     if flags.dataset or not truths:
-        measured, data = labelled(network, args, flags, where)
+        measured, data = labelled(network, args, flags, world)
     else:
-        measured, data = revisited(network, args, truths, flags, where)
+        measured, data = revisited(network, args, truths, flags, world)
     paper = PAPER.get((args["arch"], args["patch_size"]), {})
     medium = PAPER["vit_small", 16]["roxford5k, medium, mAP %"]
-    evaluation.tell(flags, where, f"image retrieval (Table 3: ViT-S/16 has mAP {medium} on ROxford, medium)", args,
+    evaluation.tell(flags, world, f"image retrieval (Table 3: ViT-S/16 has mAP {medium} on ROxford, medium)", args,
                     f"{data}, {'three scales' if flags.multiscale else 'one scale'}", measured, paper)
 
 
 def revisited(network: nn.Module, args: dict, truths: list[Path], flags: Namespace,
-              where: Hardware) -> tuple[dict[str, float], str]:
+              world: World) -> tuple[dict[str, float], str]:
     """(mAP of every benchmark and level, what data it was)."""
     if flags.skip_bad_images:
         raise InputError("--skip_bad_images does not go with a ground truth, which numbers its pictures: mend them")
     measured = {}
     view = evaluation.evaluation_view(flags, args | {"eval_crop": 1}, partial(WholeView, args["patch_size"]))
-    loading = evaluation.loading(flags, where) | {"batch_size": 1}  # each picture has a shape of its own
+    loading = evaluation.loading(flags, world) | {"batch_size": 1}  # each picture has a shape of its own
     for truth, (files, query_files, judged) in [(truth, read_ground_truth(truth)) for truth in truths]:
         queries = Crops(query_files, [one["bbx"] for one in judged])
-        features = [extract_features(network, Pictures(source), view, where, **loading) for source in (queries, files)]
+        features = [extract_features(network, Pictures(source), view, world, **loading) for source in (queries, files)]
         found = revisited_map(*features, judged)
         measured |= {f"{truth.stem.removeprefix('gnd_')}, {level}, mAP %": value for level, value in found.items()}
     return measured, f"{evaluation.source(flags)}: long side {view.size} pixels"
 
 
-def labelled(network: nn.Module, args: dict, flags: Namespace, where: Hardware) -> tuple[dict[str, float], str]:
+def labelled(network: nn.Module, args: dict, flags: Namespace, world: World) -> tuple[dict[str, float], str]:
     """The same of labelled pictures: (mAP of the network and of raw pixels, what data it was)."""
-    train, val = evaluation.load_pictures(flags, where)
+    train, val = evaluation.load_pictures(flags, world)
     pictures = train if val is None or val.labels is None else val
     if pictures.labels is None:
         raise InputError(f"--data_path {flags.data_path!r} has neither labels nor gnd_*.pkl: put pictures into class "
@@ -182,7 +182,7 @@ def labelled(network: nn.Module, args: dict, flags: Namespace, where: Hardware) 
     if len(pictures) <= 20_000:  # more raw pixels than that fill the memory
         networks["raw pixels"] = Pixels()
     measured = {f"{name}, same class, mAP %": same_class_map(extract_features(
-        one, pictures, view, where, **evaluation.loading(flags, where)), pictures.labels)
+        one, pictures, view, world, **evaluation.loading(flags, world)), pictures.labels)
         for name, one in networks.items()}
     return measured, f"{evaluation.source(flags)}: {len(pictures)} pictures rank each other, {view.size} pixels"
 

@@ -24,11 +24,11 @@ from checkpoint import read_checkpoint, save_checkpoint
 from commandline import InputError
 from data import Pictures
 from features import EvaluationView, Pixels, extract_features
-from hardware import Hardware
+from hardware import World
 
 PAPER = {("vit_small", 16): 74.5, ("vit_small", 8): 78.3, ("vit_base", 16): 76.1, ("vit_base", 8): 77.4,
          ("resnet50", 1): 67.5}  # Table 2: top-1 on ImageNet, k = 20
-ALONE = Hardware(0, 1, torch.device("cpu"), torch.float32)  # where no other process shares the work
+ALONE = World(0, 1, torch.device("cpu"), torch.float32)  # where no other process shares the work
 
 
 def nearest_neighbours(train_features: Tensor, test_features: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -68,11 +68,11 @@ class LabelledFeatures(NamedTuple):
     test_labels: Tensor
 
 
-def extract(network: nn.Module, split: tuple[Pictures, Pictures], view: EvaluationView, where: Hardware,
+def extract(network: nn.Module, split: tuple[Pictures, Pictures], view: EvaluationView, world: World,
             **loading) -> LabelledFeatures:
     """The network's features of both parts, shared over the processes."""
     return LabelledFeatures(*(tensor for part in split for tensor in (
-        extract_features(network, part, view, where, **loading), part.labels)))
+        extract_features(network, part, view, world, **loading), part.labels)))
 
 
 def right_answers(data: LabelledFeatures, rows: Tensor, ks: tuple[int, ...], temperature: float) -> Tensor:
@@ -89,11 +89,11 @@ def right_answers(data: LabelledFeatures, rows: Tensor, ks: tuple[int, ...], tem
 
 
 def knn_accuracies(data: LabelledFeatures, ks: tuple[int, ...] = (20,), temperature: float = 0.07,
-                   where: Hardware = ALONE) -> dict[int, list[float]]:
+                   world: World = ALONE) -> dict[int, list[float]]:
     """k -> [top-1, top-5] in %; each process answers for its share of the pictures asked."""
     asked = len(data.test_labels)
-    share = torch.arange(asked).tensor_split(where.world_size)[where.rank]
-    right = where.total(right_answers(data, share, ks, temperature))
+    share = torch.arange(asked).tensor_split(world.world_size)[world.rank]
+    right = world.total(right_answers(data, share, ks, temperature))
     return dict(zip(ks, (100 * right / asked).tolist()))
 
 
@@ -107,33 +107,33 @@ def main(argv: list[str] | None = None) -> None:
     evaluation.run(parser, evaluate, argv)
 
 
-def evaluate(flags: Namespace, where: Hardware) -> None:
+def evaluate(flags: Namespace, world: World) -> None:
     """Features from the network or from a file, then a table of top-1 and top-5 for every k."""
     evaluation.require(flags, nb_knn=min(flags.nb_knn) >= 1, temperature=flags.temperature > 0)
-    features, args, data = load_features(flags) if flags.load_features else features_of(flags, where)
-    if flags.dump_features and where.is_main:
+    features, args, data = load_features(flags) if flags.load_features else features_of(flags, world)
+    if flags.dump_features and world.is_main:
         save_checkpoint(flags.dump_features, {"features": {k: v._asdict() for k, v in features.items()}, "args": args,
                                               "data": data, "weights": flags.pretrained_weights or flags.pretrained})
     voters = min(len(one.train_labels) for one in features.values())
     ks = tuple(k for k in flags.nb_knn if k <= voters) or (voters,)
     measured = {}
     for name, one in features.items():
-        for k, (top1, top5) in knn_accuracies(one, ks, flags.temperature, where).items():
+        for k, (top1, top5) in knn_accuracies(one, ks, flags.temperature, world).items():
             measured |= {f"{name}, k = {k}, top-1 %": top1, f"{name}, k = {k}, top-5 %": top5}
     paper = PAPER.get((args["arch"], args["patch_size"]))
-    evaluation.tell(flags, where, f"k-NN (Table 2: ViT-S/16 has {PAPER['vit_small', 16]} % on ImageNet)", args, data,
+    evaluation.tell(flags, world, f"k-NN (Table 2: ViT-S/16 has {PAPER['vit_small', 16]} % on ImageNet)", args, data,
                     measured, {f"{args['arch']}, k = 20, top-1 %": paper} if paper else {})
 
 
-def features_of(flags: Namespace, where: Hardware) -> tuple[dict[str, LabelledFeatures], dict, str]:
+def features_of(flags: Namespace, world: World) -> tuple[dict[str, LabelledFeatures], dict, str]:
     """(features of the network and of raw pixels by name, the network's flags, what data it was)."""
-    backbone, args = evaluation.load_backbone(flags, where)
-    *split, asked = evaluation.load_labelled(flags, where)
+    backbone, args = evaluation.load_backbone(flags, world)
+    *split, asked = evaluation.load_labelled(flags, world)
     networks = {args["arch"]: backbone}
     if len(split[0]) + len(split[1]) <= 20_000:  # more raw pixels than that fill the memory
         networks["raw pixels"] = Pixels()
     view = evaluation.evaluation_view(flags, args)
-    features = {name: extract(network, split, view, where, **evaluation.loading(flags, where))
+    features = {name: extract(network, split, view, world, **evaluation.loading(flags, world))
                 for name, network in networks.items()}
     return features, args, (f"{evaluation.source(flags)}: {len(split[0])} pictures vote, {len(split[1])} asked "
                             f"({asked}), {len(split[0].classes)} classes, {view.size} pixels")

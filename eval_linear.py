@@ -38,7 +38,7 @@ from data import Pictures
 from eval_knn import top_accuracy
 from evaluation import Progress
 from features import EvaluationView, extract_features
-from hardware import Hardware
+from hardware import World
 from sampling import EpochBatches
 from schedules import cosine
 
@@ -101,22 +101,22 @@ def set_lr(optimizer: torch.optim.SGD, epoch: int, epochs: int) -> None:
 
 
 def train_epoch(heads: nn.ModuleList, optimizer: torch.optim.SGD, batches: Iterable[tuple[Tensor, Tensor]],
-                where: Hardware) -> Tensor:
+                world: World) -> Tensor:
     """One pass over batches of features (B, d) and labels (B,) -> each head's mean cross-entropy (H,) in nats.
 
     The heads share no weight, so the gradient of the summed losses is, in each head, that of its own.
     """
     epoch_losses = []
     for features, labels in batches:
-        features, labels = features.to(where.device), labels.to(where.device)
+        features, labels = features.to(world.device), labels.to(world.device)
         losses = torch.stack([F.cross_entropy(head(features), labels) for head in heads])
         optimizer.zero_grad()
         losses.sum().backward()
         for param in heads.parameters():
-            param.grad = where.mean(param.grad)
+            param.grad = world.mean(param.grad)
         optimizer.step()
         epoch_losses.append(losses.detach())
-    return where.mean(torch.stack(epoch_losses).mean(dim=0))
+    return world.mean(torch.stack(epoch_losses).mean(dim=0))
 
 
 @torch.no_grad()
@@ -142,19 +142,19 @@ def blocks_to_read(flags: Namespace, backbone: nn.Module, arch: str) -> tuple[in
 
 
 def make_source(network: FrozenFeatures, pictures: Pictures, view: EvaluationView, batches: EpochBatches,
-                flags: Namespace, where: Hardware) -> Callable[[], Iterable[tuple[Tensor, Tensor]]]:
+                flags: Namespace, world: World) -> Callable[[], Iterable[tuple[Tensor, Tensor]]]:
     """What gives an epoch's batches of features (B, d) and labels (B,): of augmented views, or with --cached of the
     centre views, whose features are taken once."""
     if flags.cached:
-        kept = extract_features(network, pictures, view, where, **evaluation.loading(flags, where))
+        kept = extract_features(network, pictures, view, world, **evaluation.loading(flags, world))
         return lambda: ((kept[rows], pictures.labels[rows])
                         for rows in ([index for _, index in keys] for keys in batches))
-    loader = evaluation.training_loader(pictures, TrainingView(view), batches, flags, where)
+    loader = evaluation.training_loader(pictures, TrainingView(view), batches, flags, world)
 
     def augmented() -> Iterator[tuple[Tensor, Tensor]]:
         for views, labels in loader:
-            with where.autocast():
-                features = network(views.to(where.device, non_blocking=True))
+            with world.autocast():
+                features = network(views.to(world.device, non_blocking=True))
             yield features.float(), labels
 
     return augmented
@@ -172,7 +172,7 @@ def recipe_of(network: FrozenFeatures, pictures: Pictures, view: EvaluationView,
 
 def train(heads: nn.ModuleList, optimizer: torch.optim.SGD, run: Progress, batches: EpochBatches,
           source: Callable[[], Iterable[tuple[Tensor, Tensor]]], validate: Callable[[], list[tuple[float, float]]],
-          flags: Namespace, where: Hardware) -> None:
+          flags: Namespace, world: World) -> None:
     """The epochs that are still to do, each kept in --output_dir; ten times on the way, how far it is.
 
     validate: -> (top-1, top-5) in % of each head.
@@ -181,12 +181,12 @@ def train(heads: nn.ModuleList, optimizer: torch.optim.SGD, run: Progress, batch
         batches.epoch = run.epoch
         set_lr(optimizer, run.epoch, flags.epochs)
         bar = tqdm(source(), f"epoch {run.epoch + 1} of {flags.epochs}", batches.steps, leave=False,
-                   disable=not where.is_main)
-        losses = train_epoch(heads, optimizer, bar, where)
+                   disable=not world.is_main)
+        losses = train_epoch(heads, optimizer, bar, world)
         run.epoch += 1
-        if where.is_main and flags.output_dir:
+        if world.is_main and flags.output_dir:
             run.save()
-        if where.is_main and run.epoch % math.ceil(flags.epochs / 10) == 0:
+        if world.is_main and run.epoch % math.ceil(flags.epochs / 10) == 0:
             scores = validate()
             best = scores.index(max(scores))
             print(f"epoch {run.epoch} of {flags.epochs}: top-1 {scores[best][0]:.2f} % at lr {flags.lr[best]:g}, "
@@ -203,7 +203,7 @@ def table(scores: list[tuple[float, float]], lrs: list[float], args: dict) -> tu
             {f"{args['arch']}, best (lr {lrs[best]:g}), top-1 %": paper} if paper else {})
 
 
-def evaluate(flags: Namespace, where: Hardware) -> None:
+def evaluate(flags: Namespace, world: World) -> None:
     """Train the heads, or with --evaluate take those of --output_dir; then a table of the sweep."""
     evaluation.require(flags, n_last_blocks=flags.n_last_blocks >= 0, epochs=flags.epochs >= 1,
                        lr=min(flags.lr) > 0, fraction=0 < flags.fraction <= 1)
@@ -211,28 +211,28 @@ def evaluate(flags: Namespace, where: Hardware) -> None:
         raise InputError("--evaluate takes the heads of an earlier run: say where they are with --output_dir")
     if flags.cached is None:
         flags.cached = not (flags.data_path or flags.dataset)
-    backbone, args = evaluation.load_backbone(flags, where)
+    backbone, args = evaluation.load_backbone(flags, world)
     network = FrozenFeatures(backbone, *blocks_to_read(flags, backbone, args["arch"]))
     view = evaluation.evaluation_view(flags, args)
-    pictures, val, asked = evaluation.load_labelled(flags, where)
+    pictures, val, asked = evaluation.load_labelled(flags, world)
     pictures = pictures.subset(evaluation.balanced_share(pictures.labels, flags.fraction, flags.seed))
-    batches = evaluation.epoch_batches(pictures, flags, where)
+    batches = evaluation.epoch_batches(pictures, flags, world)
     classes = 1 + int(torch.cat([pictures.labels, val.labels]).max())
-    heads = make_heads(network.width, classes, len(flags.lr), flags.seed).to(where.device)
+    heads = make_heads(network.width, classes, len(flags.lr), flags.seed).to(world.device)
     optimizer = make_optimizer(heads, flags.lr, batches.pictures_per_step)
     run = Progress(Path(flags.output_dir, "linear.pth"), recipe_of(network, pictures, view, batches, classes, flags),
                    heads=heads, optimizer=optimizer)
-    if flags.evaluate or (flags.output_dir and where.all_see(run.path)):
+    if flags.evaluate or (flags.output_dir and world.all_see(run.path)):
         run.load()
-    val_features = extract_features(network, val, view, where, **evaluation.loading(flags, where))
+    val_features = extract_features(network, val, view, world, **evaluation.loading(flags, world))
     validate = lambda: accuracies(heads, val_features, val.labels)
     if run.epoch < flags.epochs and not flags.evaluate:
-        source = make_source(network, pictures, view, batches, flags, where)
-        train(heads, optimizer, run, batches, source, validate, flags, where)
+        source = make_source(network, pictures, view, batches, flags, world)
+        train(heads, optimizer, run, batches, source, validate, flags, world)
     data = (f"{evaluation.source(flags)}: {run.recipe['number of pictures']} pictures to learn from, {len(val)} asked "
             f"({asked}), {classes} classes, {view.size} pixels; {run.epoch} epochs"
             f"{' of centre views' * run.recipe['cached']}")
-    evaluation.tell(flags, where, f"linear (Table 2: ViT-S/16 has {PAPER['vit_small', 16]} % on ImageNet)", args, data,
+    evaluation.tell(flags, world, f"linear (Table 2: ViT-S/16 has {PAPER['vit_small', 16]} % on ImageNet)", args, data,
                     *table(validate(), flags.lr, args))
 
 

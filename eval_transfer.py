@@ -41,7 +41,7 @@ from data import Pictures
 from eval_knn import top_accuracy
 from evaluation import Progress
 from features import extract_features
-from hardware import Hardware
+from hardware import World
 from optimizer import make_optimizer
 from sampling import seed_of
 from schedules import cosine
@@ -99,9 +99,9 @@ def mixing(mixup: float, cutmix: float, classes: int) -> Callable[[Tensor, Tenso
 
 
 def train_step(ddp_network: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, targets: Tensor, lr: float,
-               weight_decay: float, smoothing: float, where: Hardware) -> Tensor:
+               weight_decay: float, smoothing: float, world: World) -> Tensor:
     """One step on -sum_c t_c log softmax(logits)_c with t = (1 - smoothing) targets + smoothing / C -> it, in nats."""
-    with where.autocast():
+    with world.autocast():
         logits = ddp_network(images)
     loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
     loss.backward()
@@ -113,7 +113,7 @@ def train_step(ddp_network: nn.Module, optimizer: torch.optim.Optimizer, images:
 
 
 def build_network(flags: Namespace, start: tuple[nn.Module, dict] | None, classes: int,
-                  where: Hardware) -> tuple[Classifier, dict]:
+                  world: World) -> tuple[Classifier, dict]:
     """The classifier, on a fresh backbone or with the weights of start (backbone, flags it was made with); and what a
     reader of it must know."""
     fresh = Settings(**PRESETS["vits16" if flags.data_path or flags.dataset else "demo"])
@@ -133,49 +133,49 @@ def build_network(flags: Namespace, start: tuple[nn.Module, dict] | None, classe
                               about["num_heads"], drop_path_rate=flags.drop_path_rate, init_std=about["init_std"])
     if start:
         load_strictly(backbone, pretrained.state_dict(), flags.pretrained_weights or flags.pretrained)
-    return batch_norm.synchronise_batch_norms(Classifier(backbone, classes), where).to(where.device), about
+    return batch_norm.synchronise_batch_norms(Classifier(backbone, classes), world).to(world.device), about
 
 
 def recipe_of(pictures: Pictures, start: tuple[nn.Module, dict] | None, about: dict, classes: int, flags: Namespace,
-              where: Hardware) -> dict:
+              world: World) -> dict:
     """What must agree for a training to go on."""
     return {name: getattr(flags, name) for name in (*DEIT, *REGULARISED, "batch_size", "seed")} | about | {
         "set of weights": evaluation.fingerprint(start[0]) if start else "none", "number of classes": classes,
         "number of pictures": len(pictures), "set of pictures": evaluation.fingerprint_of_pictures(pictures),
-        "number of processes": where.world_size}
+        "number of processes": world.world_size}
 
 
 def fine_tune(network: Classifier, pictures: Pictures, about: dict, run: Progress, flags: Namespace,
-              where: Hardware) -> None:
+              world: World) -> None:
     """All epochs that are still to do, each with its checkpoint."""
-    if where.all_see(run.path):
+    if world.all_see(run.path):
         run.load()
     view = augmentation(about["train_size"], flags.crop_scale, flags.erasing, about["mean"], about["std"])
-    batches = evaluation.epoch_batches(pictures, flags, where)
-    loader = evaluation.training_loader(pictures, view, batches, flags, where)
+    batches = evaluation.epoch_batches(pictures, flags, world)
+    loader = evaluation.training_loader(pictures, view, batches, flags, world)
     mix = mixing(flags.mixup, flags.cutmix, network.classifier.out_features)
-    hardware.compile_hot_path([network.backbone], "auto", where)
-    ddp_network = hardware.average_gradients(network.train(), where)
+    hardware.compile_hot_path([network.backbone], "auto", world)
+    ddp_network = hardware.average_gradients(network.train(), world)
     peak, total = flags.lr * batches.pictures_per_step / 512, flags.epochs * batches.steps
-    bar = tqdm(total=total, initial=run.epoch * batches.steps, unit="step", disable=not where.is_main, leave=False)
+    bar = tqdm(total=total, initial=run.epoch * batches.steps, unit="step", disable=not world.is_main, leave=False)
     for batches.epoch in range(run.epoch, flags.epochs):
         losses = []
         for step, (images, labels) in enumerate(loader, start=batches.epoch * batches.steps):
-            torch.manual_seed(seed_of(flags.seed, step, where.rank))  # of the mixing and the dropped paths
-            images, targets = mix(images.to(where.device), labels.to(where.device))
+            torch.manual_seed(seed_of(flags.seed, step, world.rank))  # of the mixing and the dropped paths
+            images, targets = mix(images.to(world.device), labels.to(world.device))
             lr = cosine(step, total, peak, peak / 100, flags.warmup_epochs * batches.steps)  # DeiT: 1e-3 to 1e-5
             losses.append(train_step(ddp_network, run.parts["optimizer"], images, targets, lr, flags.weight_decay,
-                                     flags.smoothing, where))
+                                     flags.smoothing, world))
             bar.update()
-        loss = where.mean(torch.stack(losses).mean()).item()
+        loss = world.mean(torch.stack(losses).mean()).item()
         if not math.isfinite(loss):
             raise InputError(f"the loss is {loss} in epoch {batches.epoch + 1}: take a lower --lr, or --precision fp32")
         bar.set_postfix(epoch=batches.epoch + 1, loss=f"{loss:.3f}")
         run.epoch += 1
-        if where.is_main:
+        if world.is_main:
             weights = network.state_dict()
             run.save(student=weights, teacher=weights, args=about)  # so that every script finds them; stored only once
-        where.wait()
+        world.wait()
     bar.close()
 
 
@@ -220,23 +220,23 @@ def paper_number(args: dict, how: str, dataset: str) -> float | None:
     return PAPER.get((args["arch"], args["patch_size"]), {}).get(how, {}).get(dataset or "imagenet")
 
 
-def evaluate(flags: Namespace, where: Hardware) -> None:
+def evaluate(flags: Namespace, world: World) -> None:
     """Train with each share of the labels, then a table of top-1 and top-5."""
     check(flags)
-    start = None if flags.from_scratch else evaluation.load_backbone(flags, where)
-    train, val, asked = evaluation.load_labelled(flags, where)
+    start = None if flags.from_scratch else evaluation.load_backbone(flags, world)
+    train, val, asked = evaluation.load_labelled(flags, world)
     classes = 1 + int(torch.cat([train.labels, val.labels]).max())
     how, measured = "fine-tuned" if start else "from scratch", {}
     for share in flags.fraction:
         few = evaluation.balanced_share(train.labels, share, flags.seed)
         shown = train.subset(few.repeat(round(1 / share)))  # so that an epoch of any share is equally many steps
-        network, about = build_network(flags, start, classes, where)
+        network, about = build_network(flags, start, classes, world)
         path = Path(flags.output_dir, "" if share == 1 else f"{share:g}", "checkpoint.pth")
-        run = Progress(path, recipe_of(shown, start, about, classes, flags, where), network=network,
+        run = Progress(path, recipe_of(shown, start, about, classes, flags, world), network=network,
                        optimizer=make_optimizer("adamw", network))
-        fine_tune(network, shown, about, run, flags, where)
-        logits = extract_features(network, val, evaluation.evaluation_view(flags, about), where,
-                                  **evaluation.loading(flags, where))
+        fine_tune(network, shown, about, run, flags, world)
+        logits = extract_features(network, val, evaluation.evaluation_view(flags, about), world,
+                                  **evaluation.loading(flags, world))
         row = f"{how}, {len(few)} labels" if share < 1 else how
         measured |= {f"{row}, top-{k} %": top_accuracy(logits, val.labels, k) for k in (1, 5)}
     number = paper_number(about, how, flags.dataset)
@@ -244,7 +244,7 @@ def evaluate(flags: Namespace, where: Hardware) -> None:
             f"{about['eval_size']} pixels, {flags.epochs} epochs"
             + f"; the paper's: {flags.dataset or 'imagenet'}" * bool(number))
     small = ", ".join(f"{name} {values['imagenet']}" for name, values in PAPER["vit_small", 16].items())
-    evaluation.tell(flags, where, f"Transfer (Table 6: ViT-S/16 has {small} % on ImageNet)", about, data, measured,
+    evaluation.tell(flags, world, f"Transfer (Table 6: ViT-S/16 has {small} % on ImageNet)", about, data, measured,
                     {f"{how}, top-1 %": number} if number else {})
 
 

@@ -36,7 +36,7 @@ from commandline import InputError, true_or_false
 from creatures import make_clip
 from davis import VOID, Video, davis_files, outline, read_video, scores, write_annotation
 from features import fit_to_patches, mean_and_std
-from hardware import Hardware
+from hardware import World
 from whole_file import write_whole
 
 PAPER = {("vit_small", 16): (61.8, 60.2, 63.4), ("vit_base", 16): (62.3, 60.7, 63.9),
@@ -45,12 +45,12 @@ NAMES = ("J&F-Mean %", "J-Mean %", "F-Mean %")
 CLIPS, CLIP_SIDE = 3, 320
 
 
-def patch_features(network: nn.Module, image: Tensor, short_side: int, args: dict, where: Hardware) -> Tensor:
+def patch_features(network: nn.Module, image: Tensor, short_side: int, args: dict, world: World) -> Tensor:
     """The last block's patch tokens, each of length 1: uint8 (3, H, W) -> fp32 (r, c, D)."""
     mean, std = mean_and_std(args)
     pixels = (fit_to_patches(image, short_side, args["patch_size"]).float() / 255 - mean) / std
-    with where.autocast():
-        tokens = network.get_intermediate_layers(pixels.unsqueeze(0).to(where.device))[0]
+    with world.autocast():
+        tokens = network.get_intermediate_layers(pixels.unsqueeze(0).to(world.device))[0]
     rows = pixels.shape[1] // args["patch_size"]
     return F.normalize(rearrange(tokens[0, 1:].float(), "(r c) D -> r c D", r=rows), dim=-1)
 
@@ -84,17 +84,17 @@ def to_mask(labels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 @torch.no_grad()
-def follow(network: nn.Module, video: Video, short_side: int, args: dict, where: Hardware, n_last_frames: int = 7,
+def follow(network: nn.Module, video: Video, short_side: int, args: dict, world: World, n_last_frames: int = 7,
            **matching) -> Tensor:
     """Propagate the first frame's ids through the video -> ids (T, H, W) uint8, the first as it was given."""
     first = torch.where(video.ids[0] == VOID, 0, video.ids[0])
     numbers, size = first.unique(), tuple(first.shape)
-    features = patch_features(network, video.images[0], short_side, args, where)
+    features = patch_features(network, video.images[0], short_side, args, world)
     small = F.interpolate(first.float()[None, None], features.shape[:2], mode="nearest-exact")[0, 0]
-    labels = (small.unsqueeze(-1) == numbers).float().to(where.device)
+    labels = (small.unsqueeze(-1) == numbers).float().to(world.device)
     given, recent, ids = (features, labels), deque(maxlen=n_last_frames), [video.ids[0]]
-    for image in tqdm(video.images[1:], video.name, disable=not where.is_main, leave=False):
-        features = patch_features(network, image, short_side, args, where)
+    for image in tqdm(video.images[1:], video.name, disable=not world.is_main, leave=False):
+        features = patch_features(network, image, short_side, args, world)
         labels = propagate(features, *(torch.stack(part) for part in zip(given, *recent)), **matching)
         recent.append((features, labels))
         ids.append(numbers[to_mask(labels, size).cpu()])
@@ -141,28 +141,28 @@ def main(argv: list[str] | None = None) -> None:
     evaluation.run(parser, evaluate, argv)
 
 
-def evaluate(flags: Namespace, where: Hardware) -> None:
+def evaluate(flags: Namespace, world: World) -> None:
     """Follow the objects of every sequence, write, score, and tell; the sequences are shared over the processes."""
     evaluation.require(flags, n_last_frames=flags.n_last_frames >= 0, topk=flags.topk >= 1,
                        size_mask_neighborhood=flags.size_mask_neighborhood >= 0, temperature=flags.temperature > 0)
-    backbone, args = evaluation.load_backbone(flags, where)
+    backbone, args = evaluation.load_backbone(flags, world)
     if not hasattr(backbone, "get_intermediate_layers"):
         raise InputError(f"{args['arch']} has no patch tokens to match: take a ViT's weights")
     files = davis_files(flags.data_path) if flags.data_path else {}
     sequences = list(files) or list(range(CLIPS))
     short_side = flags.eval_size or (480 if files else CLIP_SIDE)
-    follow_in = partial(follow, short_side=short_side, args=args, where=where, n_last_frames=flags.n_last_frames,
+    follow_in = partial(follow, short_side=short_side, args=args, world=world, n_last_frames=flags.n_last_frames,
                         topk=flags.topk, radius=flags.size_mask_neighborhood, temperature=flags.temperature)
-    fresh, measured = None if files else evaluation.untrained(args, where), []
-    for index in torch.arange(len(sequences)).tensor_split(where.world_size)[where.rank].tolist():
+    fresh, measured = None if files else evaluation.untrained(args, world), []
+    for index in torch.arange(len(sequences)).tensor_split(world.world_size)[world.rank].tolist():
         video = read_video(sequences[index], files[sequences[index]]) if files else clip(index)
         ids = follow_in(backbone, video)
         write(Path(flags.output_dir), video, ids, flags.overlay)
         rivals = [video.ids[:1].expand_as(video.ids)] + ([follow_in(fresh, video)] if fresh else [])
         measured.append(torch.stack([scores(one, video.ids) for one in (ids, *rivals)], dim=1))
-    objects = where.gather_rows(torch.cat(measured) if measured else torch.empty(0))
+    objects = world.gather_rows(torch.cat(measured) if measured else torch.empty(0))
     data = f"{flags.data_path or 'the embedded clips'}: {len(sequences)} sequences, {len(objects)} objects"
-    evaluation.tell(flags, where, "video object segmentation (Table 5: ViT-S/16 has J&F "
+    evaluation.tell(flags, world, "video object segmentation (Table 5: ViT-S/16 has J&F "
                     f"{PAPER['vit_small', 16][0]} on DAVIS 2017)", args,
                     f"{data}, short side {short_side} pixels", table(objects),
                     dict(zip(NAMES, PAPER.get((args["arch"], args["patch_size"]), ()))))

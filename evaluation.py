@@ -22,7 +22,7 @@ from backbone import build_backbone
 from commandline import CommandLine, InputError, brief, errors_in_one_line
 from data import Pictures, knn_split, open_pictures, without_unreadable
 from features import EvaluationView
-from hardware import Hardware
+from hardware import World
 from sampling import CropsDataset, EpochBatches, make_loader
 
 
@@ -52,16 +52,16 @@ def command_line(description: str | None, batch_size: int = 100, videos: bool = 
     return parser
 
 
-def run(parser: CommandLine, evaluate: Callable[[argparse.Namespace, Hardware], None], argv: list[str] | None) -> None:
+def run(parser: CommandLine, evaluate: Callable[[argparse.Namespace, World], None], argv: list[str] | None) -> None:
     """Read the flags, join the processes, evaluate; bad input is one line and exit status 2."""
     flags = parser.parse_args(argv)
-    with errors_in_one_line(), hardware.start(flags.device, flags.precision, patience=24 * 60) as where:
+    with errors_in_one_line(), hardware.start(flags.device, flags.precision, patience=24 * 60) as world:
         for flag, value in vars(flags).items():
             for number in value if isinstance(value, list) else [value]:
                 require(flags, **{flag: not isinstance(number, float) or math.isfinite(number)})
         least = {"batch_size": 1, "eval_size": 0, "num_workers": -1}
         require(flags, **{flag: getattr(flags, flag) >= low for flag, low in least.items() if hasattr(flags, flag)})
-        evaluate(flags, where)
+        evaluate(flags, world)
 
 
 def require(flags: argparse.Namespace, **holds: bool) -> None:
@@ -71,25 +71,25 @@ def require(flags: argparse.Namespace, **holds: bool) -> None:
             raise InputError(f"--{flag} {getattr(flags, flag)} is out of range: --help says what it takes")
 
 
-def load_backbone(flags: argparse.Namespace, where: Hardware) -> tuple[nn.Module, dict]:
+def load_backbone(flags: argparse.Namespace, world: World) -> tuple[nn.Module, dict]:
     """The backbone that the flags name, frozen, on the device; and the flags it was made with, its arch among them."""
-    with where.main_first(bool(flags.pretrained)):
+    with world.main_first(bool(flags.pretrained)):
         path = checkpoint.weights_path(flags)
     backbone, args = checkpoint.load_backbone(path, flags.checkpoint_key, flags.arch)
-    return backbone.to(where.device), args
+    return backbone.to(world.device), args
 
 
-def untrained(args: dict, where: Hardware, seed: int = 0) -> nn.Module:
+def untrained(args: dict, world: World, seed: int = 0) -> nn.Module:
     """The network of these flags (load_backbone's) before its training, frozen, on the device."""
     torch.manual_seed(seed)
     network = build_backbone(args["arch"], args["patch_size"], args["img_size"], args.get("num_heads", 0),
                              init_std=args.get("init_std", 0.02))
-    return network.eval().requires_grad_(False).to(where.device)
+    return network.eval().requires_grad_(False).to(world.device)
 
 
-def load_pictures(flags: argparse.Namespace, where: Hardware) -> tuple[Pictures, Pictures | None]:
+def load_pictures(flags: argparse.Namespace, world: World) -> tuple[Pictures, Pictures | None]:
     """The training pictures and, where the source has them, the others."""
-    with where.main_first(flags.download):
+    with world.main_first(flags.download):
         train, val = open_pictures(flags.data_path, flags.dataset, flags.download)
     return readable(flags, train), val and readable(flags, val)
 
@@ -102,9 +102,9 @@ def readable(flags: argparse.Namespace, pictures: Pictures) -> Pictures:
     return pictures
 
 
-def load_labelled(flags: argparse.Namespace, where: Hardware) -> tuple[Pictures, Pictures, str]:
+def load_labelled(flags: argparse.Namespace, world: World) -> tuple[Pictures, Pictures, str]:
     """Labelled pictures to learn from, those that are asked, and which these are; raises InputError without labels."""
-    train, val = load_pictures(flags, where)
+    train, val = load_pictures(flags, world)
     split = knn_split(train, val)
     if split is None:
         raise InputError(f"--data_path {flags.data_path!r} has no labels to learn from, or fewer than 5 pictures: put "
@@ -132,19 +132,19 @@ class LabelledCrops(CropsDataset):
         return super().__getitem__(key), self.pictures.labels[key[1]]
 
 
-def epoch_batches(pictures: Pictures, flags: argparse.Namespace, where: Hardware) -> EpochBatches:
+def epoch_batches(pictures: Pictures, flags: argparse.Namespace, world: World) -> EpochBatches:
     """The order in which this process learns from the pictures; where they are few, all are one step."""
-    if len(pictures) < 2 * where.world_size:
-        raise InputError(f"{len(pictures)} pictures are too few to learn from for {where.world_size} processes: take a "
+    if len(pictures) < 2 * world.world_size:
+        raise InputError(f"{len(pictures)} pictures are too few to learn from for {world.world_size} processes: take a "
                          "larger --fraction, or add pictures")
-    batch_size = min(flags.batch_size, len(pictures) // where.world_size)
-    return EpochBatches(len(pictures), batch_size, 1, where.rank, where.world_size, flags.seed)
+    batch_size = min(flags.batch_size, len(pictures) // world.world_size)
+    return EpochBatches(len(pictures), batch_size, 1, world.rank, world.world_size, flags.seed)
 
 
 def training_loader(pictures: Pictures, view: Callable[[Tensor], Tensor], batches: EpochBatches,
-                    flags: argparse.Namespace, where: Hardware) -> DataLoader:
+                    flags: argparse.Namespace, world: World) -> DataLoader:
     """Batches of random views (B, 3, S, S) and labels (B,) in this order."""
-    return make_loader(LabelledCrops(pictures, view, flags.seed), batches, flags.num_workers, where)
+    return make_loader(LabelledCrops(pictures, view, flags.seed), batches, flags.num_workers, world)
 
 
 def view_size(flags: argparse.Namespace, args: dict) -> int:
@@ -162,10 +162,10 @@ def evaluation_view(flags: argparse.Namespace, args: dict,
     return kind(size=view_size(flags, args), **given)
 
 
-def loading(flags: argparse.Namespace, where: Hardware) -> dict:
+def loading(flags: argparse.Namespace, world: World) -> dict:
     """The flags' part in extract_features: batch size, workers, a bar."""
     return {"batch_size": flags.batch_size, "progress": "features",
-            "num_workers": hardware.share_cores(flags.num_workers, where.device)}
+            "num_workers": hardware.share_cores(flags.num_workers, world.device)}
 
 
 def fingerprint(backbone: nn.Module) -> int:
@@ -217,13 +217,13 @@ class Progress:
         self.epoch, self.recipe = stored["epoch"], stored["recipe"]
 
 
-def tell(flags: argparse.Namespace, where: Hardware, table: str, args: dict, data: str, measured: dict[str, float],
+def tell(flags: argparse.Namespace, world: World, table: str, args: dict, data: str, measured: dict[str, float],
          paper: dict[str, float]) -> None:
     """Print measured beside the paper's numbers, which are of other data, and append both to --results as JSON.
 
     table: the task and its place in the paper; data: what was measured on; measured and paper: by the row's name.
     """
-    if not where.is_main:
+    if not world.is_main:
         return
     paper = {name: value for name, value in paper.items() if name in measured}
     network = f"{args['arch']}, patches of {args['patch_size']}" if args["patch_size"] > 1 else args["arch"]

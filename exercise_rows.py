@@ -164,11 +164,11 @@ LADDER = (
     Exercise(
         "train.py:train_step", "a step of Algorithm 1",
         "The last step's gradients go. For each micro-batch: the teacher sees the two global crops and takes no "
-        "gradient, the student (ddp_student) sees all; both under where.autocast(). The micro-batches' gradients "
+        "gradient, the student (ddp_student) sees all; both under world.autocast(). The micro-batches' gradients "
         "are averaged, clipped (what that returns is kept), and dropped for student.head.last_layer if it is "
         "frozen; lr and weight_decay of the optimiser's groups are set (a group decays if its \"decays\" says so); "
         "the student steps, the teacher follows, and last the center, by the mean of the teacher's logits over the "
-        "micro-batches and over the processes (where.mean(tensor), of the same shape). With values.teacher_lags the "
+        "micro-batches and over the processes (world.mean(tensor), of the same shape). With values.teacher_lags the "
         "teacher becomes the student (momentum 0) just before its step.",
         "loss -> backward -> clip -> student's step -> teacher's EMA -> center; once a step, not once a micro-batch\n"
         "returns, (4,), the micro-batches' means of (loss, dino_loss.teacher_entropy, dino_loss.kl), and the norm",
@@ -182,7 +182,7 @@ LADDER = (
          "test_methods.py::test_fig_6s_teachers_are_the_student_of_the_step_that_their_name_says"),
         {"the center updated before the loss": [
             ("        loss = dino_loss(", "        dino_loss.update_center(teacher_logits)\n        loss = dino_loss("),
-            ("    dino_loss.update_center(where.mean(torch.stack(teacher_mean)))\n", "")],
+            ("    dino_loss.update_center(world.mean(torch.stack(teacher_mean)))\n", "")],
          "the teacher follows before the student's step": [
             ("    update_teacher(student, teacher, values.teacher_momentum)\n", ""),
             ("optimizer.step()", "update_teacher(student, teacher, values.teacher_momentum); optimizer.step()")],
@@ -192,7 +192,7 @@ LADDER = (
             ("    optimizer.step()", "    norm = clip_gradients(student, clip_grad)\n    optimizer.step()")],
          "the gradients kept for the next step": [("    optimizer.zero_grad()\n", "")],
          "the other processes forgotten": [("ddp_student(crops)", "student(crops)")],
-         "a center of each process's own": [("where.mean(torch.stack(teacher_mean))",
+         "a center of each process's own": [("world.mean(torch.stack(teacher_mean))",
                                              "torch.stack(teacher_mean).mean(dim=0, keepdim=True)")],
          "the gradients summed over the micro-batches": [("(loss / len(micro_batches))", "loss")]}),
     Exercise(

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from commandline import InputError
 from data import Pictures
-from hardware import Hardware, leave_signals_to_training
+from hardware import World, leave_signals_to_training
 from imagenet import IMAGENET_MEAN, IMAGENET_STD
 
 MOST_PIXELS = 2 ** 24  # of a whole picture that a network looks at
@@ -75,22 +75,22 @@ class ViewsDataset(Dataset):
 
 
 @torch.no_grad()
-def extract_features(network: nn.Module, pictures: Pictures, view: EvaluationView, hardware: Hardware,
+def extract_features(network: nn.Module, pictures: Pictures, view: EvaluationView, world: World,
                      batch_size: int = 100, num_workers: int = 0, progress: str = "") -> Tensor:
     """network(view) of every picture, in their order, shared over the processes -> (n, D) fp32 on the CPU."""
-    share = torch.arange(len(pictures)).tensor_split(hardware.world_size)[hardware.rank]
+    share = torch.arange(len(pictures)).tensor_split(world.world_size)[world.rank]
     loader = DataLoader(ViewsDataset(pictures.subset(share), view), batch_size,
                         num_workers=0 if pictures.in_memory else num_workers,
                         worker_init_fn=leave_signals_to_training)
     modes = [(module, module.training) for module in network.modules()]  # a frozen part may stand in a training whole
     network.eval()
     batches = []
-    for views, _ in tqdm(loader, progress, disable=not (progress and hardware.is_main), leave=False):
-        with hardware.autocast():
-            batches.append(network(views.to(hardware.device)).float())
+    for views, _ in tqdm(loader, progress, disable=not (progress and world.is_main), leave=False):
+        with world.autocast():
+            batches.append(network(views.to(world.device)).float())
     for module, training in modes:
         module.training = training
-    return hardware.gather_rows(torch.cat(batches) if batches else torch.empty(0, 0))
+    return world.gather_rows(torch.cat(batches) if batches else torch.empty(0, 0))
 
 
 class Pixels(nn.Module):

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from commandline import InputError, brief
 
 
-class Hardware(NamedTuple):
+class World(NamedTuple):
     """This process's number among all, its device, and the type that its matrices are multiplied in."""
 
     rank: int
@@ -125,7 +125,7 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
 
 
 @contextmanager
-def start(device: str = "auto", precision: str = "auto", patience: float = 30) -> Iterator[Hardware]:
+def start(device: str = "auto", precision: str = "auto", patience: float = 30) -> Iterator[World]:
     """Join the processes that torchrun started, if it did; leave them at the end. patience: minutes, with a late one.
 
     Raises InputError where another process, or one of the loader's, is lost.
@@ -141,7 +141,7 @@ def start(device: str = "auto", precision: str = "auto", patience: float = 30) -
             dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
                                     timeout=timedelta(minutes=patience))
         try:
-            yield Hardware(dist.get_rank() if launched else 0, dist.get_world_size() if launched else 1, chosen,
+            yield World(dist.get_rank() if launched else 0, dist.get_world_size() if launched else 1, chosen,
                            choose_dtype(precision, chosen))
         finally:
             if launched and dist.is_initialized():
@@ -166,16 +166,16 @@ def losses_named(launched: bool) -> Iterator[None]:
         raise
 
 
-def compile_hot_path(modules: list[nn.Module], wanted: str, hardware: Hardware) -> str:
+def compile_hot_path(modules: list[nn.Module], wanted: str, world: World) -> str:
     """Compile ViTs' blocks in place, convnets and the loss whole -> words that say what was done.
 
     One graph serves all blocks but the last, whose single row would make second graphs of each, up to Dynamo's limit.
     auto: on a GPU. On a CPU it gains nothing and costs minutes. Without a compiler training goes on as it is.
     """
-    if wanted == "false" or (wanted == "auto" and hardware.device.type != "cuda"):
+    if wanted == "false" or (wanted == "auto" and world.device.type != "cuda"):
         return "not compiled"
     try:
-        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=hardware.device))
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=world.device))
     except Exception as error:  # whatever the toolchain lacks, it must not stop the training
         return f"not compiled: torch.compile does not work here ({brief(error)})"
     for module in modules:
@@ -184,11 +184,11 @@ def compile_hot_path(modules: list[nn.Module], wanted: str, hardware: Hardware) 
     return "compiled"
 
 
-def average_gradients(network: nn.Module, where: Hardware) -> nn.Module:
+def average_gradients(network: nn.Module, world: World) -> nn.Module:
     """The network as a training step calls it: with several processes, backward() averages its gradients over them."""
-    if where.world_size == 1:
+    if world.world_size == 1:
         return network
-    return DistributedDataParallel(network, device_ids=[where.device] if where.device.type == "cuda" else None)
+    return DistributedDataParallel(network, device_ids=[world.device] if world.device.type == "cuda" else None)
 
 
 def share_cores(wanted: int, device: torch.device) -> int:

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from commandline import InputError, brief
-from hardware import Hardware
+from hardware import World
 
 
 def now(device: torch.device) -> float:
@@ -127,12 +127,12 @@ def full_memory_in_one_line() -> Iterator[None]:
         raise InputError(f"the memory does not suffice ({brief(error)}): lower --batch_size") from None
 
 
-def machine(where: Hardware) -> dict[str, str | int]:
+def machine(world: World) -> dict[str, str | int]:
     """What the numbers belong to."""
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s+: (.*)", info.read_text()) if info.exists() else None
     name = found[1] if found else platform.processor() or platform.machine()
-    if where.device.type == "cuda":
+    if world.device.type == "cuda":
         name = torch.cuda.get_device_name()
-    return {"device": where.device.type, "name": name, "threads": torch.get_num_threads(),
-            "dtype": str(where.dtype).removeprefix("torch."), "torch": torch.__version__}
+    return {"device": world.device.type, "name": name, "threads": torch.get_num_threads(),
+            "dtype": str(world.dtype).removeprefix("torch."), "torch": torch.__version__}

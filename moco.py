@@ -50,24 +50,24 @@ class InfoNCE(DINOLoss):
         self.keys.clear()
 
 
-def shuffle_batches(teacher: nn.Module, where) -> None:
+def shuffle_batches(teacher: nn.Module, world) -> None:
     """Let each process's teacher see pictures of all processes, in a random order that is undone after it.
 
-    Batch normalisation by process would else betray which keys came with a query (He et al., "Shuffling BN"). where:
-    the processes, as hardware.Hardware; with one there is nothing to shuffle.
+    Batch normalisation by process would else betray which keys came with a query (He et al., "Shuffling BN"). world:
+    the processes, as hardware.World; with one there is nothing to shuffle.
     """
-    share = lambda rows, n: rows[n * where.rank:n * (where.rank + 1)]
+    share = lambda rows, n: rows[n * world.rank:n * (world.rank + 1)]
 
     def shuffle(module: nn.Module, inputs: tuple) -> tuple:
         B = len(inputs[0][0])
-        order = where.gather(torch.randperm(B * where.world_size, device=where.device))[:B * where.world_size]
+        order = world.gather(torch.randperm(B * world.world_size, device=world.device))[:B * world.world_size]
         module.shuffled = order.argsort()  # rank 0's order, in all processes
-        return ([share(where.gather(crop)[order], B) for crop in inputs[0]],)
+        return ([share(world.gather(crop)[order], B) for crop in inputs[0]],)
 
     def restore(module: nn.Module, inputs: tuple, logits: Tensor) -> Tensor:
         views = logits.chunk(len(inputs[0]))
-        return torch.cat([share(where.gather(view)[module.shuffled], len(view)) for view in views])
+        return torch.cat([share(world.gather(view)[module.shuffled], len(view)) for view in views])
 
-    if where.world_size > 1:
+    if world.world_size > 1:
         teacher.register_forward_pre_hook(shuffle)
         teacher.register_forward_hook(restore)

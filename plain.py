@@ -20,7 +20,7 @@ from torch.optim import AdamW, Optimizer
 from torch.utils.data import Dataset
 from torchvision import transforms
 
-from hardware import Hardware
+from hardware import World
 from imagenet import IMAGENET_MEAN, IMAGENET_STD
 from loss import DINOLoss
 from multicrop import MultiCropNetwork
@@ -158,9 +158,9 @@ def plain_update_teacher(student: nn.Module, teacher: nn.Module, momentum: float
 
 
 def plain_step(student: MultiCropNetwork, teacher: MultiCropNetwork, dino_loss: PlainLoss, optimizer: Optimizer,
-               crops: list[Tensor], values: StepValues, clip_grad: float, where: Hardware) -> float:
+               crops: list[Tensor], values: StepValues, clip_grad: float, world: World) -> float:
     """Algorithm 1 from the plain parts: V crops (B, 3, S, S) -> loss in nats."""
-    with where.autocast():
+    with world.autocast():
         with torch.no_grad():
             teacher_logits = teacher(crops[:2])
         student_logits = student(crops)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from attention import attention_scores, cls_attention, keep_mass, to_pixels
 from data import Pictures
 from features import EvaluationView
-from hardware import Hardware
+from hardware import World
 from run_state import RunState
 from settings import Settings
 from visualize_attention import overlay
@@ -123,7 +123,7 @@ def draw_attention(path: Path, views: Tensor, view: EvaluationView, attention: T
 
 
 def finish(output: Path, run: RunState, untrained: nn.Module, pictures: Pictures, settings: Settings,
-           where: Hardware) -> str:
+           world: World) -> str:
     """Draw both figures and return the last paragraph."""
     draw_curves(output / "curves.png", run.history, settings.out_dim)
     baselines, last = run.history[0], run.history[-1]
@@ -137,7 +137,7 @@ def finish(output: Path, run: RunState, untrained: nn.Module, pictures: Pictures
             text.append("That is little: a longer run, or --help's advice for small data, may give more.")
     trained = run.teacher.backbone.eval()
     if hasattr(trained, "get_last_selfattention"):
-        text += attention_report(output, trained, untrained.eval(), pictures, settings, where)
+        text += attention_report(output, trained, untrained.eval(), pictures, settings, world)
     if "train_kl" in last:
         text.append(collapse(last, settings.out_dim) or
                     f"No collapse in the last epoch: its entropy, {last['train_entropy']:.3f}, lies between 0 and "
@@ -147,13 +147,13 @@ def finish(output: Path, run: RunState, untrained: nn.Module, pictures: Pictures
 
 
 def attention_report(output: Path, trained: nn.Module, untrained: nn.Module, pictures: Pictures, settings: Settings,
-                     where: Hardware) -> list[str]:
+                     world: World) -> list[str]:
     """Draw attention.png of ten pictures from everywhere -> lines with the scores, where object masks are known."""
     n = min(len(pictures), 1000 if pictures.masks is not None else 10)
     pictures = pictures.subset(torch.linspace(0, len(pictures) - 1, n).long())
     view = EvaluationView(settings.eval_size, settings.eval_crop, settings.mean, settings.std)
     views = torch.stack([view(pictures[i][0]) for i in range(n)])
-    before, after = (torch.cat([cls_attention(network, some.to(where.device)).cpu() for some in views.split(100)])
+    before, after = (torch.cat([cls_attention(network, some.to(world.device)).cpu() for some in views.split(100)])
                      for network in (untrained, trained))
     draw_attention(output / "attention.png", views[:10], view, after[:10], before[:10], settings.patch_size)
     if pictures.masks is None:

@@ -17,7 +17,7 @@ from byol import SquaredDistance
 from checkpoint import checkpoint_args, describe, read_checkpoint, save_checkpoint, split_weights
 from commandline import InputError, brief
 from finite import MEND, first_bad
-from hardware import Hardware
+from hardware import World
 from head import DINOHead, mlp
 from loss import DINOLoss
 from moco import InfoNCE, shuffle_batches
@@ -81,30 +81,30 @@ def build_student(settings: Settings) -> MultiCropNetwork:
     return MultiCropNetwork(backbone, head)
 
 
-def make_loss(settings: Settings, where: Hardware) -> DINOLoss:
+def make_loss(settings: Settings, world: World) -> DINOLoss:
     """Eq. 3, or what Table 7 puts in its place; sums, maxima and keys of all processes come from outside."""
     if settings.loss == "mse":
         return SquaredDistance(settings.out_dim, center_momentum=settings.center_momentum)
     if settings.loss == "infonce":
-        return InfoNCE(settings.out_dim, settings.student_temp, settings.queue_length, where.gather)
-    return DINOLoss(settings.out_dim, settings.student_temp, settings.center_momentum, settings.centering, where.total,
-                    where.largest)
+        return InfoNCE(settings.out_dim, settings.student_temp, settings.queue_length, world.gather)
+    return DINOLoss(settings.out_dim, settings.student_temp, settings.center_momentum, settings.centering, world.total,
+                    world.largest)
 
 
-def start_run(settings: Settings, where: Hardware) -> RunState:
+def start_run(settings: Settings, world: World) -> RunState:
     """Networks, loss and optimiser, on the device: fresh, or where the checkpoint in the output folder left them."""
     student = build_student(settings)
     if settings.loss != "infonce":  # which shuffles the batches instead
-        student = batch_norm.synchronise_batch_norms(student, where)
-    student = student.to(where.device)
-    run = RunState(student, make_teacher(student), make_loss(settings, where).to(where.device),
+        student = batch_norm.synchronise_batch_norms(student, world)
+    student = student.to(world.device)
+    run = RunState(student, make_teacher(student), make_loss(settings, world).to(world.device),
                    make_optimizer(settings.optimizer, student))
     if settings.loss == "infonce":
-        shuffle_batches(run.teacher, where)
+        shuffle_batches(run.teacher, world)
     path = Path(settings.output_dir, "checkpoint.pth")
-    if where.all_see(path):
+    if world.all_see(path):
         told = load_run(path, run, settings)
-        if where.is_main:
+        if world.is_main:
             print(told)
     return run
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 import hardware
 from data import Pictures
-from hardware import Hardware
+from hardware import World
 
 
 def seed_of(*numbers: int) -> int:
@@ -58,8 +58,8 @@ class EpochBatches(Sampler):
                 yield [(self.epoch, index) for index in batch]
 
 
-def make_loader(dataset: CropsDataset, batches: EpochBatches, num_workers: int, where: Hardware) -> DataLoader:
+def make_loader(dataset: CropsDataset, batches: EpochBatches, num_workers: int, world: World) -> DataLoader:
     """The dataset in this order, epoch after epoch, by workers that stay; num_workers as share_cores takes it."""
-    workers = hardware.share_cores(num_workers, where.device)
-    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=where.device.type == "cuda",
+    workers = hardware.share_cores(num_workers, world.device)
+    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=world.device.type == "cuda",
                       persistent_workers=workers > 0, worker_init_fn=hardware.leave_signals_to_training)

@@ -37,7 +37,7 @@ import sampling
 from data import Pictures, knn_split, open_pictures, without_unreadable
 from eval_knn import extract, knn_accuracies
 from features import EvaluationView, Pixels
-from hardware import Hardware
+from hardware import World
 from loss import DINOLoss
 from multicrop import MultiCrop, MultiCropNetwork
 from optimizer import clip_gradients
@@ -74,12 +74,12 @@ def scheduled(settings: Settings, step: int, steps_per_epoch: int, pictures_per_
 
 def train_step(student: MultiCropNetwork, ddp_student: nn.Module, teacher: MultiCropNetwork, dino_loss: DINOLoss,
                optimizer: torch.optim.Optimizer, micro_batches: list[list[Tensor]], values: StepValues,
-               clip_grad: float, freeze_last_layer: bool, where: Hardware) -> Tensor:
+               clip_grad: float, freeze_last_layer: bool, world: World) -> Tensor:
     """Algorithm 1: micro-batches of V crops (B, 3, S, S) -> loss, entropy, KL in nats, gradient norm, (4,)."""
     metrics, teacher_mean = [], []
     optimizer.zero_grad()
     for crops in micro_batches:
-        with where.autocast():
+        with world.autocast():
             with torch.no_grad():
                 teacher_logits = teacher(crops[:2])  # the teacher sees the global views only
             student_logits = ddp_student(crops)
@@ -96,25 +96,25 @@ def train_step(student: MultiCropNetwork, ddp_student: nn.Module, teacher: Multi
         update_teacher(student, teacher, 0.0)
     optimizer.step()  # the student
     update_teacher(student, teacher, values.teacher_momentum)
-    dino_loss.update_center(where.mean(torch.stack(teacher_mean)))
+    dino_loss.update_center(world.mean(torch.stack(teacher_mean)))
     return torch.cat([torch.stack(metrics).mean(dim=0), norm.view(1)])
 
 
-def read_pictures(settings: Settings, where: Hardware) -> tuple[Pictures, Pictures | None]:
+def read_pictures(settings: Settings, world: World) -> tuple[Pictures, Pictures | None]:
     """The training part and the evaluation part, without what cannot be read if the settings say so."""
     train, val = open_pictures(settings.data_path, settings.dataset, settings.download)
     if settings.skip_bad_images:
         (train, bad), (val, bad_val) = without_unreadable(train), without_unreadable(val) if val else (None, [])
-        if where.is_main:
+        if world.is_main:
             named = [message.split(": mend it")[0] for message in bad + bad_val]
             print(*named, f"skipped {len(named)} pictures that cannot be read", sep="\n")
     return train, val
 
 
-def make_loader(pictures: Pictures, settings: Settings, where: Hardware) -> tuple[DataLoader, EpochBatches]:
+def make_loader(pictures: Pictures, settings: Settings, world: World) -> tuple[DataLoader, EpochBatches]:
     """Micro-batches of crops for this process, and the order they follow."""
-    batches = EpochBatches(len(pictures), settings.batch_size_per_gpu, settings.accumulate, where.rank,
-                           where.world_size, settings.seed)
+    batches = EpochBatches(len(pictures), settings.batch_size_per_gpu, settings.accumulate, world.rank,
+                           world.world_size, settings.seed)
     if not batches.steps:
         raise InputError(f"{len(pictures)} pictures are fewer than one step of {batches.pictures_per_step}: lower "
                          "--batch_size_per_gpu, or add pictures")
@@ -122,22 +122,22 @@ def make_loader(pictures: Pictures, settings: Settings, where: Hardware) -> tupl
                           settings.local_crops_scale, settings.local_crops_number, settings.mean, settings.std,
                           settings.color_jitter, settings.blur, settings.solarize)
     crops = CropsDataset(pictures, multicrop, settings.seed)
-    return sampling.make_loader(crops, batches, settings.num_workers, where), batches
+    return sampling.make_loader(crops, batches, settings.num_workers, world), batches
 
 
-def distribute(run: RunState, settings: Settings, where: Hardware) -> nn.Module:
+def distribute(run: RunState, settings: Settings, world: World) -> nn.Module:
     """The student as the step calls it: blocks compiled where that pays, gradients averaged over the processes."""
     hot_path = [run.student.backbone, run.teacher.backbone]
     if settings.loss == "cross_entropy" and settings.centering == "center":
         hot_path.append(run.dino_loss)
-    told = hardware.compile_hot_path(hot_path, settings.compile, where)
-    if where.is_main:
-        print(f"{where.world_size} x {where.device.type}, {str(where.dtype).removeprefix('torch.')}, {told}")
-    return hardware.average_gradients(run.student, where)
+    told = hardware.compile_hot_path(hot_path, settings.compile, world)
+    if world.is_main:
+        print(f"{world.world_size} x {world.device.type}, {str(world.dtype).removeprefix('torch.')}, {told}")
+    return hardware.average_gradients(run.student, world)
 
 
 def train_epoch(run: RunState, ddp_student: nn.Module, loader: DataLoader, batches: EpochBatches, settings: Settings,
-                where: Hardware, signals: list[int], bar: tqdm) -> None:
+                world: World, signals: list[int], bar: tqdm) -> None:
     """The steps of one epoch that are still to do; returns early after a signal."""
     batches.epoch, batches.first_step = run.epoch, run.pictures // batches.pictures_per_step
     if settings.teacher == "previous_epoch" and not batches.first_step:
@@ -146,19 +146,19 @@ def train_epoch(run: RunState, ddp_student: nn.Module, loader: DataLoader, batch
     began = time.perf_counter() - run.seconds
     unread = []  # metrics still on the device: reading them waits for all that a GPU has in its queue
     for step in range(batches.first_step, batches.steps):
-        micro_batches = [[crop.to(where.device, non_blocking=True) for crop in next(crops)]
+        micro_batches = [[crop.to(world.device, non_blocking=True) for crop in next(crops)]
                          for _ in range(settings.accumulate)]
         global_step = run.epoch * batches.steps + step
-        torch.manual_seed(seed_of(settings.seed, global_step, where.rank))  # of the dropped paths
+        torch.manual_seed(seed_of(settings.seed, global_step, world.rank))  # of the dropped paths
         values = scheduled(settings, global_step, batches.steps, batches.pictures_per_step)
         unread.append(train_step(run.student, ddp_student, run.teacher, run.dino_loss, run.optimizer, micro_batches,
-                                 values, settings.clip_grad, run.epoch < settings.freeze_last_layer, where))
+                                 values, settings.clip_grad, run.epoch < settings.freeze_last_layer, world))
         bar.update(batches.pictures_per_step)
-        stopping = where.any(bool(signals))  # asked over the CPUs, so that a GPU's queue is not waited for
-        if len(unread) < READ_EVERY.get(where.device.type, 1) and step + 1 < batches.steps and not stopping:
+        stopping = world.any(bool(signals))  # asked over the CPUs, so that a GPU's queue is not waited for
+        if len(unread) < READ_EVERY.get(world.device.type, 1) and step + 1 < batches.steps and not stopping:
             continue
         own = torch.stack(unread).cpu()
-        metrics = where.mean(own)
+        metrics = world.mean(own)
         finite.check_steps(metrics, own, run.epoch + 1, step + 1, micro_batches, run.student)
         run.metrics = torch.cat([run.metrics, metrics[:, :3]])
         run.pictures += len(unread) * batches.pictures_per_step
@@ -181,13 +181,13 @@ def due_for_knn(run: RunState, settings: Settings) -> dict[str, nn.Module]:
     return {} if networks.keys() <= run.history[-1].keys() else networks
 
 
-def evaluate(run: RunState, split: tuple[Pictures, Pictures], settings: Settings, where: Hardware,
+def evaluate(run: RunState, split: tuple[Pictures, Pictures], settings: Settings, world: World,
              num_workers: int) -> None:
     """Put k-NN top-1 in % into the last record, of the networks that are due."""
     view = EvaluationView(settings.eval_size, settings.eval_crop, settings.mean, settings.std)
     for name, network in due_for_knn(run, settings).items():
-        features = extract(network, split, view, where, num_workers=num_workers)
-        run.history[-1][name] = round(knn_accuracies(features, where=where)[20][0], 2)
+        features = extract(network, split, view, world, num_workers=num_workers)
+        run.history[-1][name] = round(knn_accuracies(features, world=world)[20][0], 2)
 
 
 def epoch_record(run: RunState, settings: Settings, batches: EpochBatches) -> dict:
@@ -206,31 +206,31 @@ def epoch_record(run: RunState, settings: Settings, batches: EpochBatches) -> di
     return record
 
 
-def save(run: RunState, settings: Settings, where: Hardware) -> None:
+def save(run: RunState, settings: Settings, world: World) -> None:
     """Write log.txt and the checkpoint, and that to be kept; returns when it is done in all processes.
 
     checkpoint.pth comes last: a run killed before it goes on from the old one, and writes all the others again.
     """
     if settings.loss == "infonce":  # whose batch normalisations are each process's own
         for network in (run.student, run.teacher):
-            batch_norm.average_buffers(network, where)
-    if where.is_main:
+            batch_norm.average_buffers(network, world)
+    if world.is_main:
         output = Path(settings.output_dir)
         report.write_log(output / "log.txt", run.history)
         for name in (*report.kept_name(run, settings.saveckp_freq), "checkpoint.pth"):
             save_run(output / name, run, settings)
-    where.wait()
+    world.wait()
 
 
-def train(settings: Settings, where: Hardware, signals: list[int]) -> None:
+def train(settings: Settings, world: World, signals: list[int]) -> None:
     """The whole run: epochs, evaluations, log, checkpoints, and the report at the end."""
-    say = tqdm.write if where.is_main else lambda line: None
-    with where.main_first(settings.download):
-        pictures, val = read_pictures(settings, where)
-    loader, batches = make_loader(pictures, settings, where)
+    say = tqdm.write if world.is_main else lambda line: None
+    with world.main_first(settings.download):
+        pictures, val = read_pictures(settings, world)
+    loader, batches = make_loader(pictures, settings, world)
     split = knn_split(pictures, val, settings.knn_images)
-    run = start_run(settings, where)
-    ddp_student = distribute(run, settings, where)
+    run = start_run(settings, world)
+    ddp_student = distribute(run, settings, world)
     say(f"{len(pictures)} pictures, {batches.steps} steps of {batches.pictures_per_step} an epoch; "
         + (f"K = {settings.out_dim}, ln K = {math.log(settings.out_dim):.4f}" if settings.loss == "cross_entropy" else
            f"{settings.out_dim} outputs")
@@ -239,35 +239,35 @@ def train(settings: Settings, where: Hardware, signals: list[int]) -> None:
     if not run.history:
         run.history.append({"epoch": -1})
     if split and due_for_knn(run, settings):
-        evaluate(run, split, settings, where, loader.num_workers)
-    save(run, settings, where)
+        evaluate(run, split, settings, world, loader.num_workers)
+    save(run, settings, world)
     per_epoch = batches.steps * batches.pictures_per_step
     with tqdm(total=settings.epochs * per_epoch, initial=run.epoch * per_epoch + run.pictures, unit="img",
-              disable=not where.is_main) as bar:
+              disable=not world.is_main) as bar:
         while run.epoch < settings.epochs:
-            train_epoch(run, ddp_student, loader, batches, settings, where, signals, bar)
-            if where.any(bool(signals)):
-                save(run, settings, where)
+            train_epoch(run, ddp_student, loader, batches, settings, world, signals, bar)
+            if world.any(bool(signals)):
+                save(run, settings, world)
                 say(f"stopped after {run.epoch} epochs and {run.pictures} pictures; the same command goes on there")
                 sys.exit(128 + (signals or [signal.SIGTERM])[0])
             run.history.append(epoch_record(run, settings, batches))
             if split and due_for_knn(run, settings):
-                save(run, settings, where)  # the evaluation may take long
-                evaluate(run, split, settings, where, loader.num_workers)
-            save(run, settings, where)
+                save(run, settings, world)  # the evaluation may take long
+                evaluate(run, split, settings, world, loader.num_workers)
+            save(run, settings, world)
             say(report.line(run.history[-1], settings.epochs, settings.out_dim))
-    if where.is_main:
-        untrained = make_teacher(build_student(settings)).backbone.to(where.device)
-        print(report.finish(Path(settings.output_dir), run, untrained, val or pictures, settings, where))
+    if world.is_main:
+        untrained = make_teacher(build_student(settings)).backbone.to(world.device)
+        print(report.finish(Path(settings.output_dir), run, untrained, val or pictures, settings, world))
 
 
 def main(argv: list[str] | None = None) -> None:
     with errors_in_one_line():
         settings = parse_settings(argv)
-        with (hardware.start(settings.device, settings.precision, settings.patience) as where,
+        with (hardware.start(settings.device, settings.precision, settings.patience) as world,
               hardware.stop_signals() as signals,
-              claimed(Path(settings.output_dir)) if where.is_main else nullcontext()):
-            train(settings, where, signals)
+              claimed(Path(settings.output_dir)) if world.is_main else nullcontext()):
+            train(settings, world, signals)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import measure
 import plain
 from commandline import InputError
 from eval_knn import knn_votes, nearest_neighbours
-from hardware import Hardware
+from hardware import World
 from loss import DINOLoss
 from optimizer import clip_gradients
 from run_state import build_student
@@ -26,7 +26,7 @@ from settings import Settings
 from teacher import make_teacher, update_teacher
 from vit import VisionTransformer
 
-HERE = Hardware(0, 1, torch.device("cpu"), torch.float32)
+HERE = World(0, 1, torch.device("cpu"), torch.float32)
 TINY = Settings(arch="vit_nano", patch_size=8, global_crops_size=24, local_crops_size=16, local_crops_number=3,
                 out_dim=13, batch_size_per_gpu=2, drop_path_rate=0.0)
 FLAGS = ["--arch", "vit_nano", "--patch_size", "8", "--global_crops_size", "16", "--local_crops_size", "8",

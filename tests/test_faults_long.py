@@ -20,7 +20,7 @@ from PIL import Image
 import numpy as np
 import train
 from data import open_pictures
-from hardware import Hardware
+from hardware import World
 from head import DINOHead
 from loss import DINOLoss
 from multicrop import MultiCropNetwork
@@ -35,12 +35,12 @@ torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 for i in range(100):
     Image.fromarray(np.random.default_rng(i).integers(0, 255, (20, 24, 3), dtype=np.uint8)).save(folder / f"{i}.png")
-where = Hardware(0, 1, torch.device("cpu"), torch.float32)
+world = World(0, 1, torch.device("cpu"), torch.float32)
 settings = parse_settings("--preset demo --patch_size 8 --global_crops_size 8 --local_crops_size 8 --eval_size 8 "
                           "--local_crops_number 0 --batch_size_per_gpu 1 --num_workers 1 --device cpu --epochs 50 "
                           "--warmup_epochs 1".split())
 pictures, _ = open_pictures(str(folder))
-loader, batches = train.make_loader(pictures, settings, where)
+loader, batches = train.make_loader(pictures, settings, world)
 student = MultiCropNetwork(VisionTransformer(8, 8, embed_dim=6, depth=1, num_heads=1), DINOHead(6, 7, hidden_dim=5,
                            bottleneck_dim=3))
 run = RunState(student, make_teacher(student), DINOLoss(7), make_optimizer("adamw", student))
@@ -51,7 +51,7 @@ def use(pid):
 
 with tqdm(disable=True) as bar:
     for epoch in range(50):  # of 100 steps
-        train.train_epoch(run, student, loader, batches, settings, where, [], bar)
+        train.train_epoch(run, student, loader, batches, settings, world, [], bar)
         run.history.append(train.epoch_record(run, settings, batches))
         if epoch in (9, 29, 49):
             worker = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()[0]

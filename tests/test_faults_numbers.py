@@ -11,7 +11,7 @@ import finite
 import train
 from checkpoint import read_checkpoint
 from commandline import InputError
-from hardware import Hardware
+from hardware import World
 from head import DINOHead
 from loss import DINOLoss
 from run_state import save_run
@@ -136,8 +136,8 @@ def test_the_other_assignments_stay_finite_at_the_lowest_temperature(centering):
 def test_steps_at_the_lowest_temperature_stay_finite(dtype):
     p, values = parts(), StepValues(lr=0.01, weight_decay=0.3, teacher_momentum=0.9, teacher_temp=0.01)
     p.dino_loss.student_temp = 0.01
-    where = Hardware(0, 1, HERE.device, dtype)
+    world = World(0, 1, HERE.device, dtype)
     for _ in range(7):
         metrics = train.train_step(p.student, p.student, p.teacher, p.dino_loss, p.optimizer, [p.crops], values, 3.0,
-                                   False, where)
+                                   False, world)
         finite.check_steps(metrics[None], metrics[None], 1, 1, [p.crops], p.student)

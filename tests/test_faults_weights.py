@@ -15,12 +15,12 @@ import train
 from checkpoint import load_backbone, read_checkpoint
 from commandline import InputError
 from eval_knn import load_features
-from hardware import Hardware
+from hardware import World
 from run_state import build_student, start_run
 from settings import parse_settings
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
-HERE = Hardware(0, 1, torch.device("cpu"), torch.float32)
+HERE = World(0, 1, torch.device("cpu"), torch.float32)
 GIB10 = 10 * 2 ** 30
 
 

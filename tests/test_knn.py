@@ -11,9 +11,9 @@ from checkpoint import save_checkpoint
 from data import Pictures
 from eval_knn import LabelledFeatures, knn_accuracies, knn_votes, nearest_neighbours, right_answers, top_accuracy
 from features import EvaluationView, Pixels, extract_features
-from hardware import Hardware
+from hardware import World
 
-HERE = Hardware(0, 1, torch.device("cpu"), torch.float32)
+HERE = World(0, 1, torch.device("cpu"), torch.float32)
 
 
 def vote(train, labels, test, num_classes: int, k: int = 20) -> torch.Tensor:

@@ -27,11 +27,11 @@ from eval_linear import (
 )
 from evaluation import Progress
 from features import EvaluationView, Pixels, extract_features
-from hardware import Hardware
+from hardware import World
 from sampling import EpochBatches
 from vit import VisionTransformer
 
-HERE = Hardware(0, 1, torch.device("cpu"), torch.float32)
+HERE = World(0, 1, torch.device("cpu"), torch.float32)
 
 
 def small_vit() -> VisionTransformer:
@@ -354,5 +354,5 @@ def test_a_frozen_convnet_stays_as_it_is_while_heads_are_trained_on_it():
     backbone = build_backbone("resnet18").eval()
     network = eval_linear.FrozenFeatures(backbone, 1, False)
     pictures = Pictures(torch.zeros(3, 3, 32, 32, dtype=torch.uint8))
-    extract_features(network, pictures, EvaluationView(32, 1.0), Hardware(0, 1, torch.device("cpu"), torch.float32))
+    extract_features(network, pictures, EvaluationView(32, 1.0), World(0, 1, torch.device("cpu"), torch.float32))
     assert not any(module.training for module in backbone.modules())

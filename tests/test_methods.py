@@ -14,7 +14,7 @@ from tqdm import tqdm
 import train
 from ablation_rows import BYOL_DEMO, MOCO_DEMO, PAIR_DEMO, SWAV_DEMO, as_flags
 from byol import SquaredDistance
-from hardware import Hardware
+from hardware import World
 from head import DINOHead, mlp
 from loss import DINOLoss, sinkhorn_knopp
 from moco import InfoNCE, shuffle_batches
@@ -28,7 +28,7 @@ from train import StepValues, epoch_record, train_epoch, train_step
 from vit import VisionTransformer
 
 B, V, K, T = 3, 5, 7, 0.07
-HERE = Hardware(0, 1, torch.device("cpu"), torch.float32)
+HERE = World(0, 1, torch.device("cpu"), torch.float32)
 
 
 def random_logits(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,7 +9,7 @@ import report
 from backbone import build_backbone
 from creatures import CLASSES, make_creatures
 from data import Pictures
-from hardware import Hardware
+from hardware import World
 from head import DINOHead
 from loss import DINOLoss
 from multicrop import MultiCropNetwork
@@ -17,7 +17,7 @@ from run_state import RunState
 from settings import Settings
 from teacher import make_teacher
 
-HERE = Hardware(0, 1, torch.device("cpu"), torch.float32)
+HERE = World(0, 1, torch.device("cpu"), torch.float32)
 
 
 def a_run(entropy: float, kl: float) -> tuple[RunState, Settings]:

@@ -17,11 +17,11 @@ from creatures import make_creatures
 from data import Pictures
 from eval_image_retrieval import Crops, WholeView, judgements, revisited_map, same_class_map
 from features import extract_features
-from hardware import Hardware
+from hardware import World
 from plain_pickle import read_plain_pickle
 from retrieval import MultiScale, average_precision, average_precisions, gem, learn_whitening
 
-HERE = Hardware(0, 1, torch.device("cpu"), torch.float32)
+HERE = World(0, 1, torch.device("cpu"), torch.float32)
 
 
 def bools(text: str) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import report
-from hardware import Hardware
+from hardware import World
 from head import DINOHead
 from loss import DINOLoss
 from multicrop import MultiCropNetwork, forward_crops
@@ -20,7 +20,7 @@ from teacher import make_teacher, update_teacher
 from train import StepValues, scheduled, train_step
 from vit import VisionTransformer
 
-HERE = Hardware(0, 1, torch.device("cpu"), torch.float32)
+HERE = World(0, 1, torch.device("cpu"), torch.float32)
 VALUES = StepValues(lr=0.01, weight_decay=0.3, teacher_momentum=0.9, teacher_temp=0.05)
 K, B = 13, 3
 
@@ -40,9 +40,9 @@ def parts(seed: int = 0) -> SimpleNamespace:
                            crops=crops, optimizer=make_optimizer("adamw", student))
 
 
-def step(p: SimpleNamespace, micro_batches=None, values=VALUES, clip=0.0, freeze=False, where=HERE) -> torch.Tensor:
+def step(p: SimpleNamespace, micro_batches=None, values=VALUES, clip=0.0, freeze=False, world=HERE) -> torch.Tensor:
     return train_step(p.student, p.ddp_student, p.teacher, p.dino_loss, p.optimizer, micro_batches or [p.crops], values,
-                      clip, freeze, where)
+                      clip, freeze, world)
 
 
 def step_by_hand(p: SimpleNamespace, clip: float) -> torch.Tensor:
@@ -94,7 +94,7 @@ def test_a_step_calls_the_student_that_knows_the_other_processes():
     assert calls == [1], "the crops go through ddp_student, which averages the gradients over the processes: once"
 
 
-class WithAnother(Hardware):
+class WithAnother(World):
     """A second process whose values are larger by 2: the mean over both is larger by 1."""
 
     def mean(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -104,9 +104,9 @@ class WithAnother(Hardware):
 def test_the_center_averages_the_logits_of_all_processes():
     alone, together = parts(), parts()
     step(alone)
-    step(together, where=WithAnother(0, 1, torch.device("cpu"), torch.float32))
+    step(together, world=WithAnother(0, 1, torch.device("cpu"), torch.float32))
     torch.testing.assert_close(together.dino_loss.center, alone.dino_loss.center + 0.1, msg="Eq. 4 sums over the whole "
-                               "batch, of which each process has a part: where.mean(the teacher's logits)")
+                               "batch, of which each process has a part: world.mean(the teacher's logits)")
 
 
 def test_the_teacher_sees_the_two_global_views_only():
@@ -204,8 +204,8 @@ def test_a_step_in_bf16_is_near_the_step_in_fp32():
     full, half = parts(), parts()
     types = []
     half.dino_loss.register_forward_pre_hook(lambda _, logits: types.extend(one.dtype for one in logits[:2]))
-    close = step(half, where=Hardware(0, 1, torch.device("cpu"), torch.bfloat16))
-    assert types == [torch.bfloat16] * 2, "both networks run under where.autocast(), which makes their logits bf16"
+    close = step(half, world=World(0, 1, torch.device("cpu"), torch.bfloat16))
+    assert types == [torch.bfloat16] * 2, "both networks run under world.autocast(), which makes their logits bf16"
     torch.testing.assert_close(close, step(full), atol=0.05, rtol=0.05, msg="bf16 has another loss than fp32")
     assert all(param.dtype == torch.float32 for param in half.student.parameters()), "the weights themselves stay fp32"
 

@@ -14,10 +14,10 @@ from backbone import build_backbone
 from checkpoint import load_backbone
 from eval_transfer import Classifier, augmentation, mixing, paper_number, train_step
 from evaluation import Progress, balanced_share
-from hardware import Hardware
+from hardware import World
 from optimizer import make_optimizer
 
-HERE = Hardware(0, 1, torch.device("cpu"), torch.float32)
+HERE = World(0, 1, torch.device("cpu"), torch.float32)
 TINY = ("--patch_size 8 --arch vit_nano --eval_size 24 --init_std 0.1 --epochs 3 --warmup_epochs 1 --lr 0.04 "
         "--batch_size 5 --drop_path_rate 0.1 --crop_scale 0.7 --num_workers 0 --device cpu --precision fp32").split()
 

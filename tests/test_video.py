@@ -14,9 +14,9 @@ import eval_video_segmentation as evs
 from backbone import build_backbone
 from creatures import DUSK, make_clip
 from davis import PALETTE, Video, region_similarity, scores, write_annotation
-from hardware import Hardware
+from hardware import World
 
-HERE = Hardware(0, 1, torch.device("cpu"), torch.float32)
+HERE = World(0, 1, torch.device("cpu"), torch.float32)
 ARGS = {"arch": "vit_nano", "patch_size": 8}
 
 
