@@ -18,11 +18,11 @@ from matplotlib.figure import Figure
 from ablation_rows import Row, Study, as_flags
 from attention import cls_attention, keep_mass, to_pixels
 from checkpoint import load_backbone
+from commandline import write_whole
 from data import Pictures
 from features import EvaluationView
 from report import unnormalised
 from visualize_attention import overlay
-from whole_file import write_whole
 
 COSTS = {"train_per_s": ("hours", "training, images/s"), "features_per_s": ("images/s", "features, images/s"),
          "mib": ("GiB", "training, MiB")}  # the paper's number that each of ours stands beside, and our column's name

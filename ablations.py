@@ -27,10 +27,9 @@ import measure
 import report
 from ablation_rows import STUDIES, as_flags
 from ablation_runs import Run, alone, execute, launch, make_run, read_lines, read_objects, train_all
-from commandline import CommandLine, InputError, errors_in_one_line
+from commandline import CommandLine, InputError, errors_in_one_line, write_whole
 from data import open_pictures
 from settings import parse_settings
-from whole_file import write_whole
 
 KEYS = ("knn_teacher", "knn_student", "train_entropy", "train_kl", "images_per_s")  # of an epoch, in log.txt
 

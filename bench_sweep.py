@@ -27,7 +27,7 @@ matplotlib.use("Agg")  # draws to files, needs no screen
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from whole_file import write_whole
+from commandline import write_whole
 
 AXES = {"patch_size": "patch size, pixels", "local_crops_number": "local crops",
         "batch_size_per_gpu": "pictures a step"}

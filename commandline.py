@@ -1,8 +1,10 @@
-"""What every script's command line shares: bad input becomes one clear line and exit status 2, never a traceback."""
+"""What every script shares: bad input becomes one clear line and exit status 2, never a traceback; and whole files."""
 import argparse
+import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -50,3 +52,18 @@ def true_or_false(text: str) -> bool:
     if text.lower() in ("false", "off", "0", "no"):
         return False
     raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+
+
+def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Call write(temporary path) and rename: the file at `path` is the old one or the new one, never a part."""
+    path = Path(path)
+    part = path.with_name(f".{path.name}.part{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(part)
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        with suppress(OSError):  # there may be no such folder, or no right to write there
+            part.unlink()
+        raise InputError(f"cannot write {str(path)!r} ({brief(error)}): let its folder be written, or "
+                         "free some space; what was saved before is untouched") from None

@@ -39,8 +39,8 @@ from eval_knn import top_accuracy
 from evaluation import Progress
 from features import EvaluationView, extract_features
 from hardware import World
+from optimizer import cosine
 from sampling import EpochBatches
-from schedules import cosine
 
 PAPER = {("vit_small", 16): 77.0, ("vit_small", 8): 79.7, ("vit_base", 16): 78.2, ("vit_base", 8): 80.1,
          ("resnet50", 1): 75.3}  # Table 2: top-1 on ImageNet

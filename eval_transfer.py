@@ -42,9 +42,8 @@ from eval_knn import top_accuracy
 from evaluation import Progress
 from features import extract_features
 from hardware import World
-from optimizer import make_optimizer
+from optimizer import cosine, make_optimizer
 from sampling import seed_of
-from schedules import cosine
 from settings import PRESETS, Settings
 from strict import load_strictly
 

@@ -86,16 +86,16 @@ LADDER = (
                                     "terms[2:].mean()")],
          "divided by all pairs": [("(2 * V - 2)", "(2 * V)")]}),
     Exercise(
-        "schedules.py:cosine", "the schedules",
+        "optimizer.py:cosine", "the schedules",
         "Learning rate, weight decay and teacher momentum follow half a cosine from start to end. The learning rate "
         "rises linearly from 0 before that: step 0 has 0 (also where the warm-up is that one step), its last step has "
         "start already. The first step of the cosine has start too; the one after the last would have end.",
         "warm-up: start step / (warmup_steps - 1)\n"
         "then:    end + (start - end) (1 + cos(pi p)) / 2    p: which share of the steps after the warm-up is over",
         "the right panel of `curves.png` in a run's folder.",
-        ("test_schedules.py::test_the_cosine_falls_from_start_to_end_through_the_middle",
-         "test_schedules.py::test_the_warm_up_is_linear_from_zero_and_reaches_the_start_value_on_its_last_step",
-         "test_schedules.py::test_after_the_warm_up_it_is_the_releases_closed_form"),
+        ("test_optimizer.py::test_the_cosine_falls_from_start_to_end_through_the_middle",
+         "test_optimizer.py::test_the_warm_up_is_linear_from_zero_and_reaches_the_start_value_on_its_last_step",
+         "test_optimizer.py::test_after_the_warm_up_it_is_the_releases_closed_form"),
         {"the cosine counts from step 0": [("(step - warmup_steps) / max(1, total_steps - warmup_steps)",
                                             "step / total_steps")],
          "the warm-up ends a step late": [("max(1, warmup_steps - 1)", "warmup_steps")],

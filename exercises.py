@@ -28,18 +28,23 @@ from textwrap import indent, wrap
 from attempts import (
     NUMBERED,
     REPO,
+    body_of,
     error_of_blank,
     forget,
+    function,
+    function_text,
+    lines_of,
     path_of,
     reference,
     remember,
     state,
+    with_body,
+    with_function,
     workbook_text,
     write,
 )
 from commandline import CommandLine, InputError, errors_in_one_line
 from exercise_rows import LADDER, Exercise
-from source_text import body_of, function, function_text, lines_of, with_body, with_function
 
 
 def number_of_lines(one: Exercise) -> int:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from commandline import InputError
 from data import Pictures
 from hardware import World, leave_signals_to_training
-from imagenet import IMAGENET_MEAN, IMAGENET_STD
+from settings import IMAGENET_MEAN, IMAGENET_STD
 
 MOST_PIXELS = 2 ** 24  # of a whole picture that a network looks at
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2.functional import pil_to_tensor, resized_crop  # v1 would resize uint8 as float
 
-from imagenet import IMAGENET_MEAN, IMAGENET_STD
+from settings import IMAGENET_MEAN, IMAGENET_STD
 
 LUMA = torch.tensor([0.2989, 0.587, 0.114])
 HUE_CENTRES = torch.tensor([1 / 2, 1 / 3, 2 / 3]).view(3, 1, 1)  # opposite red; green, blue; in circles

@@ -21,10 +21,10 @@ from torch.utils.data import Dataset
 from torchvision import transforms
 
 from hardware import World
-from imagenet import IMAGENET_MEAN, IMAGENET_STD
 from loss import DINOLoss
 from multicrop import MultiCropNetwork
 from optimizer import parameter_groups
+from settings import IMAGENET_MEAN, IMAGENET_STD
 from train import StepValues
 from vit import Attention, Block, PatchEmbed, VisionTransformer
 

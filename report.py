@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from attention import attention_scores, cls_attention, keep_mass, to_pixels
+from commandline import write_whole
 from data import Pictures
 from features import EvaluationView
 from hardware import World
 from run_state import RunState
 from settings import Settings
 from visualize_attention import overlay
-from whole_file import write_whole
 
 
 def write_log(path: Path, history: list[dict]) -> None:

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from functools import cache
 
 from commandline import CommandLine, InputError, true_or_false
-from imagenet import IMAGENET_MEAN, IMAGENET_STD
+
+# mean and standard deviation of red, green, blue in 0 ... 1 over ImageNet's pictures, by which all are normalised
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass

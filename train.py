@@ -43,7 +43,7 @@ from multicrop import MultiCrop, MultiCropNetwork
 from optimizer import clip_gradients
 from run_state import RunState, build_student, claimed, save_run, start_run
 from sampling import CropsDataset, EpochBatches, seed_of
-from schedules import cosine, linear
+from optimizer import cosine, linear
 from teacher import make_teacher, momentum_of, update_teacher
 
 READ_EVERY = {"cuda": 10}  # steps between looks at the metrics; what is not finite is noticed then

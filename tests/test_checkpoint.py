@@ -9,11 +9,10 @@ import torch
 import checkpoint
 from backbone import build_backbone
 from checkpoint import load_backbone, read_checkpoint, save_checkpoint
-from commandline import InputError
+from commandline import InputError, write_whole
 from head import DINOHead
 from multicrop import MultiCropNetwork
 from teacher import make_teacher
-from whole_file import write_whole
 
 
 @pytest.fixture

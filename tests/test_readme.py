@@ -38,7 +38,6 @@ def numbered(text: str) -> set[tuple[str, int]]:
 
 PLACES = re.findall(r"`(\w+\.py):([\w.]+)`", README)
 ROWS = re.findall(r"^\| (.+?) \| (.+?) \| .*\|$", README.partition("## From the paper to the code")[2], re.M)[1:]
-READING = re.findall(r"^\| (\d+) \| (`.+?`) \|", README.partition("## Reading order")[2], re.M)
 PAPER = {(kind, number) for kind, most in (("Algorithm", 1), ("Eq", 5), ("Fig", 11), ("Table", 15))
          for number in range(1, most + 1)}
 
@@ -64,12 +63,6 @@ def test_the_number_that_a_row_names_is_found_in_its_files(what, where):
     there = set().union(*(numbered((REPO / file).read_text()) for file in re.findall(r"\w+\.py", where)))
     for kind, number in numbered(what):
         assert (kind, number) in there, f"README sends a reader of {kind} {number} to {where}, where it is not named"
-
-
-@pytest.mark.parametrize(("minutes", "files"), READING)
-def test_the_minutes_of_the_reading_order_are_plausible(minutes, files):
-    lines = sum(len((REPO / file).read_text().splitlines()) for file in re.findall(r"\w+\.py", files))
-    assert 10 < lines / int(minutes) < 45, f"{files}: {lines} lines in {minutes} minutes (15 a minute read, 40 skimmed)"
 
 
 def test_every_study_that_is_shown_exists_and_every_study_is_shown():
@@ -100,8 +93,3 @@ def test_every_flag_of_the_other_scripts_that_is_shown_exists():
 def test_every_file_and_figure_that_is_linked_is_there():
     for link in re.findall(r"\]\(([^)#:]+)\)", SHOWN):
         assert (REPO / link).exists(), f"README or EXERCISES links {link}, which is not there"
-
-
-def test_every_module_stands_in_the_reading_order():
-    for module in REPO.glob("*.py"):
-        assert f"`{module.name}" in README, f"README does not say what {module.name} is for"

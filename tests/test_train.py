@@ -13,8 +13,7 @@ from hardware import World
 from head import DINOHead
 from loss import DINOLoss
 from multicrop import MultiCropNetwork, forward_crops
-from optimizer import LARS, clip_gradients, make_optimizer, parameter_groups
-from schedules import cosine
+from optimizer import LARS, clip_gradients, cosine, make_optimizer, parameter_groups
 from settings import Settings, parse_settings
 from teacher import make_teacher, update_teacher
 from train import StepValues, scheduled, train_step

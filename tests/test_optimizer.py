@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from schedules import cosine, linear
+from optimizer import cosine, linear
 
 
 def test_the_cosine_falls_from_start_to_end_through_the_middle():
