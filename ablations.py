@@ -21,12 +21,12 @@ from pathlib import Path
 import torch
 
 import ablation_report
-import bench_step
 import hardware
-import measure
 import report
 from ablation_rows import STUDIES, as_flags
 from ablation_runs import Run, alone, execute, launch, make_run, read_lines, read_objects, train_all
+from bench import measure
+from bench import step as bench_step
 from commandline import CommandLine, InputError, errors_in_one_line, write_whole
 from data import open_pictures
 from settings import parse_settings

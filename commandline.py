@@ -20,7 +20,9 @@ class CommandLine(argparse.ArgumentParser):
     """An argument parser whose errors are one line; flags are never abbreviated, so that a typo is an error."""
 
     def __init__(self, description: str | None):
-        super().__init__(description=description, allow_abbrev=False,
+        module = getattr(sys.modules["__main__"], "__spec__", None)  # none where a file was started, not python -m
+        name = f"python -m {module.name.removesuffix('.__main__')}" if module else None
+        super().__init__(name, description=description, allow_abbrev=False,
                          formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str):

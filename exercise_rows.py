@@ -31,14 +31,14 @@ class Exercise(NamedTuple):
 
 LADDER = (
     Exercise(
-        "plain.py:PlainLoss.forward", "the cross-entropy of two softmaxes",
+        "bench/plain.py:PlainLoss.forward", "the cross-entropy of two softmaxes",
         "The loss as a textbook writes it, in two plain loops. The teacher's logits, less self.center (which stays as "
         "it is here), go through a softmax with a low temperature, the student's through one with self.student_temp; "
         "the loss is the mean of their cross-entropies over all pairs of different views. The rows are view by view, B "
         "of each: split(B) gives the views. No gradient may reach the teacher.",
         "P_t = softmax((g_t - c) / tau_t)    P_s = softmax(g_s / tau_s)    over the K prototypes, c = self.center\n"
         "loss = mean over x in {g1, g2}, views x' != x, and images of  - sum_k P_t(x)[k] log P_s(x')[k]",
-        "`python exercises.py run bench.py --parts loss` times yours beside the one that training uses (exercise 16).",
+        "`python exercises.py run -m bench --parts loss` times yours beside the one that training uses (exercise 16).",
         ("test_loss.py::test_eq_3_the_loss_is_the_cross_entropy_averaged_over_pairs_of_different_views[PlainLoss]",
          "test_loss.py::test_a_view_is_never_paired_with_itself[PlainLoss]",
          "test_loss.py::test_no_gradient_reaches_the_teacher[PlainLoss]"),

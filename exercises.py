@@ -15,12 +15,13 @@ import argparse
 import ast
 import difflib
 import io
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import tokenize
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from textwrap import indent, wrap
@@ -73,13 +74,18 @@ def blank(number: int, with_hints: bool) -> str:
     return indent(comment + error_of_blank(number) + "\n", " " * depth)
 
 
+def wings() -> list[str]:
+    """The files of the source's own packages: bench/*.py and so on."""
+    return [f"{file.parent.name}/*.py" for file in REPO.glob("*/__init__.py")]
+
+
 def copy_sources(folder: Path, wanted: Callable[[int], bool]) -> None:
     """The sources and tests as they are, the student's files over them; what is not wanted of these is the reference's.
 
     So an exercise that is not solved yet does not stand in another's way, nor does a broken file where it is not
     wanted.
     """
-    for file in (file for kind in ("*.py", "*.md", "*.toml", "tests/*.py") for file in REPO.glob(kind)):
+    for file in (file for kind in ("*.py", "*.md", "*.toml", "tests/*.py", *wings()) for file in REPO.glob(kind)):
         (folder / file.relative_to(REPO)).parent.mkdir(exist_ok=True)
         shutil.copyfile(file, folder / file.relative_to(REPO))
     texts = {}
@@ -165,13 +171,26 @@ def table() -> str:
     return "\n".join(["| | exercise | function | lines |", "|---|---|---|---|", *rows])
 
 
-def run(script: str = "", *flags: str) -> None:
+def script_in(folder: Path, words: Sequence[str]) -> list[str]:
+    """train.py or -m bench, and flags -> the same in the folder of copies; raises InputError for anything else."""
+    name = " ".join(words[:2] if words[:1] == ("-m",) else words[:1])
+    if name in {file.name for file in REPO.glob("*.py")} - {"exercises.py"}:
+        return [str(folder / name), *words[1:]]
+    modules = [file.relative_to(REPO).with_suffix("").parts for wing in wings() for file in REPO.glob(wing)]
+    if name in {f"-m {'.'.join(parts)}".removesuffix(".__main__") for parts in modules}:
+        return list(words)
+    raise InputError(f"there is no script {name!r}: run takes the name of one, such as train.py or -m bench")
+
+
+def run(*words: str) -> None:
     """A script with all that was written so far in it; blanks are the reference's. Its exit status becomes ours."""
-    if script not in {file.name for file in REPO.glob("*.py")} - {"exercises.py"}:
-        raise InputError(f"there is no script {script!r}: run takes the name of one in this folder, such as train.py")
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        command = [sys.executable, *script_in(Path(folder), words)]
         copy_sources(Path(folder), lambda number: state(number) != "blank")
-        process = subprocess.Popen([sys.executable, str(Path(folder, script)), *flags])
+        # python -m would look into the current folder first, which may be this one: the copies must win, also in the
+        # processes that the script starts
+        path = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
+        process = subprocess.Popen(command, env=os.environ | {"PYTHONSAFEPATH": "1", "PYTHONPATH": path})
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the script's: a training saves and then stops
         signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
         sys.exit(process.wait())

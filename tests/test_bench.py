@@ -11,11 +11,9 @@ from PIL import Image
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-import bench
-import bench_step
-import bench_sweep
-import measure
-import plain
+from bench import __main__ as bench
+from bench import measure, plain
+from bench import step as bench_step
 from commandline import InputError
 from eval_knn import knn_votes, nearest_neighbours
 from hardware import World
@@ -187,65 +185,33 @@ def test_memory_that_does_not_suffice_is_named():
         torch.empty(2 ** 55)
 
 
-def test_a_point_of_two_axes_is_measured_once(monkeypatch):
-    """Each process costs seconds, and the base lies on all three axes."""
-    measured = []
-    monkeypatch.setattr(bench_sweep, "measure_point", lambda settings, *_: measured.append(settings))
-    flags = bench_sweep.parse_flags([*FLAGS, "--patch_sizes", "8", "4", "--local_crops_numbers", "0", "1",
-                                     "--batch_sizes", "1", "2"])
-    sweeps = bench_sweep.variations(bench_step.step_settings(flags), flags)
-    rows = list(bench_sweep.sweep(sweeps, flags, HERE))
-    assert len(rows) == 6 and len(measured) == 4
-    assert "does not fit" in bench_sweep.line(rows[0])
-
-
-def test_the_figure_is_drawn_or_refused(tmp_path):
-    """Points that did not fit or whose memory is unknown are left out, and a file that cannot be written is named."""
-    rows = [{"axis": axis, "patch_size": 16, "local_crops_number": 0, "batch_size_per_gpu": 1, "ms": ms, "mib": mib,
-             "images_per_s": 3.0, "features_per_s": 9.0} for axis in bench_sweep.AXES
-            for ms, mib in ((100.0, 50.0), (100.0, None))] + [{"axis": "patch_size", "patch_size": 4, "ms": None}]
-    bench_sweep.draw(tmp_path / "cost.png", rows, "title")
-    with Image.open(tmp_path / "cost.png") as image:
-        assert min(image.size) > 500
-    with pytest.raises(InputError, match="cannot write"):
-        bench_sweep.draw(tmp_path / "cost.png" / "below.png", rows, "title")
-
-
-@pytest.mark.parametrize(("main", "flags", "said"), [
-    (bench.main, "--parts step lunch", "invalid choice: 'lunch'"),
-    (bench.main, "--arch vit_giant", "--arch vit_giant is unknown"),
-    (bench.main, "--patch_size 7", "--global_crops_size 16 is no multiple of --patch_size 7"),
-    (bench.main, "--patch_size 0", "--patch_size 0 must be at least 1"),
-    (bench.main, "--batch_size 0", "--batch_size 0 must be at least 1"),
-    (bench.main, "--turns 0", "--turns 0 must be at least 1"),
-    (bench.main, "--seconds -1", "--seconds -1.0 must be at least 0"),
-    (bench.main, "--seconds nan", "--seconds nan must be at least 0"),
-    (bench.main, "--threads -2", "--threads -2 must be at least 0"),
-    (bench.main, "--num_workers -2", "--num_workers -2 must be"),
-    (bench.main, "--data_path nowhere", "'nowhere' is not there"),
-    (bench.main, "--drop_path_rate 1", "--drop_path_rate 1.0 must lie"),
-    (bench_sweep.main, "--patch_sizes 8 5", "--global_crops_size 16 is no multiple of --patch_size 5"),
-    (bench_sweep.main, "--batch_sizes 0", "--batch_sizes 0 must be at least 1"),
-    (bench_sweep.main, "--patch_sizes 8 --local_crops_numbers -1", "--local_crops_number -1 must not be negative"),
-    (bench_sweep.main, "--patch_sizes 8 --output /dev/null/cost.png", "cannot write '/dev/null/cost.png'"),
-    (bench_sweep.main, "--patch_sizes 8 --output {folder}", "cannot write"),
-    (bench_sweep.main, "--output cost.txt", "--output cost.txt must end in .png"),
+@pytest.mark.parametrize(("flags", "said"), [
+    ("--parts step lunch", "invalid choice: 'lunch'"),
+    ("--arch vit_giant", "--arch vit_giant is unknown"),
+    ("--patch_size 7", "--global_crops_size 16 is no multiple of --patch_size 7"),
+    ("--patch_size 0", "--patch_size 0 must be at least 1"),
+    ("--batch_size 0", "--batch_size 0 must be at least 1"),
+    ("--turns 0", "--turns 0 must be at least 1"),
+    ("--seconds -1", "--seconds -1.0 must be at least 0"),
+    ("--seconds nan", "--seconds nan must be at least 0"),
+    ("--threads -2", "--threads -2 must be at least 0"),
+    ("--num_workers -2", "--num_workers -2 must be"),
+    ("--data_path nowhere", "'nowhere' is not there"),
+    ("--drop_path_rate 1", "--drop_path_rate 1.0 must lie"),
 ])
-def test_a_bad_flag_is_named_in_one_line(main, flags, said, capsys, tmp_path):
+def test_a_bad_flag_is_named_in_one_line(flags, said, capsys):
     """Exit status 2, before anything is measured."""
-    (tmp_path / "folder.png").mkdir()
     with pytest.raises(SystemExit) as stopped:
-        main([*FLAGS, *flags.format(folder=tmp_path / "folder.png").split()])
+        bench.main([*FLAGS, *flags.split()])
     written = capsys.readouterr()
     assert stopped.value.code == 2 and said in written.err and len(written.err.strip().splitlines()) == 1, written.err
     assert "images/s" not in written.out
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-@pytest.mark.parametrize("main", [bench.main, bench_sweep.main])
-def test_asking_for_cuda_where_there_is_none(main, capsys):
+def test_asking_for_cuda_where_there_is_none(capsys):
     with pytest.raises(SystemExit):
-        main([*FLAGS, "--device", "cuda"])
+        bench.main([*FLAGS, "--device", "cuda"])
     assert "--device cuda is not available here" in capsys.readouterr().err
 
 
@@ -258,14 +224,3 @@ def test_the_bench_prints_a_row_for_each_part(capsys):
     assert all(row["ratio"] > 0 and row["torch"] == torch.__version__ for row in rows.values() if row["ours"])
     assert rows["work"]["ratio"] > 1, "every token through the last block is more work"
     assert rows["step"]["batch_size"] == 2 and rows["step"]["device"] == "cpu"
-
-
-@pytest.mark.slow
-def test_the_sweep_measures_and_draws(capsys, tmp_path):
-    """The point that all three axes share, in a process of its own, and the figure."""
-    bench_sweep.main([*FLAGS, "--json", "--patch_sizes", "8", "--local_crops_numbers", "1", "--batch_sizes", "2",
-                      "--output", str(tmp_path / "cost.png")])
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["axis"] for row in rows] == list(bench_sweep.AXES)
-    assert all(row["images_per_s"] > 0 and row["features_per_s"] > 0 for row in rows)
-    assert (tmp_path / "cost.png").exists()

@@ -201,7 +201,8 @@ def test_a_diff_shows_both(workbook, capsys):
     ("start", "start takes a number from 1 to"), ("check 0", "check takes a number from 1"), ("list 3", "no number"),
     ("check 99", "from 1 to"), ("check 2", "exercise 2 is not begun"), ("diff 2", "exercise 2 is not begun"),
     ("check 2 --hints", "are for start"), ("solve 2", "invalid choice: 'solve'"), ("run nothing.py", "'nothing.py'"),
-    ("run", "the name of one"), ("run README.md", "'README.md'"),
+    ("run", "the name of one"), ("run -m", "the name of one"), ("run -m nothing", "-m nothing"),
+    ("run -m torch.distributed.run", "-m torch"), ("run README.md", "'README.md'"),
     ("run exercises.py list", "'exercises.py'"), ("run tests/test_loss.py", "'tests/test_loss.py'"),
     ("start two", "invalid int value")])
 def test_bad_input_is_one_line(flags, said, workbook, capsys):
@@ -365,6 +366,8 @@ def test_check_and_run_take_the_students_file_also_in_a_process_that_imports_it(
     (workbook / "optimizer.py").write_text("raise SystemExit('mine')\n" + (workbook / "optimizer.py").read_text())
     ran = in_process(workbook, "run", "train.py")
     assert ran.returncode == 1 and ran.stderr.splitlines()[-1] == "mine", ran
+    ran = in_process(workbook, "run", "-m", "bench")
+    assert ran.returncode == 1 and ran.stderr.splitlines()[-1] == "mine", "the current folder's modules came first"
     script = workbook / "start_exercises.py"
     script.write_text(f"import sys\nsys.path.insert(0, {str(REPO)!r})\nimport pathlib, attempts, exercises\n"
                       f"attempts.WORKBOOK = pathlib.Path({str(workbook)!r})\nexercises.main()\n")

@@ -4,8 +4,8 @@ import math
 import pytest
 import torch
 
+from bench.plain import PlainLoss
 from loss import DINOLoss, mean_over_pairs
-from plain import PlainLoss
 
 B, V, K, T = 3, 5, 7, 0.07
 

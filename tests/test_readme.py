@@ -27,6 +27,14 @@ def names_in(file: Path) -> set[str]:
     return names
 
 
+def file_of(script: str) -> Path:
+    """train.py or -m bench -> the file that it starts."""
+    if script.endswith(".py"):
+        return REPO / script
+    module = REPO / script.removeprefix("-m ").replace(".", "/")
+    return module / "__main__.py" if module.is_dir() else module.with_suffix(".py")
+
+
 def numbered(text: str) -> set[tuple[str, int]]:
     """What a text names of the paper: "Tables 3 and 4, Fig. 5 to 7" -> ("Table", 3) ... ("Fig", 7)."""
     found, number_list = set(), r"\d+(?:(?:, | and | to )\d+)*"
@@ -36,7 +44,7 @@ def numbered(text: str) -> set[tuple[str, int]]:
     return found
 
 
-PLACES = re.findall(r"`(\w+\.py):([\w.]+)`", README)
+PLACES = re.findall(r"`([\w/]+\.py):([\w.]+)`", README)
 ROWS = re.findall(r"^\| (.+?) \| (.+?) \| .*\|$", README.partition("## From the paper to the code")[2], re.M)[1:]
 PAPER = {(kind, number) for kind, most in (("Algorithm", 1), ("Eq", 5), ("Fig", 11), ("Table", 15))
          for number in range(1, most + 1)}
@@ -60,7 +68,7 @@ def test_every_equation_figure_and_table_of_the_paper_stands_in_the_readme():
 @pytest.mark.parametrize(("what", "where"), [row for row in ROWS if numbered(row[0]) and ".py" in row[1]])
 def test_the_number_that_a_row_names_is_found_in_its_files(what, where):
     """So a search for "Eq. 4" in the sources leads to it."""
-    there = set().union(*(numbered((REPO / file).read_text()) for file in re.findall(r"\w+\.py", where)))
+    there = set().union(*(numbered((REPO / file).read_text()) for file in re.findall(r"[\w/]+\.py", where)))
     for kind, number in numbered(what):
         assert (kind, number) in there, f"README sends a reader of {kind} {number} to {where}, where it is not named"
 
@@ -84,9 +92,9 @@ def test_every_training_that_is_shown_has_settings_that_are_allowed_and_a_folder
 def test_every_flag_of_the_other_scripts_that_is_shown_exists():
     """A flag is written in the script itself, or in what gives all evaluations their flags."""
     shared = (REPO / "evaluation.py").read_text() + (REPO / "checkpoint.py").read_text()
-    for script, command in re.findall(r"(\w+\.py) ([^\n`#]*)", COMMANDS):
-        source = (REPO / script).read_text() + shared
-        for flag in re.findall(r"--(\w+)", command) if script not in ("train.py", "bench.py", "bench_sweep.py") else ():
+    for script, command in re.findall(r"(?:python|torchrun[^\n`#]*?) (\w+\.py|-m [\w.]+) ([^\n`#]*)", COMMANDS):
+        source = file_of(script).read_text() + shared
+        for flag in re.findall(r"--(\w+)", command) if script not in ("train.py", "-m bench") else ():
             assert f'"--{flag}"' in source, f"{script} --{flag} is shown, which {script} does not take"
 
 

@@ -1,4 +1,4 @@
-"""Each part as a textbook writes it, without a thought of speed: what bench.py measures ours against.
+"""Each part as a textbook writes it, without a thought of speed: what the bench measures ours against.
 
 Pillow's augmentations, a ViT that takes every token through every block with explicit attention, a loss that loops
 over the pairs of views, and a clipping, an optimiser and a teacher that go from tensor to tensor, as in the authors'

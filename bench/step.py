@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 import hardware
-import measure
+from bench import measure
+from bench.plain import PlainLoss, plain_clip_gradients, plain_copy, plain_optimizer, plain_step, plain_update_teacher
 from commandline import InputError
 from hardware import World
 from loss import DINOLoss
 from multicrop import MultiCropNetwork, forward_crops
 from optimizer import clip_gradients, make_optimizer
-from plain import PlainLoss, plain_clip_gradients, plain_copy, plain_optimizer, plain_step, plain_update_teacher
 from run_state import build_student
 from settings import Settings, check
 from teacher import make_teacher, update_teacher

@@ -1,14 +1,14 @@
-"""How fast each part is, beside a plain textbook version of it (plain.py), in this machine's own numbers.
+"""How fast each part is, beside a plain textbook version of it (bench/plain.py), in this machine's own numbers.
 
-    python bench.py                                      # ViT-S/16, 2 x 224 + 8 x 96, K = 65536, batch 4
-    python bench.py --parts step memory --arch vit_tiny --patch_size 4 --precision bf16 --json
+    python -m bench                                      # ViT-S/16, 2 x 224 + 8 x 96, K = 65536, batch 4
+    python -m bench --parts step memory --arch vit_tiny --patch_size 4 --precision bf16 --json
 
 The two versions of a part take turns in one process, so that a drifting machine treats them alike; what is printed are
 medians over the turns, and "plain / ours" is the median of the turns' ratios: of times, work or memory, so above 1 ours
 needs less. Two turns, all that slow parts get, tell little on a busy machine: raise --seconds.
 A step's work is counted on uncompiled networks, and its speed compared with the rate at which this machine, in the same
 turns, multiplies large square matrices of the same type. Memory is what two steps take in a fresh process, networks
-included and imports not. bench_sweep.py shows how a step's cost grows.
+included and imports not. `python -m ablations patch_size` and `crops` show how a step's cost grows.
 """
 import argparse
 import json
@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms.functional import to_pil_image
 
-import bench_step
 import hardware
-import measure
-from bench_step import VALUES, make_ours, make_plain, random_crops, step_in_parts
+from bench import measure
+from bench import step as bench_step
+from bench.plain import PlainCrops, PlainLoss, PlainPictures, plain_knn, plain_update_teacher
+from bench.step import VALUES, make_ours, make_plain, random_crops, step_in_parts
 from commandline import CommandLine, errors_in_one_line
 from creatures import make_creatures
 from data import Pictures, decode, open_pictures
@@ -36,7 +37,6 @@ from eval_knn import knn_votes, nearest_neighbours
 from hardware import World
 from loss import DINOLoss
 from multicrop import MultiCrop
-from plain import PlainCrops, PlainLoss, PlainPictures, plain_knn, plain_update_teacher
 from run_state import build_student
 from settings import Settings
 from teacher import make_teacher, update_teacher

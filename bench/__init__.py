@@ -1,0 +1,1 @@
+"""How fast each part of the training is, beside a plain version of it: python -m bench."""
