@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from ablation_rows import STUDIES
-from exercise_rows import LADDER
+from classroom.ladder import LADDER
 from settings import parse_settings
 
 REPO = Path(__file__).parent.parent
 README = (REPO / "README.md").read_text()
-SHOWN = "\n".join([README, (REPO / "EXERCISES.md").read_text(), *(one.look for one in LADDER)])
-COMMANDS = SHOWN.replace("\\\n", " ").replace("exercises.py run ", "")
+SHOWN = "\n".join([README, (REPO / "classroom/README.md").read_text(), *(one.look for one in LADDER)])
+COMMANDS = SHOWN.replace("\\\n", " ").replace("-m classroom run ", "")
 
 
 def names_in(file: Path) -> set[str]:
@@ -75,7 +75,7 @@ def test_the_number_that_a_row_names_is_found_in_its_files(what, where):
 
 def test_every_study_that_is_shown_exists_and_every_study_is_shown():
     for study in re.findall(r"ablations\.py (\w+)", COMMANDS):
-        assert study in (*STUDIES, "all"), f"README or EXERCISES shows ablations.py {study}, which is no study"
+        assert study in (*STUDIES, "all"), f"a page shows ablations.py {study}, which is no study"
     for study in STUDIES:
         assert re.search(rf"(`|ablations\.py ){study}\b", README), f"README does not say what the study {study} is"
 
@@ -99,5 +99,6 @@ def test_every_flag_of_the_other_scripts_that_is_shown_exists():
 
 
 def test_every_file_and_figure_that_is_linked_is_there():
-    for link in re.findall(r"\]\(([^)#:]+)\)", SHOWN):
-        assert (REPO / link).exists(), f"README or EXERCISES links {link}, which is not there"
+    for page in (REPO / "README.md", REPO / "classroom/README.md"):
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.relative_to(REPO)} links {link}, which is not there"

@@ -8,10 +8,10 @@ import io
 import json
 from pathlib import Path
 
+from classroom.ladder import LADDER, Exercise
 from commandline import InputError, write_whole
-from exercise_rows import LADDER, Exercise
 
-REPO = Path(__file__).parent
+REPO = Path(__file__).parent.parent
 WORKBOOK = REPO / "workbook"
 NUMBERED = {number: one for number, one in enumerate(LADDER, start=1)}
 
@@ -94,7 +94,7 @@ def workbook_text(number: int) -> str:
     """The student's file; raises InputError where it is missing, cannot be parsed, or has lost the function."""
     one, path = NUMBERED[number], path_of(NUMBERED[number])
     if not path.exists():
-        raise InputError(f"exercise {number} is not begun: python exercises.py start {number}")
+        raise InputError(f"exercise {number} is not begun: python -m classroom start {number}")
     try:
         source = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
         function(source, one.name)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-import attempts
-import exercises
-from attempts import NUMBERED, body_of, function, function_text, reference, with_body
+from classroom import __main__ as exercises
+from classroom import workbook as attempts
+from classroom.workbook import NUMBERED, body_of, function, function_text, reference, with_body
 
 REPO = Path(__file__).parent.parent
 CENTER, TEACHER, SAME_VIEW = 2, 3, 4  # the first and the last in loss.py
@@ -121,7 +121,7 @@ def test_a_function_that_became_a_class_is_one_line(workbook, capsys):
     assert f"teacher.py has no {NUMBERED[TEACHER].name} any more" in capsys.readouterr().err
 
 
-def test_exercises_of_one_file_add_up(workbook):
+def test_classroom_of_one_file_add_up(workbook):
     exercises.main(["start", str(CENTER)])
     write(workbook, CENTER, "        pass  # mine\n")
     exercises.main(["start", str(SAME_VIEW)])
@@ -203,7 +203,7 @@ def test_a_diff_shows_both(workbook, capsys):
     ("check 2 --hints", "are for start"), ("solve 2", "invalid choice: 'solve'"), ("run nothing.py", "'nothing.py'"),
     ("run", "the name of one"), ("run -m", "the name of one"), ("run -m nothing", "-m nothing"),
     ("run -m torch.distributed.run", "-m torch"), ("run README.md", "'README.md'"),
-    ("run exercises.py list", "'exercises.py'"), ("run tests/test_loss.py", "'tests/test_loss.py'"),
+    ("run -m classroom list", "'-m classroom'"), ("run tests/test_loss.py", "'tests/test_loss.py'"),
     ("start two", "invalid int value")])
 def test_bad_input_is_one_line(flags, said, workbook, capsys):
     assert said in refusal(capsys, *flags.split())
@@ -251,8 +251,8 @@ def test_a_broken_file_does_not_stand_in_another_exercises_way(workbook, tmp_pat
 
 
 def test_the_page_has_the_ladder_and_changes_lines_that_are_there():
-    page = (REPO / "EXERCISES.md").read_text()
-    assert exercises.table() in page, "EXERCISES.md has another ladder than python exercises.py list prints"
+    page = (REPO / "classroom/README.md").read_text()
+    assert exercises.table() in page, "the page has another ladder than python -m classroom list prints"
     changed = re.findall(r"^    - +(.+)$", page, re.MULTILINE)
     assert changed and all(line in LOSS for line in changed), "the lab changes lines that loss.py does not have"
     source = LOSS
@@ -322,7 +322,7 @@ def outcomes(tmp_path_factory) -> dict[tuple[int, str], list[str]]:
                 name: wrong_body(number, changes) for name, changes in one.wrong.items()}
             for name, body in bodies.items():
                 (folder / one.file).write_text(with_body(reference(one), one.name, body))
-                for cache in folder.glob(f"__pycache__/{one.file.removesuffix('.py')}.*"):
+                for cache in (folder / one.file).parent.glob(f"__pycache__/{Path(one.file).stem}.*"):
                     cache.unlink()  # two versions of one second and one size would be taken for the same
                 found[number, name] = pool.submit(outcome, folder, exercises.pytest_arguments(one)).result()
             shutil.copyfile(REPO / one.file, folder / one.file)
@@ -345,9 +345,9 @@ def test_an_exercises_tests_tell_blank_right_and_wrong_apart_in_words(outcomes, 
 
 
 def in_process(workbook: Path, *flags: str) -> subprocess.CompletedProcess:
-    """python exercises.py FLAGS, with this workbook."""
-    script = (f"import attempts, exercises, pathlib; attempts.WORKBOOK = pathlib.Path({str(workbook)!r}); "
-              "exercises.main()")
+    """python -m classroom FLAGS, with this workbook."""
+    script = ("import pathlib; from classroom import __main__ as exercises, workbook as attempts; "
+              f"attempts.WORKBOOK = pathlib.Path({str(workbook)!r}); exercises.main()")
     return subprocess.run([sys.executable, "-c", script, *flags], cwd=REPO, capture_output=True, text=True)
 
 
@@ -369,7 +369,8 @@ def test_check_and_run_take_the_students_file_also_in_a_process_that_imports_it(
     ran = in_process(workbook, "run", "-m", "bench")
     assert ran.returncode == 1 and ran.stderr.splitlines()[-1] == "mine", "the current folder's modules came first"
     script = workbook / "start_exercises.py"
-    script.write_text(f"import sys\nsys.path.insert(0, {str(REPO)!r})\nimport pathlib, attempts, exercises\n"
+    script.write_text(f"import sys\nsys.path.insert(0, {str(REPO)!r})\n"
+                      "import pathlib; from classroom import __main__ as exercises, workbook as attempts\n"
                       f"attempts.WORKBOOK = pathlib.Path({str(workbook)!r})\nexercises.main()\n")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     ran = subprocess.run([*torchrun, str(script), "run", "train.py"], capture_output=True, text=True)

@@ -1,8 +1,8 @@
 """The exercises as data, easiest first: which function, what to write, its equation, its tests, and wrong answers.
 
-Nothing of a solution stands here: exercises.py takes the bodies out of the source itself. A wrong answer is a change
-of the reference's own text, old to new, so that it cannot drift unnoticed; tests/test_exercises.py proves that each
-fails with words that say why.
+Nothing of a solution stands here: the bodies are taken out of the source itself. A wrong answer is a change of the
+reference's own text, old to new, so that it cannot drift unnoticed; tests/test_classroom.py proves that each fails with
+words that say why.
 """
 from typing import NamedTuple
 
@@ -38,7 +38,7 @@ LADDER = (
         "of each: split(B) gives the views. No gradient may reach the teacher.",
         "P_t = softmax((g_t - c) / tau_t)    P_s = softmax(g_s / tau_s)    over the K prototypes, c = self.center\n"
         "loss = mean over x in {g1, g2}, views x' != x, and images of  - sum_k P_t(x)[k] log P_s(x')[k]",
-        "`python exercises.py run -m bench --parts loss` times yours beside the one that training uses (exercise 16).",
+        "`python -m classroom run -m bench --parts loss` times yours beside the one that training uses (exercise 16).",
         ("test_loss.py::test_eq_3_the_loss_is_the_cross_entropy_averaged_over_pairs_of_different_views[PlainLoss]",
          "test_loss.py::test_a_view_is_never_paired_with_itself[PlainLoss]",
          "test_loss.py::test_no_gradient_reaches_the_teacher[PlainLoss]"),
@@ -51,7 +51,7 @@ LADDER = (
         "The center follows the mean of the teacher's logits over the batch, each prototype's its own, as an "
         "exponential moving average. Taken off the logits, it keeps one prototype from winning everywhere.",
         "c <- m c + (1 - m) mean_b g_t(x_b)        m = self.center_momentum, c = self.center, (1, K)   (Eq. 4)",
-        "EXERCISES.md, \"No centering\": what happens without it.",
+        "classroom/README.md, \"No centering\": what happens without it.",
         ("test_loss.py::test_eq_4_the_center_is_an_average_of_the_teachers_logits",
          "test_loss.py::test_center_momentum_one_switches_centering_off"),
         {"the two shares exchanged": [("1 - self.center_momentum", "self.center_momentum")],
@@ -78,7 +78,7 @@ LADDER = (
         "BYOL's and MoCo's losses give a term for every view v of the student and every view x of the teacher, whose "
         "two are the student's first two: terms[0, 0] and terms[1, 1] want a mere copy, and the mean leaves them out.",
         "mean of terms[v, x, b] over all b, v < V and x < 2 with v != x: how many are these?",
-        "EXERCISES.md, \"The same view paired\": what such terms do to DINO.",
+        "classroom/README.md, \"The same view paired\": what such terms do to DINO.",
         ("test_loss.py::test_the_mean_over_pairs_leaves_the_same_view_out",),
         {"the same view paired": [("terms.sum() - terms[0, 0].sum() - terms[1, 1].sum()", "terms.sum()"),
                                   ("(2 * V - 2)", "(2 * V)")],
@@ -143,7 +143,7 @@ LADDER = (
         "locals, which stand one after the other in the list; the teacher gets no locals. The head then sees all "
         "features in one pass, since it may have a batch normalisation, and the views stay in their order.",
         "V crops (B, 3, S, S) -> features (V B, D), one backbone pass for each size -> logits (V B, K), one head pass",
-        "EXERCISES.md, \"No multi-crop\": what the locals cost, and what they are worth.",
+        "classroom/README.md, \"No multi-crop\": what the locals cost, and what they are worth.",
         ("test_multicrop.py::test_one_backbone_pass_per_resolution_keeps_the_order_of_the_views",),
         {"a pass for each crop": [("backbone(torch.cat(list(group))) for _, group in same_size",
                                    "backbone(crop) for crop in crops")],
@@ -172,7 +172,7 @@ LADDER = (
         "teacher becomes the student (momentum 0) just before its step.",
         "loss -> backward -> clip -> student's step -> teacher's EMA -> center; once a step, not once a micro-batch\n"
         "returns, (4,), the micro-batches' means of (loss, dino_loss.teacher_entropy, dino_loss.kl), and the norm",
-        "`python exercises.py run train.py --epochs 4 --output_dir runs/my-step`: the demo, trained by your step.",
+        "`python -m classroom run train.py --epochs 4 --output_dir runs/my-step`: the demo, trained by your step.",
         ("test_train.py::test_a_step_is_algorithm_1", "test_train.py::test_the_teacher_sees_the_two_global_views_only",
          "test_train.py::test_accumulated_micro_batches_are_one_step_of_the_whole_batch",
          "test_train.py::test_a_frozen_last_layer_does_not_move_and_the_rest_does",
@@ -258,7 +258,7 @@ LADDER = (
         "p = P_2 for view 1, P_1 for view 2, P_1 + P_2 for the locals        n = sum_k p[k] = 1, 1, 2\n"
         "total = - sum over views, images, k of  p[k] log softmax(s / tau)[k]\n"
         "d total / d s = (n softmax(s / tau) - p) / tau",
-        "`python exercises.py run train.py --epochs 4 --compile false --output_dir runs/my-loss`: it trains.",
+        "`python -m classroom run train.py --epochs 4 --compile false --output_dir runs/my-loss`: it trains.",
         ("test_loss.py::test_eq_3_the_loss_is_the_cross_entropy_averaged_over_pairs_of_different_views[DINOLoss]",
          "test_loss.py::test_a_view_is_never_paired_with_itself[DINOLoss]",
          "test_loss.py::test_the_compiled_form_and_its_gradient_equal_the_written_out_ones[dtype0]",

@@ -1,14 +1,14 @@
 """Exercises made from the source itself: a function's body is taken out, and its tests say when yours does the same.
 
-    python exercises.py list
-    python exercises.py start 2 --hints     # writes workbook/loss.py, with a blank where the center is computed
-    python exercises.py check 2             # the tests of that function, with yours in its place
-    python exercises.py diff 2              # yours, and the reference
-    python exercises.py progress
-    python exercises.py run train.py --epochs 4 --output_dir runs/my-own    # any script, with your functions in it
+    python -m classroom list
+    python -m classroom start 2 --hints     # writes workbook/loss.py, with a blank where the center is computed
+    python -m classroom check 2             # the tests of that function, with yours in its place
+    python -m classroom diff 2              # yours, and the reference
+    python -m classroom progress
+    python -m classroom run train.py --epochs 4 --output_dir runs/my-own    # any script, with your functions in it
 
 There is no copy of a solution: `ast` finds the body, and its comments become the hints. What to write is data
-(exercise_rows.py). A check copies the sources to a temporary folder, your files over them, and runs pytest there: so
+(classroom/ladder.py). A check copies the sources to a temporary folder, your files over them, and runs pytest there: so
 modules that import yours find it, and processes that a test, or torchrun, starts too.
 """
 import argparse
@@ -26,7 +26,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from textwrap import indent, wrap
 
-from attempts import (
+from classroom.ladder import LADDER, Exercise
+from classroom.workbook import (
     NUMBERED,
     REPO,
     body_of,
@@ -45,7 +46,6 @@ from attempts import (
     write,
 )
 from commandline import CommandLine, InputError, errors_in_one_line
-from exercise_rows import LADDER, Exercise
 
 
 def number_of_lines(one: Exercise) -> int:
@@ -68,7 +68,7 @@ def blank(number: int, with_hints: bool) -> str:
     """The body that stands for what is to be written: all there is to know, and an error that says what is missing."""
     one, depth = NUMBERED[number], function(reference(NUMBERED[number]), NUMBERED[number].name).body[0].col_offset
     told = [f"Exercise {number}: {one.title}.", *wrap(one.text, 112 - depth), "", *one.equation.splitlines(), "",
-            f"The reference's lines: {number_of_lines(one)}. Yours is tested by: python exercises.py check {number}",
+            f"The reference's lines: {number_of_lines(one)}. Yours is tested by: python -m classroom check {number}",
             *(line for hint in hints(one) for line in wrap(hint, 112 - depth) if with_hints)]
     comment = "".join(f"# {line}".rstrip() + "\n" for line in told)
     return indent(comment + error_of_blank(number) + "\n", " " * depth)
@@ -129,14 +129,14 @@ def start(number: int, with_hints: bool, again: bool) -> None:
     line = function(source, one.name).lineno
     print(f"{number}. {one.title}: write {one.name}, workbook/{one.file}, line {line}\n\n"
           + "\n".join(wrap(one.text, 100)) + "\n\n" + indent(one.equation, "    ")
-          + f"\n\nthe reference's lines: {number_of_lines(one)}; then: python exercises.py check {number}")
+          + f"\n\nthe reference's lines: {number_of_lines(one)}; then: python -m classroom check {number}")
 
 
 def check(number: int) -> None:
     """Run the exercise's tests; exit status 1 if they fail."""
     one = NUMBERED[number]
     if state(number) == "not begun":
-        raise InputError(f"exercise {number} is not begun: python exercises.py start {number}")
+        raise InputError(f"exercise {number} is not begun: python -m classroom start {number}")
     body = body_of(workbook_text(number), one.name)
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         copy_sources(Path(folder), lambda other: other == number or state(other) == "passes")
@@ -166,7 +166,7 @@ def progress() -> None:
 
 
 def table() -> str:
-    """The ladder, as EXERCISES.md has it."""
+    """The ladder, as this folder's README.md has it."""
     rows = [f"| {number} | {one.title} | `{one.place}` | {number_of_lines(one)} |" for number, one in NUMBERED.items()]
     return "\n".join(["| | exercise | function | lines |", "|---|---|---|---|", *rows])
 
@@ -174,9 +174,10 @@ def table() -> str:
 def script_in(folder: Path, words: Sequence[str]) -> list[str]:
     """train.py or -m bench, and flags -> the same in the folder of copies; raises InputError for anything else."""
     name = " ".join(words[:2] if words[:1] == ("-m",) else words[:1])
-    if name in {file.name for file in REPO.glob("*.py")} - {"exercises.py"}:
+    if name in {file.name for file in REPO.glob("*.py")}:
         return [str(folder / name), *words[1:]]
-    modules = [file.relative_to(REPO).with_suffix("").parts for wing in wings() for file in REPO.glob(wing)]
+    modules = [file.relative_to(REPO).with_suffix("").parts for wing in wings() for file in REPO.glob(wing)
+               if file.parent != Path(__file__).parent]
     if name in {f"-m {'.'.join(parts)}".removesuffix(".__main__") for parts in modules}:
         return list(words)
     raise InputError(f"there is no script {name!r}: run takes the name of one, such as train.py or -m bench")

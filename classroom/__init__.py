@@ -1,0 +1,1 @@
+"""Exercises made from the source itself, and labs: python -m classroom."""
