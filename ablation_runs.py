@@ -5,6 +5,7 @@ that several ablations.py can share an --output_dir (not on Windows, which has n
 """
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -20,6 +21,8 @@ from commandline import InputError
 from run_state import MAY_DIFFER
 from settings import Settings, parse_settings
 
+REPO = Path(__file__).parent
+
 
 class Run(NamedTuple):
     """One row with one seed: its settings, those that are not train.py's defaults, its folder, and its command."""
@@ -32,10 +35,10 @@ class Run(NamedTuple):
     command: list[str]
 
 
-def launch(script: str, flags: argparse.Namespace) -> list[str]:
-    """The start of a command: plain Python, or as many processes as asked for."""
+def launch(script: list[str], flags: argparse.Namespace) -> list[str]:
+    """The start of a command: plain Python, or as many processes as asked for; script: a file, or -m and a module."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={flags.nproc_per_node}"]
-    return [sys.executable, *torchrun * (flags.nproc_per_node > 1), str(Path(__file__).with_name(script))]
+    return [sys.executable, *torchrun * (flags.nproc_per_node > 1), *script]
 
 
 def make_run(study: Study, row: Row, seed: int, flags: argparse.Namespace) -> Run:
@@ -48,7 +51,8 @@ def make_run(study: Study, row: Row, seed: int, flags: argparse.Namespace) -> Ru
                if value != defaults[name] and name not in (*MAY_DIFFER, "seed")}
     key = zlib.crc32(json.dumps([changed, flags.nproc_per_node], sort_keys=True).encode())
     folder = Path(flags.output_dir, f"{key:08x}", f"seed{seed}")
-    return Run(row, seed, settings, changed, folder, [*launch("train.py", flags), *line, "--output_dir", str(folder)])
+    command = [*launch([str(REPO / "train.py")], flags), *line, "--output_dir", str(folder)]
+    return Run(row, seed, settings, changed, folder, command)
 
 
 def read_objects(path: Path, parse: Callable[[str], object], mend: str) -> list[dict]:
@@ -84,7 +88,9 @@ def stop_if_asked(signals: list[int]) -> None:
 
 def execute(command: list[str], signals: list[int]) -> int:
     """A command to its end -> its exit status. A signal is passed on as SIGTERM; then this exits."""
-    process = subprocess.Popen(command)
+    # modules are this repository's, wherever it is started: python -m would look into the current folder first
+    path = os.pathsep.join(filter(None, [str(REPO), os.environ.get("PYTHONPATH")]))
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONSAFEPATH": "1", "PYTHONPATH": path})
     while process.poll() is None and not signals:
         time.sleep(0.1)
     if process.poll() is None and sys.platform != "win32":  # where it would not be asked, but ended; it has Ctrl-C too

@@ -25,8 +25,7 @@ import hardware
 import report
 from ablation_rows import STUDIES, as_flags
 from ablation_runs import Run, alone, execute, launch, make_run, read_lines, read_objects, train_all
-from bench import measure
-from bench import step as bench_step
+from bench import measure, step
 from commandline import CommandLine, InputError, errors_in_one_line, write_whole
 from data import open_pictures
 from settings import parse_settings
@@ -49,15 +48,15 @@ def raw_line(run: Run, preset: str) -> dict:
     return line | values | curves
 
 
-def evaluated(script: str, run: Run, flags: argparse.Namespace, signals: list[int], *more: str,
+def evaluated(name: str, run: Run, flags: argparse.Namespace, signals: list[int], *more: str,
               **settings) -> dict | None:
-    """What an evaluation of a finished run measured, which is done once; None if it fails."""
-    results = run.folder / f"{script}.jsonl"
+    """What evals/NAME.py measured of a finished run, which is done once; None if it fails."""
+    results = run.folder / f"eval_{name}.jsonl"
     with alone(run.folder, signals):
         if not read_lines(results):  # a full disk leaves an empty one
-            data = {name: getattr(run.settings, name) for name in ("dataset", "data_path", "device", "num_workers")
-                    if getattr(run.settings, name) != ""}
-            command = launch(f"{script}.py", flags) + as_flags(data | settings | {"results": results})
+            data = {key: getattr(run.settings, key) for key in ("dataset", "data_path", "device", "num_workers")
+                    if getattr(run.settings, key) != ""}
+            command = launch(["-m", f"evals.{name}"], flags) + as_flags(data | settings | {"results": results})
             if execute([*command, *more], signals):
                 return None
         return read_lines(results)[-1]
@@ -68,7 +67,7 @@ def linear(run: Run, flags: argparse.Namespace, signals: list[int]) -> dict | No
     fails."""
     if "linear" not in run.row.paper or "knn_teacher" not in read_lines(run.folder / "log.txt")[-1]:
         return {}
-    line = evaluated("eval_linear", run, flags, signals, cached=True, seed=run.seed,
+    line = evaluated("linear", run, flags, signals, cached=True, seed=run.seed,
                      pretrained_weights=run.folder / "checkpoint.pth")
     return line and {"linear": max(value for name, value in line["measured"].items() if "top-1" in name)}
 
@@ -86,7 +85,7 @@ def costs(run: Run, signals: list[int]) -> dict[str, float | None]:
             print(f"measuring what {run.row.name} costs, some 15 s")
             try:
                 with hardware.start(settings.device, settings.precision) as world:
-                    found = measure.in_fresh_process(bench_step.cost_of_steps, bench_step.make_ours, settings, world,
+                    found = measure.in_fresh_process(step.cost_of_steps, step.make_ours, settings, world,
                                                      torch.get_num_threads(), 7, 15.0)
             except MemoryError:
                 return {}
@@ -141,10 +140,10 @@ def supervised(run: Run, flags: argparse.Namespace, signals: list[int]) -> dict 
     """
     settings, trained = run.settings, run.folder / "supervised"
     network = {name: getattr(settings, name) for name in ("arch", "patch_size", "num_heads", "init_std", "eval_size")}
-    line = evaluated("eval_transfer", run, flags, signals, "--from_scratch", **network, seed=run.seed,
+    line = evaluated("transfer", run, flags, signals, "--from_scratch", **network, seed=run.seed,
                      output_dir=trained)
     if line and (settings.dataset == "oxford_pets" or not (settings.dataset or settings.data_path)):
-        line = evaluated("eval_attention_segmentation", run, flags, signals, seed=run.seed,
+        line = evaluated("attention_segmentation", run, flags, signals, seed=run.seed,
                          pretrained_weights=run.folder / "checkpoint.pth",
                          supervised_weights=trained / "checkpoint.pth")
     kept = ("table", "arch", "patch_size", "data", "measured")  # not the paths of this machine

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import evaluation
 from checkpoint import read_checkpoint, save_checkpoint
 from commandline import InputError
 from data import Pictures
+from evals import common
 from features import EvaluationView, Pixels, extract_features
 from hardware import World
 
@@ -98,18 +98,18 @@ def knn_accuracies(data: LabelledFeatures, ks: tuple[int, ...] = (20,), temperat
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = evaluation.command_line(__doc__)
+    parser = common.command_line(__doc__)
     add = parser.add_argument
     add("--nb_knn", type=int, nargs="+", default=[10, 20, 100, 200], help="k, how many neighbours vote [10 20 100 200]")
     add("--temperature", type=float, default=0.07, help="of the votes [0.07]")
     add("--dump_features", default="", metavar="FILE", help="keep the features there")
     add("--load_features", default="", metavar="FILE", help="and vote with them again, without weights and pictures")
-    evaluation.run(parser, evaluate, argv)
+    common.run(parser, evaluate, argv)
 
 
 def evaluate(flags: Namespace, world: World) -> None:
     """Features from the network or from a file, then a table of top-1 and top-5 for every k."""
-    evaluation.require(flags, nb_knn=min(flags.nb_knn) >= 1, temperature=flags.temperature > 0)
+    common.require(flags, nb_knn=min(flags.nb_knn) >= 1, temperature=flags.temperature > 0)
     features, args, data = load_features(flags) if flags.load_features else features_of(flags, world)
     if flags.dump_features and world.is_main:
         save_checkpoint(flags.dump_features, {"features": {k: v._asdict() for k, v in features.items()}, "args": args,
@@ -121,21 +121,21 @@ def evaluate(flags: Namespace, world: World) -> None:
         for k, (top1, top5) in knn_accuracies(one, ks, flags.temperature, world).items():
             measured |= {f"{name}, k = {k}, top-1 %": top1, f"{name}, k = {k}, top-5 %": top5}
     paper = PAPER.get((args["arch"], args["patch_size"]))
-    evaluation.tell(flags, world, f"k-NN (Table 2: ViT-S/16 has {PAPER['vit_small', 16]} % on ImageNet)", args, data,
-                    measured, {f"{args['arch']}, k = 20, top-1 %": paper} if paper else {})
+    common.tell(flags, world, f"k-NN (Table 2: ViT-S/16 has {PAPER['vit_small', 16]} % on ImageNet)", args, data,
+                measured, {f"{args['arch']}, k = 20, top-1 %": paper} if paper else {})
 
 
 def features_of(flags: Namespace, world: World) -> tuple[dict[str, LabelledFeatures], dict, str]:
     """(features of the network and of raw pixels by name, the network's flags, what data it was)."""
-    backbone, args = evaluation.load_backbone(flags, world)
-    *split, asked = evaluation.load_labelled(flags, world)
+    backbone, args = common.load_backbone(flags, world)
+    *split, asked = common.load_labelled(flags, world)
     networks = {args["arch"]: backbone}
     if len(split[0]) + len(split[1]) <= 20_000:  # more raw pixels than that fill the memory
         networks["raw pixels"] = Pixels()
-    view = evaluation.evaluation_view(flags, args)
-    features = {name: extract(network, split, view, world, **evaluation.loading(flags, world))
+    view = common.evaluation_view(flags, args)
+    features = {name: extract(network, split, view, world, **common.loading(flags, world))
                 for name, network in networks.items()}
-    return features, args, (f"{evaluation.source(flags)}: {len(split[0])} pictures vote, {len(split[1])} asked "
+    return features, args, (f"{common.source(flags)}: {len(split[0])} pictures vote, {len(split[1])} asked "
                             f"({asked}), {len(split[0].classes)} classes, {view.size} pixels")
 
 

@@ -142,7 +142,7 @@ def start(device: str = "auto", precision: str = "auto", patience: float = 30) -
                                     timeout=timedelta(minutes=patience))
         try:
             yield World(dist.get_rank() if launched else 0, dist.get_world_size() if launched else 1, chosen,
-                           choose_dtype(precision, chosen))
+                        choose_dtype(precision, chosen))
         finally:
             if launched and dist.is_initialized():
                 dist.destroy_process_group()

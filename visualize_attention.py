@@ -27,8 +27,8 @@ import hardware
 from attention import cls_attention, keep_mass, to_pixels
 from commandline import CommandLine, InputError, brief, errors_in_one_line
 from data import decode
+from evals.film import animation_writer, film_frames
 from features import fit_to_patches, mean_and_std
-from film import animation_writer, film_frames
 
 matplotlib.use("Agg")  # draws to files, needs no screen
 import matplotlib.pyplot as plt

@@ -237,13 +237,13 @@ LADDER = (
             ("        log_q = log_q.log_softmax(dim=1)\n    return", "    return")],
          "the maximum not taken off": [("log_q - top - total((log_q - top).exp()", "log_q - total(log_q.exp()")]}),
     Exercise(
-        "eval_video_segmentation.py:propagate", "labels that propagate",
+        "evals/video_segmentation.py:propagate", "labels that propagate",
         "Each patch of a frame takes the labels of those patches of earlier frames that are most like it: the topk "
         "largest cosines among those at most radius rows and columns away (radius 0: all are near), weighted by a "
         "softmax; all, where fewer than topk are near. Go row by row: all cosines at once would not fit into memory.",
         "label[i] = sum over the topk likest j near i of  w[i, j] label[j]      w[i, .] = softmax(cos(i, .) / T)\n"
         "(r, c, D), (m, r, c, D), labels (m, r, c, C) -> (r, c, C)",
-        "`python eval_video_segmentation.py --pretrained_weights runs/labs/both/checkpoint.pth`, and its GIFs.",
+        "`python -m evals.video_segmentation --pretrained_weights runs/labs/both/checkpoint.pth`, and its GIFs.",
         ("test_video.py::test_propagation_agrees_with_a_loop_over_all_pairs",
          "test_video.py::test_a_patch_hears_exactly_the_patches_in_its_window"),
         {"weights that do not sum to 1": [("(best / temperature).softmax(dim=1)", "(best / temperature).exp()")],

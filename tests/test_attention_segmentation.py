@@ -7,13 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-import eval_attention_segmentation
 from attention import cls_attention, keep_mass, object_scores
 from backbone import build_backbone
 from checkpoint import load_backbone
 from creatures import CLASSES, make_creatures
 from data import Pictures, decode
-from eval_attention_segmentation import MaskedPictures, open_voc, read_pet, read_voc
+from evals import attention_segmentation
+from evals.attention_segmentation import MaskedPictures, open_voc, read_pet, read_voc
 
 
 def test_jaccards_are_those_of_a_loop_over_objects_heads_and_pixels():
@@ -86,8 +86,8 @@ def weights(tmp_path) -> Path:
 
 
 def run(tmp_path: Path, *flags) -> dict:
-    eval_attention_segmentation.main([*map(str, flags), "--device", "cpu", "--num_workers", "0", "--results",
-                                      str(tmp_path / "results.jsonl")])
+    attention_segmentation.main([*map(str, flags), "--device", "cpu", "--num_workers", "0", "--results",
+                                 str(tmp_path / "results.jsonl")])
     return json.loads((tmp_path / "results.jsonl").read_text().splitlines()[-1])
 
 
@@ -114,7 +114,7 @@ def test_pictures_count_alike_however_many_objects_they_hold(weights, tmp_path, 
     backbone, by_hand = load_backbone(weights)[0], []
     for name, size in (("one", (24, 40)), ("three", (40, 24))):
         image = decode(voc / "JPEGImages" / f"{name}.jpg")
-        pixels = eval_attention_segmentation.fit_to_patches(image, 24, 8).float() / 255
+        pixels = attention_segmentation.fit_to_patches(image, 24, 8).float() / 255
         assert pixels.shape[-2:] == size, "the picture's shape must be kept, in multiples of the patch"
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
         maps = cls_attention(backbone, ((pixels - mean.view(3, 1, 1)) / std.view(3, 1, 1)).unsqueeze(0))[0]
@@ -129,7 +129,7 @@ def test_the_three_columns_of_the_embedded_pictures(weights, tmp_path, capsys, m
     """Random weights follow the seed, the supervised column stands where its file is given, and paper's beside ours."""
     drawn = make_creatures(13)
     few = Pictures(drawn.images, drawn.labels, CLASSES, drawn.masks)
-    monkeypatch.setattr(eval_attention_segmentation, "open_pictures", lambda: (None, few))
+    monkeypatch.setattr(attention_segmentation, "open_pictures", lambda: (None, few))
     flags = ["--pretrained_weights", weights, "--eval_size", 64]
     two, three = run(tmp_path, *flags), run(tmp_path, *flags, "--supervised_weights", weights)
     other = run(tmp_path, *flags, "--seed", 1, "--threshold", 0.6)

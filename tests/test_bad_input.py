@@ -9,16 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-import eval_attention_segmentation
-import eval_copy_detection
-import eval_image_retrieval
 import eval_knn
-import eval_linear
-import eval_transfer
-import eval_video_segmentation
 import train
 import visualize_attention
 from commandline import errors_in_one_line
+from evals import attention_segmentation, copy_detection, image_retrieval, linear, transfer, video_segmentation
 
 REPO = Path(__file__).parent.parent
 
@@ -156,8 +151,8 @@ def test_a_torn_checkpoint_is_not_overwritten(finished, photos, capsys):
 
 
 @pytest.mark.parametrize("main", [
-    eval_attention_segmentation.main, eval_copy_detection.main, eval_image_retrieval.main, eval_knn.main,
-    eval_linear.main, eval_transfer.main, eval_video_segmentation.main, visualize_attention.main])
+    attention_segmentation.main, copy_detection.main, image_retrieval.main, eval_knn.main,
+    linear.main, transfer.main, video_segmentation.main, visualize_attention.main])
 def test_evaluations_refuse_what_is_no_checkpoint(main, tmp_path, photos, capsys):
     more = ["--image_path", photos / "0.png"] if main is visualize_attention.main else []
     assert "--pretrained_weights" in error_of(main, capsys, *more)

@@ -9,12 +9,12 @@ from PIL import Image
 from test_bad_input import error_of
 from torchvision.transforms.functional import resize, to_pil_image
 
-import eval_copy_detection
 from backbone import build_backbone
 from commandline import InputError
 from creatures import make_creatures
 from data import Pictures
-from eval_copy_detection import DISTORTIONS, Copies, Descriptor, distorted, find_copies, made_copies, open_copydays
+from evals import copy_detection
+from evals.copy_detection import DISTORTIONS, Copies, Descriptor, distorted, find_copies, made_copies, open_copydays
 
 
 def save_creatures(folder: Path, n: int, seed: int = 0) -> Path:
@@ -102,7 +102,7 @@ def test_made_copies_have_copydays_names_and_are_read_back(tmp_path):
     """original/NNNN00.jpg and strong/NNNN01.jpg ...; the same bytes a second time; read back with the right labels."""
     photos = save_creatures(tmp_path / "photos", 3)
     for name in ("once", "twice"):
-        eval_copy_detection.main(["--make", str(tmp_path / name), "--data_path", str(photos), "--device", "cpu"])
+        copy_detection.main(["--make", str(tmp_path / name), "--data_path", str(photos), "--device", "cpu"])
     files = {name: {path.relative_to(tmp_path / name).as_posix(): path.read_bytes()
                     for path in (tmp_path / name).rglob("*.jpg")} for name in ("once", "twice")}
     assert files["once"] == files["twice"]
@@ -116,7 +116,7 @@ def test_made_copies_have_copydays_names_and_are_read_back(tmp_path):
 def test_copies_that_cannot_be_finished_leave_nothing_behind(tmp_path, capsys):
     (save_creatures(tmp_path / "photos", 2) / "torn.png").write_bytes(b"PNG")
     with pytest.raises(SystemExit) as stopped:
-        eval_copy_detection.main(["--make", str(tmp_path / "made"), "--data_path", str(tmp_path / "photos")])
+        copy_detection.main(["--make", str(tmp_path / "made"), "--data_path", str(tmp_path / "photos")])
     assert stopped.value.code == 2 and "torn.png" in capsys.readouterr().err
     assert not list((tmp_path / "made").iterdir()), "--skip_bad_images could not be tried on the same folder"
 
@@ -143,15 +143,15 @@ FLAGS = "--device cpu --eval_size 32 --num_workers 0".split()
 def test_from_folders_to_a_table(weights, tmp_path, capsys):
     """Made copies, distractors and whitening from folders; jpegqual's copies here are the originals: all are found."""
     made = tmp_path / "made"
-    eval_copy_detection.main(["--make", str(made), "--data_path", str(save_creatures(tmp_path / "photos", 7)),
-                              "--device", "cpu"])
+    copy_detection.main(["--make", str(made), "--data_path", str(save_creatures(tmp_path / "photos", 7)),
+                         "--device", "cpu"])
     (made / "jpegqual" / "75").mkdir(parents=True)
     for path in (made / "original").iterdir():
         (made / "jpegqual" / "75" / path.name).write_bytes(path.read_bytes())
-    eval_copy_detection.main(["--pretrained_weights", str(weights), "--data_path", str(made), "--distractors",
-                              str(save_creatures(tmp_path / "others", 11, 1)), "--whiten",
-                              str(save_creatures(tmp_path / "more", 13, 2)), "--results",
-                              str(tmp_path / "results.jsonl"), *FLAGS])
+    copy_detection.main(["--pretrained_weights", str(weights), "--data_path", str(made), "--distractors",
+                         str(save_creatures(tmp_path / "others", 11, 1)), "--whiten",
+                         str(save_creatures(tmp_path / "more", 13, 2)), "--results",
+                         str(tmp_path / "results.jsonl"), *FLAGS])
     line = json.loads((tmp_path / "results.jsonl").read_text())
     assert set(line["measured"]) == {f"{block}, {step}, mAP %" for block in ("strong", "jpegqual/75")
                                      for step in ("whitened", "not whitened")}
@@ -169,7 +169,7 @@ def test_from_folders_to_a_table(weights, tmp_path, capsys):
 def test_what_is_missing_is_named(weights, tmp_path, capsys, flags, said):
     """One line with the flag or the file, and the mend."""
     photos = save_creatures(tmp_path / "photos", 2)
-    eval_copy_detection.main(["--make", str(tmp_path / "made"), "--data_path", str(photos), "--device", "cpu"])
+    copy_detection.main(["--make", str(tmp_path / "made"), "--data_path", str(photos), "--device", "cpu"])
     capsys.readouterr()
-    assert said in error_of(eval_copy_detection.main, capsys, "--pretrained_weights", weights, *FLAGS,
+    assert said in error_of(copy_detection.main, capsys, "--pretrained_weights", weights, *FLAGS,
                             *flags.format(tmp=tmp_path).split())

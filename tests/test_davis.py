@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-import davis
-from davis import PALETTE, contour_accuracy, outline, region_similarity, scores, share_near
+from evals import davis
+from evals.davis import PALETTE, contour_accuracy, outline, region_similarity, scores, share_near
 
 
 def blobs(frames: int, height: int, width: int, seed: int) -> torch.Tensor:

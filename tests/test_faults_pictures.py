@@ -18,12 +18,12 @@ import data
 import train
 from backbone import build_backbone
 from data import decode, find_pictures, open_pictures, without_unreadable
-from davis import read_annotation
-from eval_image_retrieval import read_ground_truth
+from evals.davis import read_annotation
+from evals.film import film_frames
+from evals.image_retrieval import read_ground_truth
+from evals.plain_pickle import read_plain_pickle
 from features import EvaluationView, fit_to_patches
-from film import film_frames
 from multicrop import MultiCrop
-from plain_pickle import read_plain_pickle
 from visualize_attention import main as visualize
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 from test_bad_input import error_of
 
-import eval_linear
 from backbone import build_backbone
 from creatures import CLASSES, make_creatures
 from data import Pictures
-from eval_linear import (
+from evals import linear
+from evals.common import Progress
+from evals.linear import (
     FrozenFeatures,
     TrainingView,
     accuracies,
@@ -25,7 +26,6 @@ from eval_linear import (
     set_lr,
     train_epoch,
 )
-from evaluation import Progress
 from features import EvaluationView, Pixels, extract_features
 from hardware import World
 from sampling import EpochBatches
@@ -166,9 +166,9 @@ def test_heads_trained_on_kept_features_decide_as_least_squares_onto_one_hot_tar
     flags = SimpleNamespace(cached=True, epochs=13, lr=[0.3], batch_size=31, num_workers=0, output_dir="", seed=0)
     batches, heads = EpochBatches(211, 31, 1, 0, 1, 0), make_heads(75, 7, 1)
     kept, held_out = (extract_features(Pixels(), part, view, HERE) for part in (learnt, asked))
-    eval_linear.train(heads, make_optimizer(heads, flags.lr, 31), Progress(Path(), {}), batches,
-                      make_source(Pixels(), learnt, view, batches, flags, HERE),
-                      lambda: accuracies(heads, held_out, asked.labels), flags, HERE)
+    linear.train(heads, make_optimizer(heads, flags.lr, 31), Progress(Path(), {}), batches,
+                 make_source(Pixels(), learnt, view, batches, flags, HERE),
+                 lambda: accuracies(heads, held_out, asked.labels), flags, HERE)
     with_ones = lambda features: torch.cat([features, torch.ones(len(features), 1)], dim=1)
     solution = torch.linalg.lstsq(with_ones(kept), torch.eye(7)[learnt.labels]).solution
     closed_form = (with_ones(held_out) @ solution).argmax(dim=1)
@@ -228,7 +228,7 @@ def command(creatures: Path, weights: Path, output: Path, *more: str) -> list[st
 def run(*args) -> tuple[dict, dict]:
     """The checkpoint of the heads and the last line of results."""
     output = args[2]
-    eval_linear.main(command(*args))
+    linear.main(command(*args))
     return (torch.load(output / "linear.pth", weights_only=True),
             json.loads((output / "results.jsonl").read_text().splitlines()[-1]))
 
@@ -267,7 +267,7 @@ def test_a_run_stopped_between_epochs_ends_bit_for_bit_where_an_uninterrupted_on
         epochs.append(1)
         return real_epoch(*args)
 
-    monkeypatch.setattr(eval_linear, "train_epoch", one_epoch)
+    monkeypatch.setattr(linear, "train_epoch", one_epoch)
     with pytest.raises(Stop):
         run(creatures, weights, tmp_path)
     monkeypatch.undo()
@@ -291,7 +291,7 @@ def test_heads_of_another_recipe_or_network_are_neither_continued_nor_overwritte
                               (weights, ["--cached"], "cached"), (weights, ["--n_last_blocks", "2"], "n_last_blocks"),
                               (other, [], "weights"), (other, ["--evaluate"], "weights"),
                               (weights, ["--data_path", str(darker)], "set of pictures")):
-        said = error_of(eval_linear.main, capsys, *command(creatures, file, tmp_path, *flags))
+        said = error_of(linear.main, capsys, *command(creatures, file, tmp_path, *flags))
         assert f"was made with another {name}" in said and "--output_dir" in said
     assert (tmp_path / "linear.pth").read_bytes() == kept
 
@@ -324,12 +324,12 @@ def test_fewer_pictures_than_a_batch_are_one_batch(creatures, weights, tmp_path)
 ])
 def test_bad_input_is_one_line_with_its_mend(creatures, weights, tmp_path, capsys, flags, said):
     flags = [flag.format(creatures=creatures) for flag in flags]
-    assert said in error_of(eval_linear.main, capsys, *command(creatures, weights, tmp_path, *flags))
+    assert said in error_of(linear.main, capsys, *command(creatures, weights, tmp_path, *flags))
 
 
 def test_another_file_in_the_output_folder_is_named(creatures, weights, tmp_path, capsys):
     (tmp_path / "linear.pth").write_bytes(weights.read_bytes())
-    said = error_of(eval_linear.main, capsys, *command(creatures, weights, tmp_path))
+    said = error_of(linear.main, capsys, *command(creatures, weights, tmp_path))
     assert "linear.pth' was not written by this evaluation" in said
 
 
@@ -342,8 +342,8 @@ def test_a_convnet_is_evaluated_too(creatures, tmp_path):
 
 @pytest.mark.slow
 def test_without_pictures_the_embedded_ones_are_learnt_from_kept_features(weights, tmp_path):
-    eval_linear.main(["--pretrained_weights", str(weights), "--eval_size", "32", "--device", "cpu", "--epochs", "3",
-                      "--lr", "0.5", "--results", str(tmp_path / "r.jsonl")])
+    linear.main(["--pretrained_weights", str(weights), "--eval_size", "32", "--device", "cpu", "--epochs", "3",
+                 "--lr", "0.5", "--results", str(tmp_path / "r.jsonl")])
     line = json.loads((tmp_path / "r.jsonl").read_text())
     assert "4000 pictures to learn from, 1000 asked" in line["data"] and "centre views" in line["data"]
     assert line["measured"]["lr 0.5, top-1 %"] > 15, "even an untrained network tells more than chance"
@@ -352,7 +352,7 @@ def test_without_pictures_the_embedded_ones_are_learnt_from_kept_features(weight
 def test_a_frozen_convnet_stays_as_it_is_while_heads_are_trained_on_it():
     """Its batch normalisations keep their statistics: extracting features must not put it into training mode."""
     backbone = build_backbone("resnet18").eval()
-    network = eval_linear.FrozenFeatures(backbone, 1, False)
+    network = linear.FrozenFeatures(backbone, 1, False)
     pictures = Pictures(torch.zeros(3, 3, 32, 32, dtype=torch.uint8))
     extract_features(network, pictures, EvaluationView(32, 1.0), World(0, 1, torch.device("cpu"), torch.float32))
     assert not any(module.training for module in backbone.modules())

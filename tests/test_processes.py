@@ -17,8 +17,8 @@ from test_copy_detection import save_creatures
 from test_linear import assert_same, write_creatures
 from test_video import write_davis
 
-import eval_copy_detection
 from backbone import build_backbone
+from evals import copy_detection
 
 REPO = Path(__file__).parent.parent
 FROZEN = " --pretrained_weights {data}/weights.pth --eval_size 32 --device cpu --results {output}/results.jsonl"
@@ -30,29 +30,30 @@ LEARNING = {
     "training with batch normalisation": TRAINING + " --use_bn_in_head true",
     "training with Sinkhorn-Knopp": TRAINING + " --centering sinkhorn",
     "training by InfoNCE": TRAINING + " --loss infonce --queue_length 48",  # whole steps, whose order differs inside
-    "linear": "eval_linear --data_path {data}/creatures --output_dir {output} --epochs 3 --lr 0.03 0.3 "
+    "linear": "evals.linear --data_path {data}/creatures --output_dir {output} --epochs 3 --lr 0.03 0.3 "
               "--batch_size {batch}" + PICTURES,
-    "fine-tuning": f"eval_transfer {' '.join(test_transfer.TINY)} --from_scratch --lr 0.2 --mixup 0 --cutmix 0 "
+    "fine-tuning": f"evals.transfer {' '.join(test_transfer.TINY)} --from_scratch --lr 0.2 --mixup 0 --cutmix 0 "
                    "--drop_path_rate 0 --batch_size {batch} --data_path {data}/dark --output_dir {output} --results "
                    "{output}/results.jsonl",
 }
 EVALUATIONS = {
     "k-NN": "eval_knn --data_path {data}/photos --nb_knn 3 5" + PICTURES,
     "k-NN, one picture asked": "eval_knn --data_path {data}/photos/few --nb_knn 1 5" + PICTURES,
-    "retrieval": "eval_image_retrieval --data_path {data}/photos" + PICTURES,
-    "copies, one distractor": "eval_copy_detection --data_path {data}/copies --distractors {data}/one --whiten "
+    "retrieval": "evals.image_retrieval --data_path {data}/photos" + PICTURES,
+    "copies, one distractor": "evals.copy_detection --data_path {data}/copies --distractors {data}/one --whiten "
                               "{data}/photos" + PICTURES,
-    "attention": "eval_attention_segmentation --data_path {data}/voc" + PICTURES,
-    "attention, the first without objects": "eval_attention_segmentation --data_path {data}/voc_of_two" + PICTURES,
-    "attention, one picture": "eval_attention_segmentation --data_path {data}/voc_of_one" + PICTURES,
-    "videos": "eval_video_segmentation --data_path {data}/davis --overlay false --output_dir {output}" + FROZEN,
-    "one video": "eval_video_segmentation --data_path {data}/davis_of_one --overlay false --output_dir {output}"
+    "attention": "evals.attention_segmentation --data_path {data}/voc" + PICTURES,
+    "attention, the first without objects": "evals.attention_segmentation --data_path {data}/voc_of_two" + PICTURES,
+    "attention, one picture": "evals.attention_segmentation --data_path {data}/voc_of_one" + PICTURES,
+    "videos": "evals.video_segmentation --data_path {data}/davis --overlay false --output_dir {output}" + FROZEN,
+    "one video": "evals.video_segmentation --data_path {data}/davis_of_one --overlay false --output_dir {output}"
                  + FROZEN,
 }
 DRIVER = """
 import importlib, json, os, pathlib, sys, warnings
 os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
-ours = "|".join(file.stem for file in pathlib.Path().glob("*.py"))
+files = [file for pattern in ("*.py", "*/*.py") for file in pathlib.Path().glob(pattern)]
+ours = "|".join(r"\\.".join(file.with_suffix("").parts) for file in files)
 for deprecated in (DeprecationWarning, FutureWarning):  # in our own modules
     warnings.filterwarnings("error", category=deprecated, module=f"({ours})$")
 for port, script, *flags in json.load(open(sys.argv[1])):
@@ -71,8 +72,8 @@ def write_data(data: Path) -> None:
     for i, (name, n) in enumerate((("few/fish", 3), ("few/snail", 4), ("more/leaf", 11), ("more/turtle", 13))):
         save_creatures(data / "photos" / name, n, seed=i)
     save_creatures(data / "one", 1, seed=4)
-    eval_copy_detection.main(["--make", str(data / "copies"), "--data_path", str(data / "photos/few"), "--device",
-                              "cpu"])
+    copy_detection.main(["--make", str(data / "copies"), "--data_path", str(data / "photos/few"), "--device",
+                         "cpu"])
     for name, listed in (("voc", "one\nnone\nthree\n"), ("voc_of_two", "none\nthree\n"), ("voc_of_one", "three\n")):
         (write_voc(data / name) / "ImageSets/Segmentation/val.txt").write_text(listed)
     write_davis(data / "davis")

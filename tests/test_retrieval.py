@@ -10,16 +10,16 @@ from PIL import Image
 from test_bad_input import error_of
 from torch import nn
 
-import eval_image_retrieval
 from backbone import build_backbone
 from commandline import InputError
 from creatures import make_creatures
 from data import Pictures
-from eval_image_retrieval import Crops, WholeView, judgements, revisited_map, same_class_map
+from evals import image_retrieval
+from evals.image_retrieval import Crops, WholeView, judgements, revisited_map, same_class_map
+from evals.plain_pickle import read_plain_pickle
+from evals.retrieval import MultiScale, average_precision, average_precisions, gem, learn_whitening
 from features import extract_features
 from hardware import World
-from plain_pickle import read_plain_pickle
-from retrieval import MultiScale, average_precision, average_precisions, gem, learn_whitening
 
 HERE = World(0, 1, torch.device("cpu"), torch.float32)
 
@@ -236,10 +236,10 @@ FLAGS = "--device cpu --eval_size 32 --num_workers 0".split()
 def test_the_revisited_benchmark_from_files_to_a_table(oxford, weights, tmp_path, capsys):
     """The table's mAPs are those of features taken one by one and ranked without the junk."""
     results = tmp_path / "results.jsonl"
-    eval_image_retrieval.main(["--pretrained_weights", str(weights), "--data_path", str(oxford.parent), "--multiscale",
-                               "false", "--results", str(results), *FLAGS])
+    image_retrieval.main(["--pretrained_weights", str(weights), "--data_path", str(oxford.parent), "--multiscale",
+                          "false", "--results", str(results), *FLAGS])
     measured = json.loads(results.read_text())["measured"]
-    files, query_files, judged = eval_image_retrieval.read_ground_truth(oxford / "gnd_roxford5k.pkl")
+    files, query_files, judged = image_retrieval.read_ground_truth(oxford / "gnd_roxford5k.pkl")
     backbone = build_backbone("vit_nano", 16, 32).eval()
     backbone.load_state_dict(torch.load(weights, weights_only=True))
     view = WholeView(16, size=32, crop=1)
@@ -266,7 +266,7 @@ def test_a_ground_truth_that_does_not_fit_is_named(oxford, weights, capsys, monk
     truth = {"imlist": [f"building_{i}" for i in range(7)], "qimlist": ["building_0", "building_1"],
              "gnd": [{"bbx": [0, 0, 9, 9], "easy": [1], "hard": [], "junk": []}] * 2}
     write_truth(oxford, truth | change if isinstance(change, dict) else change)
-    line = error_of(eval_image_retrieval.main, capsys, "--pretrained_weights", weights, "--data_path", oxford, *FLAGS)
+    line = error_of(image_retrieval.main, capsys, "--pretrained_weights", weights, "--data_path", oxford, *FLAGS)
     assert said in line and (said == "nowhere.jpg" or "gnd_roxford5k.pkl" in line)
     assert not (tmp_path / "proof").exists()
 
@@ -278,9 +278,9 @@ def test_class_folders_are_a_retrieval_task(weights, tmp_path, capsys):
         folder.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 30), [(200, 30 + i, 90), (30, 30 + i, 190)][i % 2]).save(folder / f"{i}.png")
     flags = ["--pretrained_weights", weights, "--results", tmp_path / "results.jsonl", *FLAGS, "--data_path"]
-    eval_image_retrieval.main([str(flag) for flag in [*flags, tmp_path / "photos"]])
+    image_retrieval.main([str(flag) for flag in [*flags, tmp_path / "photos"]])
     measured = json.loads((tmp_path / "results.jsonl").read_text())["measured"]
     assert measured["raw pixels, same class, mAP %"] == pytest.approx(100)
     capsys.readouterr()
-    assert "neither labels nor gnd_*.pkl" in error_of(eval_image_retrieval.main, capsys, *flags,
+    assert "neither labels nor gnd_*.pkl" in error_of(image_retrieval.main, capsys, *flags,
                                                       tmp_path / "photos" / "class 0")

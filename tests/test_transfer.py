@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from test_bad_input import error_of
 
-import eval_transfer
 from backbone import build_backbone
 from checkpoint import load_backbone
-from eval_transfer import Classifier, augmentation, mixing, paper_number, train_step
-from evaluation import Progress, balanced_share
+from evals import transfer
+from evals.common import Progress, balanced_share
+from evals.transfer import Classifier, augmentation, mixing, paper_number, train_step
 from hardware import World
 from optimizer import make_optimizer
 
@@ -39,8 +39,8 @@ def photos(tmp_path_factory) -> Path:
 
 def run(photos: Path, output: Path, *flags: str) -> dict:
     """Train in this process -> the JSON line, with the checkpoint's path under "checkpoint"."""
-    eval_transfer.main([*TINY, "--data_path", str(photos), "--output_dir", str(output), "--results",
-                        str(output / "results.jsonl"), *flags])
+    transfer.main([*TINY, "--data_path", str(photos), "--output_dir", str(output), "--results",
+                   str(output / "results.jsonl"), *flags])
     return json.loads((output / "results.jsonl").read_text().splitlines()[-1])
 
 
@@ -193,7 +193,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(photos, tmp_path, caps
 def test_bad_input_is_one_line(photos, tmp_path, capsys, flags, said):
     given = flags.format(photos=photos).split()
     where = [] if "data_path" in flags else ["--data_path", photos]
-    assert said in error_of(eval_transfer.main, capsys, *TINY, "--output_dir", tmp_path, *where, *given)
+    assert said in error_of(transfer.main, capsys, *TINY, "--output_dir", tmp_path, *where, *given)
 
 
 def test_a_run_of_other_settings_or_pictures_is_not_continued(photos, tmp_path, capsys):
@@ -204,7 +204,7 @@ def test_a_run_of_other_settings_or_pictures_is_not_continued(photos, tmp_path, 
     capsys.readouterr()
     for data, lr, said in ((photos, "0.03", "lr (0.04, not 0.03)"), (others, "0.04", "set of pictures")):
         assert f"was made with another {said}" in error_of(
-            eval_transfer.main, capsys, *TINY, "--data_path", data, "--output_dir", tmp_path, "--from_scratch",
+            transfer.main, capsys, *TINY, "--data_path", data, "--output_dir", tmp_path, "--from_scratch",
             "--epochs", "1", "--lr", lr)
     assert (tmp_path / "checkpoint.pth").read_bytes() == before
 
@@ -212,4 +212,4 @@ def test_a_run_of_other_settings_or_pictures_is_not_continued(photos, tmp_path, 
 def test_a_checkpoint_of_another_script_is_not_overwritten(photos, tmp_path, capsys):
     torch.save({"student": {}, "teacher": {}, "epoch": 1, "args": {}}, tmp_path / "checkpoint.pth")
     assert "was not written by this evaluation" in error_of(
-        eval_transfer.main, capsys, *TINY, "--data_path", photos, "--output_dir", tmp_path, "--from_scratch")
+        transfer.main, capsys, *TINY, "--data_path", photos, "--output_dir", tmp_path, "--from_scratch")

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-import eval_video_segmentation as evs
 from backbone import build_backbone
 from creatures import DUSK, make_clip
-from davis import PALETTE, Video, region_similarity, scores, write_annotation
+from evals import video_segmentation as evs
+from evals.davis import PALETTE, Video, region_similarity, scores, write_annotation
 from hardware import World
 
 HERE = World(0, 1, torch.device("cpu"), torch.float32)

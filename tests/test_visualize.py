@@ -12,8 +12,8 @@ import visualize_attention
 from attention import cls_attention, keep_mass
 from backbone import build_backbone
 from data import decode
+from evals.film import film_frames
 from features import mean_and_std
-from film import film_frames
 from visualize_attention import principal_colours
 
 

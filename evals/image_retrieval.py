@@ -13,9 +13,9 @@ and 34.4 on Paris; learnt on Google Landmarks v2 51.5, 24.3, 75.3 and 51.6. The 
 those below: Paris at 512 pixels and three scales, Oxford at 224 and one. Departures: the release shows the queries
 whole; its pictures are at most --eval_size long, ours just that, in whole patches.
 
-    python eval_image_retrieval.py --pretrained_weights runs/demo/checkpoint.pth
-    python eval_image_retrieval.py --pretrained dino_vits16 --data_path rparis6k/ --eval_size 512
-    python eval_image_retrieval.py --pretrained dino_vits16 --data_path roxford5k/ --eval_size 224 --multiscale false
+    python -m evals.image_retrieval --pretrained_weights runs/demo/checkpoint.pth
+    python -m evals.image_retrieval --pretrained dino_vits16 --data_path rparis6k/ --eval_size 512
+    python -m evals.image_retrieval --pretrained dino_vits16 --data_path roxford5k/ --eval_size 224 --multiscale false
 
 --data_path: a folder that holds, or whose folders hold, gnd_roxford5k.pkl or gnd_rparis6k.pkl beside jpg/; else one of
 class folders: each picture (of val/, if there is one) ranks the others, and those of its class are relevant.
@@ -33,13 +33,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-import evaluation
 from commandline import InputError, true_or_false
 from data import Pictures, decode
+from evals import common
+from evals.plain_pickle import read_plain_pickle
+from evals.retrieval import MultiScale, average_precisions
 from features import EvaluationView, Pixels, extract_features, fit_to_patches
 from hardware import World
-from plain_pickle import read_plain_pickle
-from retrieval import MultiScale, average_precisions
 
 PAPER = {("vit_small", 16): {"roxford5k, medium, mAP %": 41.8, "roxford5k, hard, mAP %": 13.7,
                              "rparis6k, medium, mAP %": 63.1, "rparis6k, hard, mAP %": 34.4},
@@ -132,15 +132,15 @@ def same_class_map(features: Tensor, labels: Tensor) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = evaluation.command_line(__doc__)
+    parser = common.command_line(__doc__)
     parser.add_argument("--multiscale", type=true_or_false, default=True, metavar="BOOL",
                         help="average the features at scales 1, 1/sqrt 2 and 1/2 [true]")
-    evaluation.run(parser, evaluate, argv)
+    common.run(parser, evaluate, argv)
 
 
 def evaluate(flags: Namespace, world: World) -> None:
     """The ground truths that --data_path holds, else its labels, and a table of mAPs."""
-    backbone, args = evaluation.load_backbone(flags, world)
+    backbone, args = common.load_backbone(flags, world)
     network = MultiScale(backbone, args["patch_size"], *([] if flags.multiscale else [(1,)]))
     folder = Path(flags.data_path)
     truths = sorted([*folder.glob("gnd_*.pkl"), *folder.glob("*/gnd_*.pkl")]) if flags.data_path else []
@@ -150,8 +150,8 @@ def evaluate(flags: Namespace, world: World) -> None:
         measured, data = revisited(network, args, truths, flags, world)
     paper = PAPER.get((args["arch"], args["patch_size"]), {})
     medium = PAPER["vit_small", 16]["roxford5k, medium, mAP %"]
-    evaluation.tell(flags, world, f"image retrieval (Table 3: ViT-S/16 has mAP {medium} on ROxford, medium)", args,
-                    f"{data}, {'three scales' if flags.multiscale else 'one scale'}", measured, paper)
+    common.tell(flags, world, f"image retrieval (Table 3: ViT-S/16 has mAP {medium} on ROxford, medium)", args,
+                f"{data}, {'three scales' if flags.multiscale else 'one scale'}", measured, paper)
 
 
 def revisited(network: nn.Module, args: dict, truths: list[Path], flags: Namespace,
@@ -160,31 +160,31 @@ def revisited(network: nn.Module, args: dict, truths: list[Path], flags: Namespa
     if flags.skip_bad_images:
         raise InputError("--skip_bad_images does not go with a ground truth, which numbers its pictures: mend them")
     measured = {}
-    view = evaluation.evaluation_view(flags, args | {"eval_crop": 1}, partial(WholeView, args["patch_size"]))
-    loading = evaluation.loading(flags, world) | {"batch_size": 1}  # each picture has a shape of its own
+    view = common.evaluation_view(flags, args | {"eval_crop": 1}, partial(WholeView, args["patch_size"]))
+    loading = common.loading(flags, world) | {"batch_size": 1}  # each picture has a shape of its own
     for truth, (files, query_files, judged) in [(truth, read_ground_truth(truth)) for truth in truths]:
         queries = Crops(query_files, [one["bbx"] for one in judged])
         features = [extract_features(network, Pictures(source), view, world, **loading) for source in (queries, files)]
         found = revisited_map(*features, judged)
         measured |= {f"{truth.stem.removeprefix('gnd_')}, {level}, mAP %": value for level, value in found.items()}
-    return measured, f"{evaluation.source(flags)}: long side {view.size} pixels"
+    return measured, f"{common.source(flags)}: long side {view.size} pixels"
 
 
 def labelled(network: nn.Module, args: dict, flags: Namespace, world: World) -> tuple[dict[str, float], str]:
     """The same of labelled pictures: (mAP of the network and of raw pixels, what data it was)."""
-    train, val = evaluation.load_pictures(flags, world)
+    train, val = common.load_pictures(flags, world)
     pictures = train if val is None or val.labels is None else val
     if pictures.labels is None:
         raise InputError(f"--data_path {flags.data_path!r} has neither labels nor gnd_*.pkl: put pictures into class "
                          "folders")
     pictures = pictures.subset((pictures.labels >= 0).nonzero().squeeze(1))
-    view, networks = evaluation.evaluation_view(flags, args), {args["arch"]: network}
+    view, networks = common.evaluation_view(flags, args), {args["arch"]: network}
     if len(pictures) <= 20_000:  # more raw pixels than that fill the memory
         networks["raw pixels"] = Pixels()
     measured = {f"{name}, same class, mAP %": same_class_map(extract_features(
-        one, pictures, view, world, **evaluation.loading(flags, world)), pictures.labels)
+        one, pictures, view, world, **common.loading(flags, world)), pictures.labels)
         for name, one in networks.items()}
-    return measured, f"{evaluation.source(flags)}: {len(pictures)} pictures rank each other, {view.size} pixels"
+    return measured, f"{common.source(flags)}: {len(pictures)} pictures rank each other, {view.size} pixels"
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@ ViT-S/16 on VOC12: random weights 22.0, supervised 27.3, DINO 45.9; 60 % of the 
 in appendix D, with the same numbers, so both are told. The best of several heads flatters diffuse maps: the mask of
 the heads' mean and the share of the attention on the objects stand below.
 
-    python eval_attention_segmentation.py --pretrained_weights runs/demo/checkpoint.pth \\
+    python -m evals.attention_segmentation --pretrained_weights runs/demo/checkpoint.pth \\
         --supervised_weights runs/supervised/checkpoint.pth
-    python eval_attention_segmentation.py --pretrained dino_vits16 --data_path VOCdevkit/VOC2012
-    python eval_attention_segmentation.py --pretrained dino_vits16 --dataset oxford_pets --data_path data/
+    python -m evals.attention_segmentation --pretrained dino_vits16 --data_path VOCdevkit/VOC2012
+    python -m evals.attention_segmentation --pretrained dino_vits16 --dataset oxford_pets --data_path data/
 
 --data_path: a folder laid out as VOC12 (JPEGImages, SegmentationObject, ImageSets/Segmentation/val.txt). Of the
-supervised network the same architecture must be trained, with eval_transfer.py --from_scratch. The short side becomes
+supervised network the same architecture must be trained, with evals.transfer --from_scratch. The short side becomes
 --eval_size pixels, 480 unless said (the embedded pictures: as in training), and both sides multiples of the patch; the
 masks keep their own resolution. Pixels that VOC12 (255) and Oxford Pets (the borders) leave open count nowhere in the
 Jaccard. The paper gives neither size nor treatment of these pixels.
@@ -32,11 +32,11 @@ from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
 import checkpoint
-import evaluation
 import hardware
 from attention import cls_attention, object_scores
 from commandline import InputError, brief
 from data import UNREADABLE, decode, open_pictures, to_rgb, torchvision_part
+from evals import common
 from features import fit_to_patches, mean_and_std
 from hardware import World
 
@@ -144,10 +144,10 @@ def mean_scores(network: nn.Module, args: dict, pictures: MaskedPictures, size: 
 
 def networks(flags: Namespace, world: World) -> dict[str, tuple[nn.Module, dict]]:
     """Fig. 4's columns: the same architecture with random weights, supervised if given, and with DINO's."""
-    dino, args = evaluation.load_backbone(flags, world)
+    dino, args = common.load_backbone(flags, world)
     if not hasattr(dino, "get_last_selfattention"):
         raise InputError(f"{args['arch']} has no attention to segment with: take a ViT's weights")
-    columns = {"random": (evaluation.untrained(args, world, flags.seed), args)}
+    columns = {"random": (common.untrained(args, world, flags.seed), args)}
     if flags.supervised_weights:
         supervised, its = checkpoint.load_backbone(flags.supervised_weights, "teacher", args["arch"],
                                                    args["patch_size"])
@@ -156,17 +156,17 @@ def networks(flags: Namespace, world: World) -> dict[str, tuple[nn.Module, dict]
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = evaluation.command_line(__doc__, batch_size=0)
+    parser = common.command_line(__doc__, batch_size=0)
     add = parser.add_argument
-    add("--supervised_weights", default="", metavar="FILE", help="of eval_transfer.py --from_scratch, for the column")
+    add("--supervised_weights", default="", metavar="FILE", help="of evals.transfer --from_scratch, for the column")
     add("--threshold", type=float, nargs="+", default=[0.6, 0.8], help="shares of the mass that are kept [0.6 0.8]")
     add("--seed", type=int, default=0, help="of the random weights [0]")
-    evaluation.run(parser, evaluate, argv)
+    common.run(parser, evaluate, argv)
 
 
 def evaluate(flags: Namespace, world: World) -> None:
     """Every column's scores, then the table, row by row."""
-    evaluation.require(flags, threshold=all(0 < mass <= 1 for mass in flags.threshold))
+    common.require(flags, threshold=all(0 < mass <= 1 for mass in flags.threshold))
     if flags.skip_bad_images:
         raise InputError("--skip_bad_images does not go with masks: mend the pictures, or take their names out of "
                          "val.txt")
@@ -184,9 +184,9 @@ def evaluate(flags: Namespace, world: World) -> None:
     measured = {f"{row}: {name}": found[name][key] for row, key in rows.items() for name in columns}
     measured |= {f"mass on the objects %: {name}": 100 * found[name]["mass_on_object"] for name in columns}
     small = ", ".join(f"{name} {value}" for name, value in PAPER["vit_small", 16].items())
-    evaluation.tell(flags, world, f"Jaccard of attention's masks (Fig. 4: ViT-S/16 has {small} on VOC12)", args,
-                    f"{evaluation.source(flags)}: {n} pictures, {objects} objects, short side {size} pixels",
-                    measured, paper)
+    common.tell(flags, world, f"Jaccard of attention's masks (Fig. 4: ViT-S/16 has {small} on VOC12)", args,
+                f"{common.source(flags)}: {n} pictures, {objects} objects, short side {size} pixels",
+                measured, paper)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ an epoch's incomplete last batch is left out; the release's [CLS] and mean patch
 one follows the other. --cached learns from centre views, as Tables 10 and 12 do, which solve a logistic regression.
 ViT-S/16 after DINO: 77.0 % on ImageNet, with 1 % of the labels 64.5 % (Table 12).
 
-    python eval_linear.py --pretrained_weights runs/demo/checkpoint.pth                 # embedded pictures, --cached
-    python eval_linear.py --pretrained_weights runs/mine/checkpoint.pth --data_path photos/ --cached
-    python eval_linear.py --pretrained dino_vits16 --data_path imagenet/ --cached --fraction 0.01       # few labels
-    torchrun --nproc_per_node=8 eval_linear.py --pretrained dino_vits16 --data_path imagenet/ --output_dir runs/linear
+    python -m evals.linear --pretrained_weights runs/demo/checkpoint.pth                 # embedded pictures, --cached
+    python -m evals.linear --pretrained_weights runs/mine/checkpoint.pth --data_path photos/ --cached
+    python -m evals.linear --pretrained dino_vits16 --data_path imagenet/ --cached --fraction 0.01       # few labels
+    torchrun --nproc_per_node=8 -m evals.linear --pretrained dino_vits16 --data_path imagenet/ --output_dir runs/linear
     (the last command again goes on where it was stopped; with --evaluate it only evaluates what is there)
 
 --data_path: class folders (every fifth picture is asked, the others are learnt from), or train/ and val/ with such.
@@ -32,11 +32,11 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2.functional import resized_crop
 from tqdm import tqdm
 
-import evaluation
 from commandline import InputError, true_or_false
 from data import Pictures
 from eval_knn import top_accuracy
-from evaluation import Progress
+from evals import common
+from evals.common import Progress
 from features import EvaluationView, extract_features
 from hardware import World
 from optimizer import cosine
@@ -146,10 +146,10 @@ def make_source(network: FrozenFeatures, pictures: Pictures, view: EvaluationVie
     """What gives an epoch's batches of features (B, d) and labels (B,): of augmented views, or with --cached of the
     centre views, whose features are taken once."""
     if flags.cached:
-        kept = extract_features(network, pictures, view, world, **evaluation.loading(flags, world))
+        kept = extract_features(network, pictures, view, world, **common.loading(flags, world))
         return lambda: ((kept[rows], pictures.labels[rows])
                         for rows in ([index for _, index in keys] for keys in batches))
-    loader = evaluation.training_loader(pictures, TrainingView(view), batches, flags, world)
+    loader = common.training_loader(pictures, TrainingView(view), batches, flags, world)
 
     def augmented() -> Iterator[tuple[Tensor, Tensor]]:
         for views, labels in loader:
@@ -163,10 +163,10 @@ def make_source(network: FrozenFeatures, pictures: Pictures, view: EvaluationVie
 def recipe_of(network: FrozenFeatures, pictures: Pictures, view: EvaluationView, batches: EpochBatches, classes: int,
               flags: Namespace) -> dict:
     """What must agree for heads to be evaluated, and besides for their training to go on."""
-    recipe = {"weights": evaluation.fingerprint(network.backbone), "n_last_blocks": network.n_last_blocks,
+    recipe = {"weights": common.fingerprint(network.backbone), "n_last_blocks": network.n_last_blocks,
               "avgpool_patchtokens": network.avgpool, "eval_size": view.size, "classes": classes, "lr": flags.lr}
     return recipe if flags.evaluate else recipe | {
-        "set of pictures": evaluation.fingerprint_of_pictures(pictures), "number of pictures": len(pictures),
+        "set of pictures": common.fingerprint_of_pictures(pictures), "number of pictures": len(pictures),
         "batch": batches.pictures_per_step, "epochs": flags.epochs, "cached": flags.cached, "seed": flags.seed}
 
 
@@ -205,18 +205,18 @@ def table(scores: list[tuple[float, float]], lrs: list[float], args: dict) -> tu
 
 def evaluate(flags: Namespace, world: World) -> None:
     """Train the heads, or with --evaluate take those of --output_dir; then a table of the sweep."""
-    evaluation.require(flags, n_last_blocks=flags.n_last_blocks >= 0, epochs=flags.epochs >= 1,
-                       lr=min(flags.lr) > 0, fraction=0 < flags.fraction <= 1)
+    common.require(flags, n_last_blocks=flags.n_last_blocks >= 0, epochs=flags.epochs >= 1,
+                   lr=min(flags.lr) > 0, fraction=0 < flags.fraction <= 1)
     if flags.evaluate and not flags.output_dir:
         raise InputError("--evaluate takes the heads of an earlier run: say where they are with --output_dir")
     if flags.cached is None:
         flags.cached = not (flags.data_path or flags.dataset)
-    backbone, args = evaluation.load_backbone(flags, world)
+    backbone, args = common.load_backbone(flags, world)
     network = FrozenFeatures(backbone, *blocks_to_read(flags, backbone, args["arch"]))
-    view = evaluation.evaluation_view(flags, args)
-    pictures, val, asked = evaluation.load_labelled(flags, world)
-    pictures = pictures.subset(evaluation.balanced_share(pictures.labels, flags.fraction, flags.seed))
-    batches = evaluation.epoch_batches(pictures, flags, world)
+    view = common.evaluation_view(flags, args)
+    pictures, val, asked = common.load_labelled(flags, world)
+    pictures = pictures.subset(common.balanced_share(pictures.labels, flags.fraction, flags.seed))
+    batches = common.epoch_batches(pictures, flags, world)
     classes = 1 + int(torch.cat([pictures.labels, val.labels]).max())
     heads = make_heads(network.width, classes, len(flags.lr), flags.seed).to(world.device)
     optimizer = make_optimizer(heads, flags.lr, batches.pictures_per_step)
@@ -224,20 +224,20 @@ def evaluate(flags: Namespace, world: World) -> None:
                    heads=heads, optimizer=optimizer)
     if flags.evaluate or (flags.output_dir and world.all_see(run.path)):
         run.load()
-    val_features = extract_features(network, val, view, world, **evaluation.loading(flags, world))
+    val_features = extract_features(network, val, view, world, **common.loading(flags, world))
     validate = lambda: accuracies(heads, val_features, val.labels)
     if run.epoch < flags.epochs and not flags.evaluate:
         source = make_source(network, pictures, view, batches, flags, world)
         train(heads, optimizer, run, batches, source, validate, flags, world)
-    data = (f"{evaluation.source(flags)}: {run.recipe['number of pictures']} pictures to learn from, {len(val)} asked "
+    data = (f"{common.source(flags)}: {run.recipe['number of pictures']} pictures to learn from, {len(val)} asked "
             f"({asked}), {classes} classes, {view.size} pixels; {run.epoch} epochs"
             f"{' of centre views' * run.recipe['cached']}")
-    evaluation.tell(flags, world, f"linear (Table 2: ViT-S/16 has {PAPER['vit_small', 16]} % on ImageNet)", args, data,
-                    *table(validate(), flags.lr, args))
+    common.tell(flags, world, f"linear (Table 2: ViT-S/16 has {PAPER['vit_small', 16]} % on ImageNet)", args, data,
+                *table(validate(), flags.lr, args))
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = evaluation.command_line(__doc__, batch_size=128)
+    parser = common.command_line(__doc__, batch_size=128)
     add = parser.add_argument
     add("--epochs", type=int, default=100, help="[100]")
     add("--lr", type=float, nargs="+", default=SWEEP, help=f"per 256 pictures, each for a head of its own {SWEEP}")
@@ -249,7 +249,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--output_dir", default="", help="keep the heads there after each epoch, and go on from them")
     add("--evaluate", action="store_true", help="only evaluate the heads in --output_dir")
     add("--seed", type=int, default=0, help="[0]")
-    evaluation.run(parser, evaluate, argv)
+    common.run(parser, evaluate, argv)
 
 
 if __name__ == "__main__":

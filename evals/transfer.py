@@ -6,10 +6,10 @@ From scratch it is the paper's supervised baseline, whose attention Fig. 4 compa
 79.9 % from scratch, 81.5 % from DINO's weights; ViT-B/16: 81.8 and 82.8 %, in Table 11 beside other pretrainings.
 Told is the last epoch, not the best one.
 
-    python eval_transfer.py --from_scratch
-    python eval_transfer.py --pretrained_weights runs/demo/checkpoint.pth --fraction 0.01 0.1 1
-    python eval_transfer.py --pretrained dino_vits16 --dataset cifar10 --download --epochs 1000 --lr 1e-5
-    torchrun --nproc_per_node=8 eval_transfer.py --from_scratch --data_path imagenet/ --batch_size 128
+    python -m evals.transfer --from_scratch
+    python -m evals.transfer --pretrained_weights runs/demo/checkpoint.pth --fraction 0.01 0.1 1
+    python -m evals.transfer --pretrained dino_vits16 --dataset cifar10 --download --epochs 1000 --lr 1e-5
+    torchrun --nproc_per_node=8 -m evals.transfer --from_scratch --data_path imagenet/ --batch_size 128
 
 --data_path: a folder of class folders (every fifth picture is asked, the others train), or with train/ and val/ in it.
 --epochs and --lr are DeiT's for ImageNet from scratch; good weights on small data want a smaller lr, and longer. A
@@ -17,7 +17,7 @@ Told is the last epoch, not the best one.
 every other script reads the checkpoint's backbone. Departures from DeiT: no repeated augmentation, no average of the
 weights; from the paper: of Flowers torchvision's train part alone, and with a --fraction too all weights are trained.
 The paper's "Low-shot" (Table 12) is a logistic regression on frozen features, without fine-tuning and augmentation:
-eval_linear.py --cached --fraction comes near it.
+evals.linear --cached --fraction comes near it.
 
 Shapes: B images, S pixels, D width, C classes.
 """
@@ -33,13 +33,13 @@ from torchvision.transforms import InterpolationMode, v2
 from tqdm import tqdm
 
 import batch_norm
-import evaluation
 import hardware
 from backbone import VITS, build_backbone
 from commandline import InputError
 from data import Pictures
 from eval_knn import top_accuracy
-from evaluation import Progress
+from evals import common
+from evals.common import Progress
 from features import extract_features
 from hardware import World
 from optimizer import cosine, make_optimizer
@@ -123,7 +123,7 @@ def build_network(flags: Namespace, start: tuple[nn.Module, dict] | None, classe
     about = {name: args.get(name, getattr(fresh, name)) for name in (
         "arch", "patch_size", "num_heads", "init_std", "eval_size", "eval_crop", "mean", "std")}
     about["patch_size"] = about["patch_size"] if about["arch"] in VITS else 1
-    about["eval_size"] = evaluation.view_size(flags, about)
+    about["eval_size"] = common.view_size(flags, about)
     about["train_size"] = flags.train_size or about["eval_size"]
     if about["train_size"] % about["patch_size"]:
         raise InputError(f"--train_size {flags.train_size} must be a multiple of the patch size {about['patch_size']}")
@@ -139,8 +139,8 @@ def recipe_of(pictures: Pictures, start: tuple[nn.Module, dict] | None, about: d
               world: World) -> dict:
     """What must agree for a training to go on."""
     return {name: getattr(flags, name) for name in (*DEIT, *REGULARISED, "batch_size", "seed")} | about | {
-        "set of weights": evaluation.fingerprint(start[0]) if start else "none", "number of classes": classes,
-        "number of pictures": len(pictures), "set of pictures": evaluation.fingerprint_of_pictures(pictures),
+        "set of weights": common.fingerprint(start[0]) if start else "none", "number of classes": classes,
+        "number of pictures": len(pictures), "set of pictures": common.fingerprint_of_pictures(pictures),
         "number of processes": world.world_size}
 
 
@@ -150,8 +150,8 @@ def fine_tune(network: Classifier, pictures: Pictures, about: dict, run: Progres
     if world.all_see(run.path):
         run.load()
     view = augmentation(about["train_size"], flags.crop_scale, flags.erasing, about["mean"], about["std"])
-    batches = evaluation.epoch_batches(pictures, flags, world)
-    loader = evaluation.training_loader(pictures, view, batches, flags, world)
+    batches = common.epoch_batches(pictures, flags, world)
+    loader = common.training_loader(pictures, view, batches, flags, world)
     mix = mixing(flags.mixup, flags.cutmix, network.classifier.out_features)
     hardware.compile_hot_path([network.backbone], "auto", world)
     ddp_network = hardware.average_gradients(network.train(), world)
@@ -179,7 +179,7 @@ def fine_tune(network: Classifier, pictures: Pictures, about: dict, run: Progres
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = evaluation.command_line(__doc__, batch_size=64)
+    parser = common.command_line(__doc__, batch_size=64)
     parser.set_defaults(precision="auto")
     add = parser.add_argument
     add("--from_scratch", action="store_true", help="fresh weights instead: the supervised baseline")
@@ -192,7 +192,7 @@ def main(argv: list[str] | None = None) -> None:
         add(f"--{name}", type=type(value), default=value, help=f"[{value}]")
     add("--seed", type=int, default=0, help="of weights, shares, order and augmentation [0]")
     add("--output_dir", default="", help="gets checkpoint.pth [runs/transfer, or runs/supervised from scratch]")
-    evaluation.run(parser, evaluate, argv)
+    common.run(parser, evaluate, argv)
 
 
 def check(flags: Namespace) -> None:
@@ -202,7 +202,7 @@ def check(flags: Namespace) -> None:
         setattr(flags, name, value if getattr(flags, name) is None else getattr(flags, name))
     flags.output_dir = flags.output_dir or ("runs/supervised" if flags.from_scratch else "runs/transfer")
     at_least_0 = ("train_size", "weight_decay", "mixup", "cutmix", *FRESH)
-    evaluation.require(
+    common.require(
         flags, epochs=flags.epochs >= 1, warmup_epochs=0 <= flags.warmup_epochs <= flags.epochs, lr=flags.lr > 0,
         drop_path_rate=0 <= flags.drop_path_rate < 1, crop_scale=0 < flags.crop_scale <= 1,
         fraction=all(0 < share <= 1 for share in flags.fraction), smoothing=0 <= flags.smoothing < 1,
@@ -222,29 +222,29 @@ def paper_number(args: dict, how: str, dataset: str) -> float | None:
 def evaluate(flags: Namespace, world: World) -> None:
     """Train with each share of the labels, then a table of top-1 and top-5."""
     check(flags)
-    start = None if flags.from_scratch else evaluation.load_backbone(flags, world)
-    train, val, asked = evaluation.load_labelled(flags, world)
+    start = None if flags.from_scratch else common.load_backbone(flags, world)
+    train, val, asked = common.load_labelled(flags, world)
     classes = 1 + int(torch.cat([train.labels, val.labels]).max())
     how, measured = "fine-tuned" if start else "from scratch", {}
     for share in flags.fraction:
-        few = evaluation.balanced_share(train.labels, share, flags.seed)
+        few = common.balanced_share(train.labels, share, flags.seed)
         shown = train.subset(few.repeat(round(1 / share)))  # so that an epoch of any share is equally many steps
         network, about = build_network(flags, start, classes, world)
         path = Path(flags.output_dir, "" if share == 1 else f"{share:g}", "checkpoint.pth")
         run = Progress(path, recipe_of(shown, start, about, classes, flags, world), network=network,
                        optimizer=make_optimizer("adamw", network))
         fine_tune(network, shown, about, run, flags, world)
-        logits = extract_features(network, val, evaluation.evaluation_view(flags, about), world,
-                                  **evaluation.loading(flags, world))
+        logits = extract_features(network, val, common.evaluation_view(flags, about), world,
+                                  **common.loading(flags, world))
         row = f"{how}, {len(few)} labels" if share < 1 else how
         measured |= {f"{row}, top-{k} %": top_accuracy(logits, val.labels, k) for k in (1, 5)}
     number = paper_number(about, how, flags.dataset)
-    data = (f"{evaluation.source(flags)}: {len(train)} pictures train, {len(val)} asked ({asked}), {classes} classes, "
+    data = (f"{common.source(flags)}: {len(train)} pictures train, {len(val)} asked ({asked}), {classes} classes, "
             f"{about['eval_size']} pixels, {flags.epochs} epochs"
             + f"; the paper's: {flags.dataset or 'imagenet'}" * bool(number))
     small = ", ".join(f"{name} {values['imagenet']}" for name, values in PAPER["vit_small", 16].items())
-    evaluation.tell(flags, world, f"Transfer (Table 6: ViT-S/16 has {small} % on ImageNet)", about, data, measured,
-                    {f"{how}, top-1 %": number} if number else {})
+    common.tell(flags, world, f"Transfer (Table 6: ViT-S/16 has {small} % on ImageNet)", about, data, measured,
+                {f"{how}, top-1 %": number} if number else {})
 
 
 if __name__ == "__main__":

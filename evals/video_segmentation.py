@@ -4,8 +4,8 @@ The first frame's mask is given. Each patch of a later frame takes the labels of
 among those at most 12 rows and columns away in the first frame and the last 7, weighted by exp(cosine / 0.1).
 ViT-S/8 after DINO: J&F 69.9 on DAVIS 2017.
 
-    python eval_video_segmentation.py --pretrained_weights runs/mine/checkpoint.pth
-    python eval_video_segmentation.py --pretrained dino_vits8 --data_path DAVIS/
+    python -m evals.video_segmentation --pretrained_weights runs/mine/checkpoint.pth
+    python -m evals.video_segmentation --pretrained dino_vits8 --data_path DAVIS/
 
 --data_path: the folder DAVIS, whose ImageSets/2017/val.txt names the sequences; without it a few clips of the embedded
 creatures. Written are OUT/SEQUENCE/00000.png ..., which the official evaluation reads, and with --overlay
@@ -31,10 +31,10 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import evaluation
 from commandline import InputError, true_or_false, write_whole
 from creatures import make_clip
-from davis import VOID, Video, davis_files, outline, read_video, scores, write_annotation
+from evals import common
+from evals.davis import VOID, Video, davis_files, outline, read_video, scores, write_annotation
 from features import fit_to_patches, mean_and_std
 from hardware import World
 
@@ -129,7 +129,7 @@ def clip(number: int) -> Video:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = evaluation.command_line(__doc__, videos=True)
+    parser = common.command_line(__doc__, videos=True)
     add = parser.add_argument
     add("--n_last_frames", type=int, default=7, help="that vote beside the first [7]")
     add("--size_mask_neighborhood", type=int, default=12, help="radius in patches, 0: no limit [12]")
@@ -137,14 +137,14 @@ def main(argv: list[str] | None = None) -> None:
     add("--temperature", type=float, default=0.1, help="of the votes [0.1]")
     add("--overlay", type=true_or_false, default=True, metavar="true|false", help="write frames to look at [true]")
     add("--output_dir", default="runs/video", metavar="OUT", help="gets masks and overlays [runs/video]")
-    evaluation.run(parser, evaluate, argv)
+    common.run(parser, evaluate, argv)
 
 
 def evaluate(flags: Namespace, world: World) -> None:
     """Follow the objects of every sequence, write, score, and tell; the sequences are shared over the processes."""
-    evaluation.require(flags, n_last_frames=flags.n_last_frames >= 0, topk=flags.topk >= 1,
-                       size_mask_neighborhood=flags.size_mask_neighborhood >= 0, temperature=flags.temperature > 0)
-    backbone, args = evaluation.load_backbone(flags, world)
+    common.require(flags, n_last_frames=flags.n_last_frames >= 0, topk=flags.topk >= 1,
+                   size_mask_neighborhood=flags.size_mask_neighborhood >= 0, temperature=flags.temperature > 0)
+    backbone, args = common.load_backbone(flags, world)
     if not hasattr(backbone, "get_intermediate_layers"):
         raise InputError(f"{args['arch']} has no patch tokens to match: take a ViT's weights")
     files = davis_files(flags.data_path) if flags.data_path else {}
@@ -152,7 +152,7 @@ def evaluate(flags: Namespace, world: World) -> None:
     short_side = flags.eval_size or (480 if files else CLIP_SIDE)
     follow_in = partial(follow, short_side=short_side, args=args, world=world, n_last_frames=flags.n_last_frames,
                         topk=flags.topk, radius=flags.size_mask_neighborhood, temperature=flags.temperature)
-    fresh, measured = None if files else evaluation.untrained(args, world), []
+    fresh, measured = None if files else common.untrained(args, world), []
     for index in torch.arange(len(sequences)).tensor_split(world.world_size)[world.rank].tolist():
         video = read_video(sequences[index], files[sequences[index]]) if files else clip(index)
         ids = follow_in(backbone, video)
@@ -161,10 +161,10 @@ def evaluate(flags: Namespace, world: World) -> None:
         measured.append(torch.stack([scores(one, video.ids) for one in (ids, *rivals)], dim=1))
     objects = world.gather_rows(torch.cat(measured) if measured else torch.empty(0))
     data = f"{flags.data_path or 'the embedded clips'}: {len(sequences)} sequences, {len(objects)} objects"
-    evaluation.tell(flags, world, "video object segmentation (Table 5: ViT-S/16 has J&F "
-                    f"{PAPER['vit_small', 16][0]} on DAVIS 2017)", args,
-                    f"{data}, short side {short_side} pixels", table(objects),
-                    dict(zip(NAMES, PAPER.get((args["arch"], args["patch_size"]), ()))))
+    common.tell(flags, world, "video object segmentation (Table 5: ViT-S/16 has J&F "
+                f"{PAPER['vit_small', 16][0]} on DAVIS 2017)", args,
+                f"{data}, short side {short_side} pixels", table(objects),
+                dict(zip(NAMES, PAPER.get((args["arch"], args["patch_size"]), ()))))
 
 
 def table(objects: Tensor) -> dict[str, float]:

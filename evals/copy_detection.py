@@ -5,9 +5,9 @@ copy ranks the originals among distractors; mAP over the copies. On Copydays' st
 DINO reaches 81.7 with ViT-B/16, 85.5 with ViT-B/8 at 320 pixels; supervised ViT-B/16 76.4. As in the release pictures
 are stretched to squares. Departures: the release ranks the first 20 only, and its covariance is not around the mean.
 
-    python eval_copy_detection.py --pretrained_weights runs/demo/checkpoint.pth
-    python eval_copy_detection.py --pretrained dino_vitb16 --data_path copydays/ --distractors yfcc/a/ --whiten yfcc/b/
-    python eval_copy_detection.py --make copies/ --data_path photos/
+    python -m evals.copy_detection --pretrained_weights runs/demo/checkpoint.pth
+    python -m evals.copy_detection --pretrained dino_vitb16 --data_path copydays/ --distractors yfcc/a/ --whiten yfcc/b/
+    python -m evals.copy_detection --make copies/ --data_path photos/
 
 --data_path: Copydays' layout, original/NNNN00.jpg and strong/NNNN01.jpg ..., jpegqual/Q/NNNN00.jpg, crops/P/NNNN00.jpg
 (Q, P: quality, percent cut off) as far as they are there; a copy's original has the same name but for the last two
@@ -32,12 +32,12 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import pil_to_tensor, resize, to_pil_image
 from tqdm import tqdm
 
-import evaluation
 from commandline import InputError, brief
 from data import Pictures, find_pictures, open_folder
+from evals import common
+from evals.retrieval import average_precisions, gem, learn_whitening
 from features import EvaluationView, extract_features
 from hardware import World
-from retrieval import average_precisions, gem, learn_whitening
 from vit import VisionTransformer
 
 PAPER = {("vit_base", 16, 224): 81.7, ("vit_base", 8, 320): 85.5}  # Table 4, strong, with the pictures' size in pixels
@@ -167,11 +167,11 @@ def open_copies(flags: Namespace, world: World) -> Copies:
     if not flags.data_path or flags.dataset:
         if flags.distractors or flags.whiten:
             raise InputError("--distractors and --whiten go with a --data_path in Copydays' layout: --make writes one")
-        train, val = evaluation.load_pictures(flags, world)
+        train, val = common.load_pictures(flags, world)
         if val is None:
             raise InputError(f"--dataset {flags.dataset} has no test part to copy: write copies with --make")
         return made_copies(train, val)
-    readable = lambda pictures: evaluation.readable(flags, pictures)
+    readable = lambda pictures: common.readable(flags, pictures)
     originals, blocks = open_copydays(Path(flags.data_path))
     others = [readable(open_folder(Path(path))) if path else None for path in (flags.distractors, flags.whiten)]
     return Copies(readable(originals), {name: readable(block) for name, block in blocks.items()}, *others)
@@ -200,33 +200,33 @@ def make(pictures: Pictures, folder: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = evaluation.command_line(__doc__)
+    parser = common.command_line(__doc__)
     add = parser.add_argument
     add("--distractors", default="", metavar="FOLDER", help="pictures that are searched beside the originals")
     add("--whiten", default="", metavar="FOLDER", help="other pictures, to learn the whitening on; more than 2 D")
     add("--make", default="", metavar="FOLDER", help="write strong copies of the pictures there; needs no weights")
-    evaluation.run(parser, evaluate, argv)
+    common.run(parser, evaluate, argv)
 
 
 def evaluate(flags: Namespace, world: World) -> None:
     """Make copies, or find them: a table of mAPs by block, whitened and not."""
     if flags.make:
-        train, val = evaluation.load_pictures(flags, world)
+        train, val = common.load_pictures(flags, world)
         return make(train if val is None else val, Path(flags.make)) if world.is_main else None
-    backbone, args = evaluation.load_backbone(flags, world)
+    backbone, args = common.load_backbone(flags, world)
     if not isinstance(backbone, (VisionTransformer, ResNet)):
         raise InputError(f"{args['arch']} has no patch tokens: take the weights of a ViT or a ResNet")
     copies = open_copies(flags, world)
-    view = evaluation.evaluation_view(flags, args | {"eval_crop": 1}, SquareView)
+    view = common.evaluation_view(flags, args | {"eval_crop": 1}, SquareView)
     found = find_copies(copies, lambda pictures: extract_features(
-        Descriptor(backbone), pictures, view, world, **evaluation.loading(flags, world)))
+        Descriptor(backbone), pictures, view, world, **common.loading(flags, world)))
     counts = [0 if part is None else len(part) for part in (copies.originals, copies.distractors, copies.whitening)]
     paper = PAPER.get((args["arch"], args["patch_size"], view.size))
     strong = PAPER["vit_base", 16, 224]
-    evaluation.tell(flags, world, f"copy detection (Table 4: ViT-B/16 has mAP {strong} on Copydays, strong)", args,
-                    "{}: {} originals among {} distractors, whitening from {} pictures, {size} x {size} pixels".format(
-                        evaluation.source(flags), *counts, size=view.size),
-                    found, {"strong, whitened, mAP %": paper} if paper else {})
+    common.tell(flags, world, f"copy detection (Table 4: ViT-B/16 has mAP {strong} on Copydays, strong)", args,
+                "{}: {} originals among {} distractors, whitening from {} pictures, {size} x {size} pixels".format(
+                        common.source(flags), *counts, size=view.size),
+                found, {"strong, whitened, mAP %": paper} if paper else {})
 
 
 def find_copies(copies: Copies, describe: Callable[[Pictures], Tensor]) -> dict[str, float]:
