@@ -1,7 +1,7 @@
 """BYOL's loss (its paper's Eq. 2: Grill et al. 2020), for Tables 7 and 14: squared distance in place of cross-entropy.
 
 BYOL itself is this loss with a predictor on the student, a momentum teacher, no multi-crop, and a head of one hidden
-layer with batch normalisation that ends in 256 outputs, without prototypes (ablation_rows.py has its settings): row 7
+layer with batch normalisation that ends in 256 outputs, without prototypes (ablations/rows.py has its settings): row 7
 of Table 7. Row 5 keeps DINO's head, center and crops, and takes the distance between l2-normalised outputs, unsharpened
 (appendix B). Where the center goes there is not said: here it is subtracted from the teacher's logits before the norm.
 

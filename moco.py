@@ -2,7 +2,7 @@
 picture from many others.
 
 MoCo-v2 itself is this loss at temperature 0.2 with a momentum teacher (0.999, constant), no multi-crop, and a head of
-one hidden layer that ends in 128 outputs (DINO's appendix B gives it a larger one: ablation_rows.py). Departures: both
+one hidden layer that ends in 128 outputs (DINO's appendix B gives it a larger one: ablations/rows.py). Departures: both
 global views serve as query and as key, as in DINO's own pairs; the original takes one direction.
 
 Shapes: B images, V views, d outputs, L keys in the queue; outputs are view-major.

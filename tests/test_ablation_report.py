@@ -7,8 +7,8 @@ import torch
 from matplotlib.axes import Axes
 from test_ablations import weights_of
 
-import ablation_report
-from ablation_rows import Row, Study
+from ablations import report
+from ablations.rows import Row, Study
 from creatures import make_creatures
 from data import Pictures
 
@@ -27,8 +27,8 @@ def lines() -> list[dict]:
 
 def test_the_table_gives_mean_deviation_and_number_beside_the_paper_s(lines):
     """s = sqrt(((33 - 34.5)^2 + (36 - 34.5)^2) / (2 - 1)) = 2.12; columns that nobody filled are left out."""
-    text = ablation_report.markdown([list(ablation_report.HEAD),
-                                     *(ablation_report.cells(row, lines, "demo") for row in STUDY.rows)])
+    text = report.markdown([list(report.HEAD),
+                            *(report.cells(row, lines, "demo") for row in STUDY.rows)])
     head, _, one, other, missing = [[cell.strip() for cell in row.strip("|").split("|")] for row in text.splitlines()]
     assert head == ["row", "the paper's", "k-NN, teacher", "student", "untrained", "changed"], "nor speeds where the " \
         "paper has none"
@@ -49,7 +49,7 @@ def drawn(axes: Axes) -> list[tuple]:
 def test_rows_are_drawn_with_each_seed_s_k_nn_and_linear_beside_the_paper_s(tmp_path, lines):
     """k-NN and linear are different numbers, so their marks differ, ours and the paper's; the axis names neither."""
     lines[0]["linear"] = 47.0
-    axes, = ablation_report.draw(tmp_path / "figure.png", "components", STUDY, lines).axes
+    axes, = report.draw(tmp_path / "figure.png", "components", STUDY, lines).axes
     marks = {(label, marker): [points for other, _, points in drawn(axes) if other == label]
              for label, marker, _ in drawn(axes)}
     assert marks == {
@@ -66,7 +66,7 @@ def test_rows_are_drawn_with_each_seed_s_k_nn_and_linear_beside_the_paper_s(tmp_
 def test_teachers_are_drawn_as_the_mean_over_the_seeds_without_epochs_that_were_not_evaluated(tmp_path, lines):
     """Fig. 6, from the untrained network's k-NN on: (33 + 36) / 2 at the end of the third epoch."""
     lines[0]["knn_teacher"][0] = None
-    axes, = ablation_report.draw(tmp_path / "figure.png", "teachers", STUDY, lines).axes
+    axes, = report.draw(tmp_path / "figure.png", "teachers", STUDY, lines).axes
     curves = {label: points for label, _, points in drawn(axes)}
     assert curves["one: teacher"] == [[0, 19.0], [2, 32.0], [3, 34.5]]
     assert curves["other: student"] == [[0, 19.0], [1, 30.0], [2, 31.0], [3, 32.0]]
@@ -77,7 +77,7 @@ def test_collapse_is_drawn_along_the_parts_of_the_epochs_under_ln_k(tmp_path, li
     """Fig. 7: six values in three epochs are half an epoch each, drawn where it ends."""
     for line in lines:
         line["entropy_curve"], line["kl_curve"] = [3.0, 2.5, 2.0, 1.5, 1.0, 0.5], [0.5] * 6
-    entropy, kl = ablation_report.draw(tmp_path / "figure.png", "collapse", STUDY, lines).axes
+    entropy, kl = report.draw(tmp_path / "figure.png", "collapse", STUDY, lines).axes
     curve = {label: points for label, _, points in drawn(entropy)}
     assert curve["one"] == [[0.5, 3.0], [1, 2.5], [1.5, 2.0], [2, 1.5], [2.5, 1.0], [3, 0.5]]
     assert [y for _, y in curve[f"ln K = {math.log(K):.3f}"]] == [round(math.log(K), 3)] * 2
@@ -87,14 +87,14 @@ def test_collapse_is_drawn_along_the_parts_of_the_epochs_under_ln_k(tmp_path, li
 def test_k_nn_is_drawn_against_the_costs_that_were_measured(tmp_path, lines):
     """Table 8's here: training's images/s and memory; from 0 on, so that a small difference looks small."""
     lines[0] |= {"train_per_s": 151.0, "mib": 123.0}
-    speed, memory = ablation_report.draw(tmp_path / "figure.png", "crops", STUDY, lines).axes
+    speed, memory = report.draw(tmp_path / "figure.png", "crops", STUDY, lines).axes
     assert drawn(speed) == [("one", "o", [[151.0, 33.0]])] and drawn(memory) == [("one", "o", [[123.0, 33.0]])]
     assert (speed.get_xlabel(), memory.get_xlabel()) == ("training, images/s", "training, MiB")
     assert all(axes.get_xlim()[0] == axes.get_ylim()[0] == 0 for axes in (speed, memory))
 
 
 def test_where_no_cost_could_be_measured_the_rows_are_drawn(tmp_path, lines):
-    axes, = ablation_report.draw(tmp_path / "figure.png", "crops", STUDY, lines).axes
+    axes, = report.draw(tmp_path / "figure.png", "crops", STUDY, lines).axes
     assert axes.get_xlabel() == "top-1, %"
 
 
@@ -103,7 +103,7 @@ def test_the_masks_of_both_networks_stand_side_by_side(tmp_path):
     torch.manual_seed(0)
     weights = {name: weights_of(tmp_path / name) for name in ("supervised", "DINO")}
     pictures = Pictures(make_creatures(3).images)
-    figure = ablation_report.draw_masks(tmp_path / "masks.png", weights, pictures)
+    figure = report.draw_masks(tmp_path / "masks.png", weights, pictures)
     assert [axes.get_title() for axes in figure.axes[:3]] == ["", "supervised", "DINO"]
     assert "60%" in figure.get_suptitle() and "mean of the heads" in figure.get_suptitle()
     for i in range(3):

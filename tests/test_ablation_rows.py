@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-import ablation_runs
-import ablations
-from ablation_rows import STUDIES, Row
+from ablations import __main__ as ablations
+from ablations import runs
+from ablations.rows import STUDIES, Row
 from settings import PRESETS, Settings
 
 
@@ -21,12 +21,12 @@ def test_a_row_differs_from_its_base_in_exactly_what_the_table_says(name, preset
     flags, study = flags_of("--preset", preset), STUDIES[name]
 
     def settings_with(changes: dict) -> Settings:
-        return ablation_runs.make_run(study, Row("", changes), 0, flags).settings
+        return runs.make_run(study, Row("", changes), 0, flags).settings
 
     base = settings_with({})
     for row in study.rows:
         changes = row.changes(preset)
-        settings = ablation_runs.make_run(study, row, 0, flags).settings
+        settings = runs.make_run(study, row, 0, flags).settings
         other_preset = {"preset": changes["preset"]} if "preset" in changes else {}
         assert settings == replace(settings_with(other_preset) if other_preset else base, **changes), row.name
         swept = {setting for other in study.rows if other != row for setting, value in other.changes(preset).items()
@@ -54,7 +54,7 @@ def test_table_7_s_ticks_and_table_15_s_columns_are_what_is_trained(preset):
     flags = flags_of("--preset", preset)
 
     def settings_of(name: str) -> list[Settings]:
-        return [ablation_runs.make_run(STUDIES[name], row, 0, flags).settings for row in STUDIES[name].rows]
+        return [runs.make_run(STUDIES[name], row, 0, flags).settings for row in STUDIES[name].rows]
 
     assert {row.name: (run.teacher == "momentum", run.centering == "sinkhorn", run.local_crops_number > 0, run.loss,
                        run.predictor)
@@ -91,7 +91,7 @@ def test_the_other_methods_have_their_own_papers_settings_wherever_they_stand(me
     found = [(study, row) for study in STUDIES.values() for row in study.rows if method in row.name]
     assert len(found) >= 5
     for study, row in found:
-        settings = ablation_runs.make_run(study, row, 0, flags_of("--preset", preset)).settings
+        settings = runs.make_run(study, row, 0, flags_of("--preset", preset)).settings
         recipe = PRESETS[row.changes(preset).get("preset", preset)]
         wanted = {"lr": recipe.get("lr", Settings.lr)} | expected
         wanted |= {"predictor": False} if "no predictor" in row.name else {}
@@ -108,7 +108,7 @@ def test_a_row_is_what_its_name_says_with_every_preset(name, setting, values, pr
     """A value that is one preset's own is not another's, so rows say it."""
     flags, study = flags_of("--preset", preset), STUDIES[name]
     rows = {"out_dim": study.rows[-5:], "use_bn_in_head": study.rows[:2]}.get(setting, study.rows)
-    assert [getattr(ablation_runs.make_run(study, row, 0, flags).settings, setting) for row in rows] == values
+    assert [getattr(runs.make_run(study, row, 0, flags).settings, setting) for row in rows] == values
 
 
 @pytest.mark.parametrize(("name", "column", "numbers"), [
@@ -153,7 +153,7 @@ def test_equal_settings_share_a_folder_and_others_do_not():
     """DINO's own row stands in several studies, and is trained once."""
     def folder(name: str, row: int, *argv: str, seed: int = 0) -> Path:
         flags, study = flags_of("--preset", "demo", *argv), STUDIES[name]
-        return ablation_runs.make_run(study, study.rows[row], seed, flags).folder
+        return runs.make_run(study, study.rows[row], seed, flags).folder
 
     dino = folder("components", 0)
     assert dino == folder("collapse", 0) == folder("heads", 0) == folder("methods", 3)
@@ -167,7 +167,7 @@ def test_equal_settings_share_a_folder_and_others_do_not():
 def test_the_row_has_the_last_word_and_the_command_line_the_one_before():
     flags = flags_of("--preset", "demo", "--epochs", "7", "--", "--local_crops_number", "3", "--warmup_epochs", "2")
     study = STUDIES["components"]
-    base, alone = (ablation_runs.make_run(study, study.rows[i], 5, flags) for i in (0, 3))
+    base, alone = (runs.make_run(study, study.rows[i], 5, flags) for i in (0, 3))
     assert (base.settings.epochs, base.settings.local_crops_number, base.settings.warmup_epochs) == (7, 3, 2)
     assert (alone.settings.epochs, alone.settings.local_crops_number, alone.settings.seed) == (7, 0, 5)
     assert base.command[-2:] == ["--output_dir", str(base.folder)]

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import ablation_report
-import ablation_runs
-import ablations
-from ablation_rows import STUDIES, Row, Study
-from ablation_runs import Run
+from ablations import __main__ as ablations
+from ablations import report
+from ablations import runs as ablation_runs
+from ablations.rows import STUDIES, Row, Study
+from ablations.runs import Run
 from backbone import build_backbone
 from checkpoint import save_checkpoint
 from commandline import InputError
@@ -223,7 +223,7 @@ def test_each_run_s_verdict_is_checked_against_the_row_s(tmp_path, entropy, kl, 
     run = a_run(tmp_path, log_of(3, entropy, kl))
     lines = [ablations.raw_line(run._replace(row=row), "demo") for row in rows]
     assert {line["verdict"] for line in lines} == {found}
-    told = ablation_report.surprises(Study("Fig. 7", {}, rows), lines)
+    told = report.surprises(Study("Fig. 7", {}, rows), lines)
     assert len(told) == 2 and all(f"found {found or 'no collapse'}" in line for line in told)
 
 
@@ -291,13 +291,16 @@ def test_a_wrong_flag_is_told_before_anything_runs(argv, said, capsys, tmp_path)
 
 @pytest.mark.slow
 def test_a_study_of_two_rows_runs_fails_in_one_and_shows_the_other(tmp_path, monkeypatch, capfd):
-    """train.py itself, very small."""
+    """train.py and evals.linear themselves, very small; another evals, in the current folder, is not taken for ours."""
     rng = np.random.default_rng(0)
     for i in range(24):
         path = tmp_path / "photos" / f"class{i % 2}" / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(path)
-    rows = (Row("small"), Row("too large", {"batch_size_per_gpu": 5000}))
+    (tmp_path / "evals").mkdir()
+    (tmp_path / "evals" / "__init__.py").write_text("raise SystemExit('another evals')")
+    monkeypatch.chdir(tmp_path)
+    rows = (Row("small", {}, {"linear": 76.1}), Row("too large", {"batch_size_per_gpu": 5000}))
     monkeypatch.setitem(STUDIES, "tiny", Study("nowhere", {}, rows))
     argv = ["tiny", "--preset", "demo", "--data_path", str(tmp_path / "photos"), "--epochs", "1", "--output_dir",
             str(tmp_path / "out"), "--", *"--patch_size 16 --global_crops_size 32 --local_crops_size 16 --eval_size 32 "
@@ -309,5 +312,5 @@ def test_a_study_of_two_rows_runs_fails_in_one_and_shows_the_other(tmp_path, mon
     assert stopped.value.code == 1 and "too large, seed 0 failed with exit status 2" in said.err
     assert "| small" in said.out and "lower --batch_size_per_gpu" in said.err
     line, = json.loads((tmp_path / "out" / "tiny.json").read_text())
-    assert line["row"] == "small" and len(line["knn_teacher"]) == 1 and line["data"] == "photos"
+    assert line["row"] == "small" and line["linear"] > 0 and len(line["knn_teacher"]) == 1 and line["data"] == "photos"
     assert (tmp_path / "out" / "tiny.png").exists()

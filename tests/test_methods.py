@@ -12,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 import train
-from ablation_rows import BYOL_DEMO, MOCO_DEMO, PAIR_DEMO, SWAV_DEMO, as_flags
+from ablations.rows import BYOL_DEMO, MOCO_DEMO, PAIR_DEMO, SWAV_DEMO, as_flags
 from byol import SquaredDistance
 from hardware import World
 from head import DINOHead, mlp

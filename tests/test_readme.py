@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ablation_rows import STUDIES
+from ablations.rows import STUDIES
 from classroom.ladder import LADDER
 from settings import parse_settings
 
@@ -74,10 +74,10 @@ def test_the_number_that_a_row_names_is_found_in_its_files(what, where):
 
 
 def test_every_study_that_is_shown_exists_and_every_study_is_shown():
-    for study in re.findall(r"ablations\.py (\w+)", COMMANDS):
-        assert study in (*STUDIES, "all"), f"a page shows ablations.py {study}, which is no study"
+    for study in re.findall(r"-m ablations (\w+)", COMMANDS):
+        assert study in (*STUDIES, "all"), f"a page shows python -m ablations {study}, which is no study"
     for study in STUDIES:
-        assert re.search(rf"(`|ablations\.py ){study}\b", README), f"README does not say what the study {study} is"
+        assert re.search(rf"(`|-m ablations ){study}\b", README), f"README does not say what the study {study} is"
 
 
 def test_every_training_that_is_shown_has_settings_that_are_allowed_and_a_folder_of_its_own():

@@ -2,7 +2,7 @@
 
 A study has a base, which is the changes to the preset that all its rows share, and rows, which are changes to that
 base. On the embedded pictures a row keeps its meaning but not always its value, since 65,536 prototypes or 300 epochs
-make no sense there: then its settings for the demo stand beside the paper's. ablations.py trains the rows.
+make no sense there: then its settings for the demo stand beside the paper's. python -m ablations trains the rows.
 
 Departures: rows without local crops take the wider range of scales that the release advises, since the paper names
 none; the momentum of MoCo-v2's teacher rises to 1 as everyone's here; a teacher temperature of 0 is one of 0.0001;

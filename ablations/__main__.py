@@ -1,11 +1,11 @@
 """The paper's ablations, and the methods it is compared with, as rows of one table (Sec. 5; appendix B to E).
 
-    python ablations.py components --seeds 0 1 2            # on the embedded pictures, two to four minutes a row
-    python ablations.py all --epochs 1                      # a first look at everything
-    python ablations.py teachers --data_path imagenet/train --nproc_per_node 8 -- --accumulate 2
-    python ablations.py collapse --data_path photos/ --preset small --epochs 20 -- --warmup_teacher_temp_epochs 5
+    python -m ablations components --seeds 0 1 2            # on the embedded pictures, two to four minutes a row
+    python -m ablations all --epochs 1                      # a first look at everything
+    python -m ablations teachers --data_path imagenet/train --nproc_per_node 8 -- --accumulate 2
+    python -m ablations collapse --data_path photos/ --preset small --epochs 20 -- --warmup_teacher_temp_epochs 5
 
-The rows are data (ablation_rows.py). Each is a run of train.py, whose flags are the preset's, changed by the study's
+The rows are data (rows.py). Each is a run of train.py, whose flags are the preset's, changed by the study's
 base, by --data_path and --epochs, by what stands behind --, and last by the row itself. Finished runs are skipped,
 stopped ones go on, and equal runs of several rows are one; a run that fails is told and left out. Then follows the
 linear evaluation where the paper has one, and the paper's numbers stand beside these, mean and standard deviation over
@@ -20,11 +20,11 @@ from pathlib import Path
 
 import torch
 
-import ablation_report
 import hardware
 import report
-from ablation_rows import STUDIES, as_flags
-from ablation_runs import Run, alone, execute, launch, make_run, read_lines, read_objects, train_all
+from ablations import report as ablation_report
+from ablations.rows import STUDIES, as_flags
+from ablations.runs import Run, alone, execute, launch, make_run, read_lines, read_objects, train_all
 from bench import measure, step
 from commandline import CommandLine, InputError, errors_in_one_line, write_whole
 from data import open_pictures

@@ -1,8 +1,8 @@
 """What the ablations show: a table of the paper's numbers and these, and a figure for each study (Fig. 4 to 7).
 
-Everything is made from raw lines, one a row and seed, as ablations.py writes them: lists of the epochs' k-NN of teacher
+Everything is made from raw lines, one a row and seed, as __main__.py writes them: lists of the epochs' k-NN of teacher
 and student in %, entropy and KL in nats, images/s of runs that shared their machine; None for an epoch without k-NN.
-Speeds and memory in table and figure are measured by themselves (ablations.py:costs).
+Speeds and memory in table and figure are measured by themselves (__main__.py:costs).
 
 Shapes: B pictures, h heads, r x c patches, S pixels.
 """
@@ -15,7 +15,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ablation_rows import Row, Study, as_flags
+from ablations.rows import Row, Study, as_flags
 from attention import cls_attention, keep_mass, to_pixels
 from checkpoint import load_backbone
 from commandline import write_whole

@@ -1,7 +1,7 @@
 """A row of the ablations as a run of train.py: its checked settings, its folder, its command, and its training.
 
 A run's folder is named after its settings, so that equal rows are trained once; whoever works there holds a lock, so
-that several ablations.py can share an --output_dir (not on Windows, which has no such locks).
+that several processes of python -m ablations can share an --output_dir (not on Windows, which has no such locks).
 """
 import argparse
 import json
@@ -16,12 +16,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from ablation_rows import Row, Study, as_flags
+from ablations.rows import Row, Study, as_flags
 from commandline import InputError
 from run_state import MAY_DIFFER
 from settings import Settings, parse_settings
 
-REPO = Path(__file__).parent
+REPO = Path(__file__).parent.parent
 
 
 class Run(NamedTuple):
@@ -102,7 +102,7 @@ def execute(command: list[str], signals: list[int]) -> int:
 
 @contextmanager
 def alone(folder: Path, signals: list[int]) -> Iterator[None]:
-    """Hold the folder's lock inside; wait for it while another ablations.py works there. Exits if a signal has come."""
+    """Hold the folder's lock inside; wait for it while another process works there. Exits if a signal has come."""
     stop_if_asked(signals)
     try:
         import fcntl
