@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
-from commandline import InputError, brief
-from creatures import CLASSES, make_creatures
+from runtime.commandline import InputError, brief
+from runtime.creatures import CLASSES, make_creatures
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
               ".jp2", ".tga", ".avif")

@@ -19,12 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from checkpoint import read_checkpoint, save_checkpoint
-from commandline import InputError
 from data import Pictures
 from evals import common
 from features import EvaluationView, Pixels, extract_features
-from hardware import World
+from runtime.commandline import InputError
+from runtime.hardware import World
+from training.checkpoint import read_checkpoint, save_checkpoint
 
 PAPER = {("vit_small", 16): 74.5, ("vit_small", 8): 78.3, ("vit_base", 16): 76.1, ("vit_base", 8): 77.4,
          ("resnet50", 1): 67.5}  # Table 2: top-1 on ImageNet, k = 20

@@ -13,9 +13,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import center_crop, resize
 from tqdm import tqdm
 
-from commandline import InputError
 from data import Pictures
-from hardware import World, leave_signals_to_training
+from runtime.commandline import InputError
+from runtime.hardware import World, leave_signals_to_training
 from settings import IMAGENET_MEAN, IMAGENET_STD
 
 MOST_PIXELS = 2 ** 24  # of a whole picture that a network looks at

@@ -11,7 +11,7 @@ from argparse import SUPPRESS
 from dataclasses import dataclass
 from functools import cache
 
-from commandline import CommandLine, InputError, true_or_false
+from runtime.commandline import CommandLine, InputError, true_or_false
 
 # mean and standard deviation of red, green, blue in 0 ... 1 over ImageNet's pictures, by which all are normalised
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -224,7 +224,10 @@ def check(settings: Settings) -> None:
     for flag in ("warmup_epochs", "warmup_teacher_temp_epochs"):
         require(getattr(settings, flag) <= settings.epochs, flag,
                 f"is longer than the run of --epochs {settings.epochs}: give a shorter --{flag} too, or more --epochs")
-    from backbone import VITS, is_arch  # not above, since it loads torch: --help and the checks so far answer at once
+    from training.backbone import (  # not above, since it loads torch: --help and the checks so far answer at once
+        VITS,
+        is_arch,
+    )
 
     require(is_arch(settings.arch), "arch", f"is unknown: choose one of {', '.join(VITS)}, or a convnet of torchvision "
             "such as resnet50")

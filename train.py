@@ -17,7 +17,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
-from commandline import InputError, errors_in_one_line
+from runtime.commandline import InputError, errors_in_one_line
 from settings import Settings, parse_settings
 
 if __name__ == "__main__":
@@ -29,22 +29,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-import batch_norm
-import finite
-import hardware
-import report
-import sampling
 from data import Pictures, knn_split, open_pictures, without_unreadable
 from eval_knn import extract, knn_accuracies
 from features import EvaluationView, Pixels
-from hardware import World
 from loss import DINOLoss
 from multicrop import MultiCrop, MultiCropNetwork
-from optimizer import clip_gradients
-from run_state import RunState, build_student, claimed, save_run, start_run
-from sampling import CropsDataset, EpochBatches, seed_of
-from optimizer import cosine, linear
+from optimizer import clip_gradients, cosine, linear
+from runtime import batch_norm, finite, hardware, sampling
+from runtime.hardware import World
+from runtime.sampling import CropsDataset, EpochBatches, seed_of
 from teacher import make_teacher, momentum_of, update_teacher
+from training import report
+from training.run_state import RunState, build_student, claimed, save_run, start_run
 
 READ_EVERY = {"cuda": 10}  # steps between looks at the metrics; what is not finite is noticed then
 

@@ -22,13 +22,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import checkpoint
-import hardware
 from attention import cls_attention, keep_mass, to_pixels
-from commandline import CommandLine, InputError, brief, errors_in_one_line
 from data import decode
 from evals.film import animation_writer, film_frames
 from features import fit_to_patches, mean_and_std
+from runtime import hardware
+from runtime.commandline import CommandLine, InputError, brief, errors_in_one_line
+from training import checkpoint
 
 matplotlib.use("Agg")  # draws to files, needs no screen
 import matplotlib.pyplot as plt

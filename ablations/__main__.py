@@ -20,15 +20,15 @@ from pathlib import Path
 
 import torch
 
-import hardware
-import report
 from ablations import report as ablation_report
 from ablations.rows import STUDIES, as_flags
 from ablations.runs import Run, alone, execute, launch, make_run, read_lines, read_objects, train_all
 from bench import measure, step
-from commandline import CommandLine, InputError, errors_in_one_line, write_whole
 from data import open_pictures
+from runtime import hardware
+from runtime.commandline import CommandLine, InputError, errors_in_one_line, write_whole
 from settings import parse_settings
+from training import report
 
 KEYS = ("knn_teacher", "knn_student", "train_entropy", "train_kl", "images_per_s")  # of an epoch, in log.txt
 

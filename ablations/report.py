@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 
 from ablations.rows import Row, Study, as_flags
 from attention import cls_attention, keep_mass, to_pixels
-from checkpoint import load_backbone
-from commandline import write_whole
 from data import Pictures
 from features import EvaluationView
-from report import unnormalised
+from runtime.commandline import write_whole
+from training.checkpoint import load_backbone
+from training.report import unnormalised
 from visualize_attention import overlay
 
 COSTS = {"train_per_s": ("hours", "training, images/s"), "features_per_s": ("images/s", "features, images/s"),

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ablations.rows import Row, Study, as_flags
-from commandline import InputError
-from run_state import MAY_DIFFER
+from runtime.commandline import InputError
 from settings import Settings, parse_settings
+from training.run_state import MAY_DIFFER
 
 REPO = Path(__file__).parent.parent
 

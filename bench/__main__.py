@@ -25,22 +25,22 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms.functional import to_pil_image
 
-import hardware
 from bench import measure
 from bench import step as bench_step
 from bench.plain import PlainCrops, PlainLoss, PlainPictures, plain_knn, plain_update_teacher
 from bench.step import VALUES, make_ours, make_plain, random_crops, step_in_parts
-from commandline import CommandLine, errors_in_one_line
-from creatures import make_creatures
 from data import Pictures, decode, open_pictures
 from eval_knn import knn_votes, nearest_neighbours
-from hardware import World
 from loss import DINOLoss
 from multicrop import MultiCrop
-from run_state import build_student
+from runtime import hardware
+from runtime.commandline import CommandLine, errors_in_one_line
+from runtime.creatures import make_creatures
+from runtime.hardware import World
 from settings import Settings
 from teacher import make_teacher, update_teacher
 from train import make_loader
+from training.run_state import build_student
 
 
 class Bench(NamedTuple):

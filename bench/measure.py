@@ -19,8 +19,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from commandline import InputError, brief
-from hardware import World
+from runtime.commandline import InputError, brief
+from runtime.hardware import World
 
 
 def now(device: torch.device) -> float:

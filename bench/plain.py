@@ -20,10 +20,10 @@ from torch.optim import AdamW, Optimizer
 from torch.utils.data import Dataset
 from torchvision import transforms
 
-from hardware import World
 from loss import DINOLoss
 from multicrop import MultiCropNetwork
 from optimizer import parameter_groups
+from runtime.hardware import World
 from settings import IMAGENET_MEAN, IMAGENET_STD
 from train import StepValues
 from vit import Attention, Block, PatchEmbed, VisionTransformer

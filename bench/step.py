@@ -11,18 +11,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-import hardware
 from bench import measure
 from bench.plain import PlainLoss, plain_clip_gradients, plain_copy, plain_optimizer, plain_step, plain_update_teacher
-from commandline import InputError
-from hardware import World
 from loss import DINOLoss
 from multicrop import MultiCropNetwork, forward_crops
 from optimizer import clip_gradients, make_optimizer
-from run_state import build_student
+from runtime import hardware
+from runtime.commandline import InputError
+from runtime.hardware import World
 from settings import Settings, check
 from teacher import make_teacher, update_teacher
 from train import StepValues, train_step
+from training.run_state import build_student
 
 VALUES, CLIP = StepValues(lr=1e-4, weight_decay=0.04, teacher_momentum=0.996, teacher_temp=0.04), 3.0
 

@@ -45,7 +45,7 @@ from classroom.workbook import (
     workbook_text,
     write,
 )
-from commandline import CommandLine, InputError, errors_in_one_line
+from runtime.commandline import CommandLine, InputError, errors_in_one_line
 
 
 def number_of_lines(one: Exercise) -> int:

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from classroom.ladder import LADDER, Exercise
-from commandline import InputError, write_whole
+from runtime.commandline import InputError, write_whole
 
 REPO = Path(__file__).parent.parent
 WORKBOOK = REPO / "workbook"

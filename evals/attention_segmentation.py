@@ -31,14 +31,14 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
-import checkpoint
-import hardware
 from attention import cls_attention, object_scores
-from commandline import InputError, brief
 from data import UNREADABLE, decode, open_pictures, to_rgb, torchvision_part
 from evals import common
 from features import fit_to_patches, mean_and_std
-from hardware import World
+from runtime import hardware
+from runtime.commandline import InputError, brief
+from runtime.hardware import World
+from training import checkpoint
 
 PAPER = {("vit_small", 16): {"random": 22.0, "supervised": 27.3, "DINO": 45.9},
          ("vit_small", 8): {"random": 21.8, "supervised": 23.7, "DINO": 44.7}}  # Fig. 4: VOC12

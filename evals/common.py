@@ -15,15 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-import checkpoint
-import hardware
-import strict
-from backbone import build_backbone
-from commandline import CommandLine, InputError, brief, errors_in_one_line
 from data import Pictures, knn_split, open_pictures, without_unreadable
 from features import EvaluationView
-from hardware import World
-from sampling import CropsDataset, EpochBatches, make_loader
+from runtime import hardware
+from runtime.commandline import CommandLine, InputError, brief, errors_in_one_line
+from runtime.hardware import World
+from runtime.sampling import CropsDataset, EpochBatches, make_loader
+from training import checkpoint, strict
+from training.backbone import build_backbone
 
 
 def command_line(description: str | None, batch_size: int = 100, videos: bool = False) -> CommandLine:

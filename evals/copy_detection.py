@@ -32,12 +32,12 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import pil_to_tensor, resize, to_pil_image
 from tqdm import tqdm
 
-from commandline import InputError, brief
 from data import Pictures, find_pictures, open_folder
 from evals import common
 from evals.retrieval import average_precisions, gem, learn_whitening
 from features import EvaluationView, extract_features
-from hardware import World
+from runtime.commandline import InputError, brief
+from runtime.hardware import World
 from vit import VisionTransformer
 
 PAPER = {("vit_base", 16, 224): 81.7, ("vit_base", 8, 320): 85.5}  # Table 4, strong, with the pictures' size in pixels

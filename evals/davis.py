@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from commandline import InputError, brief, write_whole
 from data import UNREADABLE, decode
+from runtime.commandline import InputError, brief, write_whole
 
 VOID = 255
 PALETTE = [sum((number >> 3 * bit + channel & 1) << 7 - bit for bit in range(8))  # DAVIS's, which is PASCAL VOC's:

@@ -15,8 +15,8 @@ from PIL import Image, ImageSequence
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from commandline import InputError, brief
 from data import EXTENSIONS, UNREADABLE, decode, find_pictures, to_rgb
+from runtime.commandline import InputError, brief
 
 
 def film_frames(path: Path) -> Iterator[Tensor]:

@@ -33,13 +33,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from commandline import InputError, true_or_false
 from data import Pictures, decode
 from evals import common
 from evals.plain_pickle import read_plain_pickle
 from evals.retrieval import MultiScale, average_precisions
 from features import EvaluationView, Pixels, extract_features, fit_to_patches
-from hardware import World
+from runtime.commandline import InputError, true_or_false
+from runtime.hardware import World
 
 PAPER = {("vit_small", 16): {"roxford5k, medium, mAP %": 41.8, "roxford5k, hard, mAP %": 13.7,
                              "rparis6k, medium, mAP %": 63.1, "rparis6k, hard, mAP %": 34.4},

@@ -32,15 +32,15 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2.functional import resized_crop
 from tqdm import tqdm
 
-from commandline import InputError, true_or_false
 from data import Pictures
 from eval_knn import top_accuracy
 from evals import common
 from evals.common import Progress
 from features import EvaluationView, extract_features
-from hardware import World
 from optimizer import cosine
-from sampling import EpochBatches
+from runtime.commandline import InputError, true_or_false
+from runtime.hardware import World
+from runtime.sampling import EpochBatches
 
 PAPER = {("vit_small", 16): 77.0, ("vit_small", 8): 79.7, ("vit_base", 16): 78.2, ("vit_base", 8): 80.1,
          ("resnet50", 1): 75.3}  # Table 2: top-1 on ImageNet

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from commandline import InputError, brief
+from runtime.commandline import InputError, brief
 
 
 class Refused(pickle.UnpicklingError):

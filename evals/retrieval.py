@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from commandline import InputError
+from runtime.commandline import InputError
 
 
 def average_precision(relevant: Tensor, junk: Tensor) -> Tensor:

@@ -32,20 +32,19 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 from tqdm import tqdm
 
-import batch_norm
-import hardware
-from backbone import VITS, build_backbone
-from commandline import InputError
 from data import Pictures
 from eval_knn import top_accuracy
 from evals import common
 from evals.common import Progress
 from features import extract_features
-from hardware import World
 from optimizer import cosine, make_optimizer
-from sampling import seed_of
+from runtime import batch_norm, hardware
+from runtime.commandline import InputError
+from runtime.hardware import World
+from runtime.sampling import seed_of
 from settings import PRESETS, Settings
-from strict import load_strictly
+from training.backbone import VITS, build_backbone
+from training.strict import load_strictly
 
 PAPER = {  # Table 6, top-1; of its row "supervised" ImageNet alone: the other columns are of those weights, fine-tuned
     ("vit_small", 16): {"from scratch": {"imagenet": 79.9},

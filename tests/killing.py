@@ -49,8 +49,8 @@ def live(flags: list[str], said: str, death: Death | None, environment: dict[str
     """A child's life: train with these flags, all that it says into a file."""
     import torch
 
-    import hardware
     import train
+    from runtime import hardware
 
     os.environ.update(environment)
     file = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_APPEND)

@@ -9,8 +9,8 @@ from test_ablations import weights_of
 
 from ablations import report
 from ablations.rows import Row, Study
-from creatures import make_creatures
 from data import Pictures
+from runtime.creatures import make_creatures
 
 K = 61
 STUDY = Study("Table 0", {}, (Row("one", {}, {"k-NN": 71.5, "linear": 76.1}),

@@ -17,11 +17,11 @@ from ablations import report
 from ablations import runs as ablation_runs
 from ablations.rows import STUDIES, Row, Study
 from ablations.runs import Run
-from backbone import build_backbone
-from checkpoint import save_checkpoint
-from commandline import InputError
-from creatures import make_creatures
+from runtime.commandline import InputError
+from runtime.creatures import make_creatures
 from settings import Settings
+from training.backbone import build_backbone
+from training.checkpoint import save_checkpoint
 
 K = 61
 LINEAR = Row("one", {}, {"linear": 76.1})

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 from attention import cls_attention, keep_mass, object_scores
-from backbone import build_backbone
-from checkpoint import load_backbone
-from creatures import CLASSES, make_creatures
 from data import Pictures, decode
 from evals import attention_segmentation
 from evals.attention_segmentation import MaskedPictures, open_voc, read_pet, read_voc
+from runtime.creatures import CLASSES, make_creatures
+from training.backbone import build_backbone
+from training.checkpoint import load_backbone
 
 
 def test_jaccards_are_those_of_a_loop_over_objects_heads_and_pixels():

@@ -12,8 +12,8 @@ from PIL import Image
 import eval_knn
 import train
 import visualize_attention
-from commandline import errors_in_one_line
 from evals import attention_segmentation, copy_detection, image_retrieval, linear, transfer, video_segmentation
+from runtime.commandline import errors_in_one_line
 
 REPO = Path(__file__).parent.parent
 

@@ -14,14 +14,14 @@ from torch.nn.functional import scaled_dot_product_attention
 from bench import __main__ as bench
 from bench import measure, plain
 from bench import step as bench_step
-from commandline import InputError
 from eval_knn import knn_votes, nearest_neighbours
-from hardware import World
 from loss import DINOLoss
 from optimizer import clip_gradients
-from run_state import build_student
+from runtime.commandline import InputError
+from runtime.hardware import World
 from settings import Settings
 from teacher import make_teacher, update_teacher
+from training.run_state import build_student
 from vit import VisionTransformer
 
 HERE = World(0, 1, torch.device("cpu"), torch.float32)

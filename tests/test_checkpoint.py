@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoint
-from backbone import build_backbone
-from checkpoint import load_backbone, read_checkpoint, save_checkpoint
-from commandline import InputError, write_whole
 from head import DINOHead
 from multicrop import MultiCropNetwork
+from runtime.commandline import InputError, write_whole
 from teacher import make_teacher
+from training import checkpoint
+from training.backbone import build_backbone
+from training.checkpoint import load_backbone, read_checkpoint, save_checkpoint
 
 
 @pytest.fixture

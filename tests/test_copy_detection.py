@@ -9,12 +9,12 @@ from PIL import Image
 from test_bad_input import error_of
 from torchvision.transforms.functional import resize, to_pil_image
 
-from backbone import build_backbone
-from commandline import InputError
-from creatures import make_creatures
 from data import Pictures
 from evals import copy_detection
 from evals.copy_detection import DISTORTIONS, Copies, Descriptor, distorted, find_copies, made_copies, open_copydays
+from runtime.commandline import InputError
+from runtime.creatures import make_creatures
+from training.backbone import build_backbone
 
 
 def save_creatures(folder: Path, n: int, seed: int = 0) -> Path:

@@ -1,8 +1,8 @@
 """The embedded pictures: drawn from a seed, with masks, and with classes that cannot be read off the colours."""
 import torch
 
-from creatures import CLASSES, make_creatures
 from eval_knn import knn_votes, nearest_neighbours, top_accuracy
+from runtime.creatures import CLASSES, make_creatures
 
 
 def test_pictures_labels_and_masks_belong_together():

@@ -5,7 +5,7 @@ import torch
 from PIL import Image
 
 import data
-from commandline import InputError
+from runtime.commandline import InputError
 
 
 def save(path, image: Image.Image, **options):

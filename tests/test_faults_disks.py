@@ -12,7 +12,7 @@ from killing import REPO, Death, start, status_of
 from test_faults_kills import assert_same, assert_whole, command, train_undisturbed, write_hard_photos
 
 import eval_knn
-from checkpoint import read_checkpoint
+from training.checkpoint import read_checkpoint
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 

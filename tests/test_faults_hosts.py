@@ -13,7 +13,7 @@ from test_faults_kills import command, log_lines, write_hard_photos
 from test_faults_processes import NEW_STORE
 from test_runs import STATE, equal
 
-from checkpoint import read_checkpoint
+from training.checkpoint import read_checkpoint
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 NAMES = ("host1", "host2")

@@ -14,7 +14,7 @@ from killing import REPO, SIGNALS, Death, start, status_of, train_until
 from PIL import Image
 from test_runs import STATE, TINY, equal
 
-from checkpoint import read_checkpoint
+from training.checkpoint import read_checkpoint
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 CALLS = {  # what a run of these three epochs calls, by place, and about how often

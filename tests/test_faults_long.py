@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from killing import REPO
 
-import report
+from training import report
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 STEPS = """
@@ -20,12 +20,12 @@ from PIL import Image
 import numpy as np
 import train
 from data import open_pictures
-from hardware import World
+from runtime.hardware import World
 from head import DINOHead
 from loss import DINOLoss
 from multicrop import MultiCropNetwork
 from optimizer import make_optimizer
-from run_state import RunState
+from training.run_state import RunState
 from settings import parse_settings
 from teacher import make_teacher
 from tqdm import tqdm

@@ -7,15 +7,15 @@ from test_report import a_run
 from test_runs import TINY, write_photos
 from test_train import HERE, parts, step
 
-import finite
 import train
-from checkpoint import read_checkpoint
-from commandline import InputError
-from hardware import World
 from head import DINOHead
 from loss import DINOLoss
-from run_state import save_run
+from runtime import finite
+from runtime.commandline import InputError
+from runtime.hardware import World
 from train import StepValues
+from training.checkpoint import read_checkpoint
+from training.run_state import save_run
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 

@@ -16,7 +16,6 @@ from test_faults_weights import outcome
 
 import data
 import train
-from backbone import build_backbone
 from data import decode, find_pictures, open_pictures, without_unreadable
 from evals.davis import read_annotation
 from evals.film import film_frames
@@ -24,6 +23,7 @@ from evals.image_retrieval import read_ground_truth
 from evals.plain_pickle import read_plain_pickle
 from features import EvaluationView, fit_to_patches
 from multicrop import MultiCrop
+from training.backbone import build_backbone
 from visualize_attention import main as visualize
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]

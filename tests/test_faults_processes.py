@@ -11,7 +11,7 @@ import pytest
 from killing import REPO, Death, start_ranks, status_of
 from test_faults_kills import assert_same, assert_whole, command, write_hard_photos
 
-from checkpoint import read_checkpoint
+from training.checkpoint import read_checkpoint
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 PATIENCE = 0.1  # minutes

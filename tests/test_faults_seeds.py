@@ -8,8 +8,8 @@ from killing import start, start_ranks, status_of
 from test_faults_kills import assert_same, command, write_hard_photos
 from test_runs import equal
 
-from checkpoint import read_checkpoint
-from sampling import seed_of
+from runtime.sampling import seed_of
+from training.checkpoint import read_checkpoint
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 

@@ -12,12 +12,12 @@ import torch
 from test_runs import TINY, write_photos
 
 import train
-from checkpoint import load_backbone, read_checkpoint
-from commandline import InputError
 from eval_knn import load_features
-from hardware import World
-from run_state import build_student, start_run
+from runtime.commandline import InputError
+from runtime.hardware import World
 from settings import parse_settings
+from training.checkpoint import load_backbone, read_checkpoint
+from training.run_state import build_student, start_run
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 HERE = World(0, 1, torch.device("cpu"), torch.float32)

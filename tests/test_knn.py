@@ -7,11 +7,11 @@ import torch
 from test_bad_input import error_of
 
 import eval_knn
-from checkpoint import save_checkpoint
 from data import Pictures
 from eval_knn import LabelledFeatures, knn_accuracies, knn_votes, nearest_neighbours, right_answers, top_accuracy
 from features import EvaluationView, Pixels, extract_features
-from hardware import World
+from runtime.hardware import World
+from training.checkpoint import save_checkpoint
 
 HERE = World(0, 1, torch.device("cpu"), torch.float32)
 

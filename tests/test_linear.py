@@ -10,8 +10,6 @@ import torch
 from PIL import Image
 from test_bad_input import error_of
 
-from backbone import build_backbone
-from creatures import CLASSES, make_creatures
 from data import Pictures
 from evals import linear
 from evals.common import Progress
@@ -27,8 +25,10 @@ from evals.linear import (
     train_epoch,
 )
 from features import EvaluationView, Pixels, extract_features
-from hardware import World
-from sampling import EpochBatches
+from runtime.creatures import CLASSES, make_creatures
+from runtime.hardware import World
+from runtime.sampling import EpochBatches
+from training.backbone import build_backbone
 from vit import VisionTransformer
 
 HERE = World(0, 1, torch.device("cpu"), torch.float32)

@@ -13,18 +13,18 @@ from tqdm import tqdm
 
 import train
 from ablations.rows import BYOL_DEMO, MOCO_DEMO, PAIR_DEMO, SWAV_DEMO, as_flags
-from byol import SquaredDistance
-from hardware import World
 from head import DINOHead, mlp
 from loss import DINOLoss, sinkhorn_knopp
-from moco import InfoNCE, shuffle_batches
 from multicrop import MultiCropNetwork
 from optimizer import make_optimizer
-from run_state import RunState, build_student, load_run, make_loss, save_run, start_run
-from sampling import EpochBatches
+from runtime.hardware import World
+from runtime.sampling import EpochBatches
 from settings import parse_settings
 from teacher import make_teacher, update_teacher
 from train import StepValues, epoch_record, train_epoch, train_step
+from training.byol import SquaredDistance
+from training.moco import InfoNCE, shuffle_batches
+from training.run_state import RunState, build_student, load_run, make_loss, save_run, start_run
 from vit import VisionTransformer
 
 B, V, K, T = 3, 5, 7, 0.07

@@ -17,8 +17,8 @@ from test_copy_detection import save_creatures
 from test_linear import assert_same, write_creatures
 from test_video import write_davis
 
-from backbone import build_backbone
 from evals import copy_detection
+from training.backbone import build_backbone
 
 REPO = Path(__file__).parent.parent
 FROZEN = " --pretrained_weights {data}/weights.pth --eval_size 32 --device cpu --results {output}/results.jsonl"

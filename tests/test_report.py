@@ -5,17 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 
-import report
-from backbone import build_backbone
-from creatures import CLASSES, make_creatures
 from data import Pictures
-from hardware import World
 from head import DINOHead
 from loss import DINOLoss
 from multicrop import MultiCropNetwork
-from run_state import RunState
+from runtime.creatures import CLASSES, make_creatures
+from runtime.hardware import World
 from settings import Settings
 from teacher import make_teacher
+from training import report
+from training.backbone import build_backbone
+from training.run_state import RunState
 
 HERE = World(0, 1, torch.device("cpu"), torch.float32)
 

@@ -10,16 +10,16 @@ from PIL import Image
 from test_bad_input import error_of
 from torch import nn
 
-from backbone import build_backbone
-from commandline import InputError
-from creatures import make_creatures
 from data import Pictures
 from evals import image_retrieval
 from evals.image_retrieval import Crops, WholeView, judgements, revisited_map, same_class_map
 from evals.plain_pickle import read_plain_pickle
 from evals.retrieval import MultiScale, average_precision, average_precisions, gem, learn_whitening
 from features import extract_features
-from hardware import World
+from runtime.commandline import InputError
+from runtime.creatures import make_creatures
+from runtime.hardware import World
+from training.backbone import build_backbone
 
 HERE = World(0, 1, torch.device("cpu"), torch.float32)
 

@@ -3,7 +3,7 @@ import torch
 
 from data import Pictures
 from multicrop import MultiCrop
-from sampling import CropsDataset, EpochBatches
+from runtime.sampling import CropsDataset, EpochBatches
 
 
 def crops_of(epoch: int, index: int, seed: int = 0) -> torch.Tensor:

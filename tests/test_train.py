@@ -8,15 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import report
-from hardware import World
 from head import DINOHead
 from loss import DINOLoss
 from multicrop import MultiCropNetwork, forward_crops
 from optimizer import LARS, clip_gradients, cosine, make_optimizer, parameter_groups
+from runtime.hardware import World
 from settings import Settings, parse_settings
 from teacher import make_teacher, update_teacher
 from train import StepValues, scheduled, train_step
+from training import report
 from vit import VisionTransformer
 
 HERE = World(0, 1, torch.device("cpu"), torch.float32)

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from backbone import build_backbone
-from creatures import DUSK, make_clip
 from evals import video_segmentation as evs
 from evals.davis import PALETTE, Video, region_similarity, scores, write_annotation
-from hardware import World
+from runtime.creatures import DUSK, make_clip
+from runtime.hardware import World
+from training.backbone import build_backbone
 
 HERE = World(0, 1, torch.device("cpu"), torch.float32)
 ARGS = {"arch": "vit_nano", "patch_size": 8}

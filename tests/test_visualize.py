@@ -10,10 +10,10 @@ from PIL import Image
 
 import visualize_attention
 from attention import cls_attention, keep_mass
-from backbone import build_backbone
 from data import decode
 from evals.film import film_frames
 from features import mean_and_std
+from training.backbone import build_backbone
 from visualize_attention import principal_colours
 
 

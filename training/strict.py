@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from commandline import InputError, brief
+from runtime.commandline import InputError, brief
 
 # what of a file's flags is read: its type, or of the three colours', and its bounds
 READ_FLAGS = {"arch": (str, "", "~"), "patch_size": (int, 1, 1024), "num_heads": (int, 0, 1024),

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from commandline import InputError
+from runtime.commandline import InputError
 
 MEND = "the last checkpoint is untouched; go on from it with a lower --lr, or with --precision fp32"
 

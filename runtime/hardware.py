@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from commandline import InputError, brief
+from runtime.commandline import InputError, brief
 
 
 class World(NamedTuple):

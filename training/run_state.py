@@ -1,6 +1,6 @@
 """The state of a run: built from the settings, and saved so that a stopped training ends bit for bit where it would.
 
-No generator is among it: every step and every picture seeds its own randomness (see sampling.py and train.py).
+No generator is among it: every step and every picture seeds its own randomness (see runtime/sampling.py and train.py).
 """
 import dataclasses
 from collections.abc import Iterator
@@ -11,21 +11,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-import batch_norm
-from backbone import build_backbone
-from byol import SquaredDistance
-from checkpoint import checkpoint_args, describe, read_checkpoint, save_checkpoint, split_weights
-from commandline import InputError, brief
-from finite import MEND, first_bad
-from hardware import World
 from head import DINOHead, mlp
 from loss import DINOLoss
-from moco import InfoNCE, shuffle_batches
 from multicrop import MultiCropNetwork
 from optimizer import make_optimizer
+from runtime import batch_norm
+from runtime.commandline import InputError, brief
+from runtime.finite import MEND, first_bad
+from runtime.hardware import World
 from settings import Settings
-from strict import check_flags, is_like, is_number, load_optimizer, load_strictly
 from teacher import make_teacher
+from training.backbone import build_backbone
+from training.byol import SquaredDistance
+from training.checkpoint import checkpoint_args, describe, read_checkpoint, save_checkpoint, split_weights
+from training.moco import InfoNCE, shuffle_batches
+from training.strict import check_flags, is_like, is_number, load_optimizer, load_strictly
 
 MUST_AGREE = ("arch", "patch_size", "num_heads", "out_dim", "head_hidden_dim", "head_bottleneck_dim", "use_bn_in_head",
               "head_nlayers", "head_activation", "head_l2_bottleneck", "predictor", "loss",

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from attention import attention_scores, cls_attention, keep_mass, to_pixels
-from commandline import write_whole
 from data import Pictures
 from features import EvaluationView
-from hardware import World
-from run_state import RunState
+from runtime.commandline import write_whole
+from runtime.hardware import World
 from settings import Settings
+from training.run_state import RunState
 from visualize_attention import overlay
 
 

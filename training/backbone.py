@@ -4,7 +4,7 @@ import torchvision
 from torch import nn
 
 import vit
-from commandline import InputError
+from runtime.commandline import InputError
 
 VITS = {"vit_nano": vit.vit_nano, "vit_tiny": vit.vit_tiny, "vit_small": vit.vit_small, "vit_base": vit.vit_base}
 # torchvision's transformers take one picture size only, and these two return more than features in training

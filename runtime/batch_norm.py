@@ -1,11 +1,11 @@
 """Batch normalisation where several processes share a batch: synchronised, or with running statistics averaged.
 
-The paper's ResNet-50 normalises with the statistics of all processes; MoCo shuffles the batches instead (moco.py).
+The paper's ResNet-50 normalises with the statistics of all processes; MoCo shuffles the batches instead.
 """
 import torch
 from torch import Tensor, nn
 
-from hardware import World
+from runtime.hardware import World
 
 
 class TotalOverProcesses(torch.autograd.Function):

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backbone import build_backbone
-from commandline import InputError, brief, write_whole
-from strict import check_flags, load_strictly, whole_numbers
+from runtime.commandline import InputError, brief, write_whole
+from training.backbone import build_backbone
+from training.strict import check_flags, load_strictly, whole_numbers
 
 URL = "https://dl.fbaipublicfiles.com/dino/{0}/{0}.pth"
 PRETRAINED = {  # --pretrained name -> the authors' file, and the start of its MD5 or SHA-256 (no hash is published

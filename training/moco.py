@@ -54,7 +54,7 @@ def shuffle_batches(teacher: nn.Module, world) -> None:
     """Let each process's teacher see pictures of all processes, in a random order that is undone after it.
 
     Batch normalisation by process would else betray which keys came with a query (He et al., "Shuffling BN"). world:
-    the processes, as hardware.World; with one there is nothing to shuffle.
+    the processes, as runtime.hardware.World; with one there is nothing to shuffle.
     """
     share = lambda rows, n: rows[n * world.rank:n * (world.rank + 1)]
 

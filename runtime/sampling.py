@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-import hardware
-from data import Pictures
-from hardware import World
+from runtime import hardware
+from runtime.hardware import World
 
 
 def seed_of(*numbers: int) -> int:
@@ -22,7 +21,7 @@ def seed_of(*numbers: int) -> int:
 class CropsDataset(Dataset):
     """What crop, a MultiCrop or another random view, makes of a picture: dataset[epoch, index] -> crop(image)."""
 
-    def __init__(self, pictures: Pictures, crop: Callable[[Tensor], list[Tensor] | Tensor], seed: int):
+    def __init__(self, pictures: Dataset, crop: Callable[[Tensor], list[Tensor] | Tensor], seed: int):
         self.pictures, self.crop, self.seed = pictures, crop, seed
 
     def __getitem__(self, key: tuple[int, int]) -> list[Tensor] | Tensor:
