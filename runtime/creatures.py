@@ -6,7 +6,7 @@ read off the colours, the object's share of the picture and the share of the dar
 for all classes, and so are the hues; and edges are hard, since colours mixed along them would tell how finely a coat
 is patterned. The ground has the same statistics in every picture:
 DINO learns whatever two crops of a picture share, and a tint of its own would be an easier answer than the creature
-(LOG.md has the pictures on which just that happened).
+(docs/log.md has the pictures on which just that happened).
 
 Shapes: n pictures, S side in pixels; u right, v down, the creature fits in the disc of radius 1 around (0, 0).
 """
