@@ -92,7 +92,7 @@ def knn_accuracies(data: LabelledFeatures, ks: tuple[int, ...] = (20,), temperat
                    world: World = ALONE) -> dict[int, list[float]]:
     """k -> [top-1, top-5] in %; each process answers for its share of the pictures asked."""
     asked = len(data.test_labels)
-    share = torch.arange(asked).tensor_split(world.world_size)[world.rank]
+    share = torch.arange(asked).tensor_split(world.size)[world.rank]
     right = world.total(right_answers(data, share, ks, temperature))
     return dict(zip(ks, (100 * right / asked).tolist()))
 

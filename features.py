@@ -78,7 +78,7 @@ class ViewsDataset(Dataset):
 def extract_features(network: nn.Module, pictures: Pictures, view: EvaluationView, world: World,
                      batch_size: int = 100, num_workers: int = 0, progress: str = "") -> Tensor:
     """network(view) of every picture, in their order, shared over the processes -> (n, D) fp32 on the CPU."""
-    share = torch.arange(len(pictures)).tensor_split(world.world_size)[world.rank]
+    share = torch.arange(len(pictures)).tensor_split(world.size)[world.rank]
     loader = DataLoader(ViewsDataset(pictures.subset(share), view), batch_size,
                         num_workers=0 if pictures.in_memory else num_workers,
                         worker_init_fn=leave_signals_to_training)

@@ -110,7 +110,7 @@ def read_pictures(settings: Settings, world: World) -> tuple[Pictures, Pictures 
 def make_loader(pictures: Pictures, settings: Settings, world: World) -> tuple[DataLoader, EpochBatches]:
     """Micro-batches of crops for this process, and the order they follow."""
     batches = EpochBatches(len(pictures), settings.batch_size_per_gpu, settings.accumulate, world.rank,
-                           world.world_size, settings.seed)
+                           world.size, settings.seed)
     if not batches.steps:
         raise InputError(f"{len(pictures)} pictures are fewer than one step of {batches.pictures_per_step}: lower "
                          "--batch_size_per_gpu, or add pictures")
@@ -128,7 +128,7 @@ def distribute(run: RunState, settings: Settings, world: World) -> nn.Module:
         hot_path.append(run.dino_loss)
     told = hardware.compile_hot_path(hot_path, settings.compile, world)
     if world.is_main:
-        print(f"{world.world_size} x {world.device.type}, {str(world.dtype).removeprefix('torch.')}, {told}")
+        print(f"{world.size} x {world.device.type}, {str(world.dtype).removeprefix('torch.')}, {told}")
     return hardware.average_gradients(run.student, world)
 
 

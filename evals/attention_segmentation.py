@@ -123,7 +123,7 @@ def mean_scores(network: nn.Module, args: dict, pictures: MaskedPictures, size: 
                 flags: Namespace, world: World) -> tuple[dict[str, float], int, int]:
     """Means over the pictures with objects, shared over the processes -> (scores, such pictures, their objects)."""
     mean, std = mean_and_std(args)
-    share = torch.arange(len(pictures)).tensor_split(world.world_size)[world.rank].tolist()
+    share = torch.arange(len(pictures)).tensor_split(world.size)[world.rank].tolist()
     loader = DataLoader(pictures, batch_size=None, sampler=share, worker_init_fn=hardware.leave_signals_to_training,
                         num_workers=hardware.share_cores(flags.num_workers, world.device))
     one = torch.ones(1, 1, 1)

@@ -133,11 +133,11 @@ class LabelledCrops(CropsDataset):
 
 def epoch_batches(pictures: Pictures, flags: argparse.Namespace, world: World) -> EpochBatches:
     """The order in which this process learns from the pictures; where they are few, all are one step."""
-    if len(pictures) < 2 * world.world_size:
-        raise InputError(f"{len(pictures)} pictures are too few to learn from for {world.world_size} processes: take a "
+    if len(pictures) < 2 * world.size:
+        raise InputError(f"{len(pictures)} pictures are too few to learn from for {world.size} processes: take a "
                          "larger --fraction, or add pictures")
-    batch_size = min(flags.batch_size, len(pictures) // world.world_size)
-    return EpochBatches(len(pictures), batch_size, 1, world.rank, world.world_size, flags.seed)
+    batch_size = min(flags.batch_size, len(pictures) // world.size)
+    return EpochBatches(len(pictures), batch_size, 1, world.rank, world.size, flags.seed)
 
 
 def training_loader(pictures: Pictures, view: Callable[[Tensor], Tensor], batches: EpochBatches,

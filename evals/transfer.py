@@ -140,7 +140,7 @@ def recipe_of(pictures: Pictures, start: tuple[nn.Module, dict] | None, about: d
     return {name: getattr(flags, name) for name in (*DEIT, *REGULARISED, "batch_size", "seed")} | about | {
         "set of weights": common.fingerprint(start[0]) if start else "none", "number of classes": classes,
         "number of pictures": len(pictures), "set of pictures": common.fingerprint_of_pictures(pictures),
-        "number of processes": world.world_size}
+        "number of processes": world.size}
 
 
 def fine_tune(network: Classifier, pictures: Pictures, about: dict, run: Progress, flags: Namespace,

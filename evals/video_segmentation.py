@@ -153,7 +153,7 @@ def evaluate(flags: Namespace, world: World) -> None:
     follow_in = partial(follow, short_side=short_side, args=args, world=world, n_last_frames=flags.n_last_frames,
                         topk=flags.topk, radius=flags.size_mask_neighborhood, temperature=flags.temperature)
     fresh, measured = None if files else common.untrained(args, world), []
-    for index in torch.arange(len(sequences)).tensor_split(world.world_size)[world.rank].tolist():
+    for index in torch.arange(len(sequences)).tensor_split(world.size)[world.rank].tolist():
         video = read_video(sequences[index], files[sequences[index]]) if files else clip(index)
         ids = follow_in(backbone, video)
         write(Path(flags.output_dir), video, ids, flags.overlay)

@@ -35,7 +35,7 @@ class GlooBatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        axes, world_size = [0, *range(2, x.ndim)], self.world.world_size
+        axes, world_size = [0, *range(2, x.ndim)], self.world.size
         mean = TotalOverProcesses.apply(x.float().mean(axes, keepdim=True), self.world) / world_size
         variance = TotalOverProcesses.apply((x - mean).square().mean(axes, keepdim=True), self.world) / world_size
         with torch.no_grad():
@@ -56,7 +56,7 @@ def average_buffers(network: nn.Module, world: World) -> None:
 
 def synchronise_batch_norms(network: nn.Module, world: World) -> nn.Module:
     """Make every batch normalisation use the batch of all processes, as the paper's ResNet-50 does."""
-    if world.world_size == 1:
+    if world.size == 1:
         return network
     if world.device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)

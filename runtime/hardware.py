@@ -25,7 +25,7 @@ class World(NamedTuple):
     """This process's number among all, its device, and the type that its matrices are multiplied in."""
 
     rank: int
-    world_size: int
+    size: int
     device: torch.device
     dtype: torch.dtype
 
@@ -39,7 +39,7 @@ class World(NamedTuple):
 
     def total(self, tensor: Tensor, operation=dist.ReduceOp.SUM) -> Tensor:
         """The sum over all processes, entry by entry, the same in each."""
-        if self.world_size == 1:
+        if self.size == 1:
             return tensor
         tensor = tensor.clone()
         dist.all_reduce(tensor, operation)
@@ -51,19 +51,19 @@ class World(NamedTuple):
 
     def mean(self, tensor: Tensor) -> Tensor:
         """The mean over all processes, entry by entry."""
-        return self.total(tensor) / self.world_size
+        return self.total(tensor) / self.size
 
     def gather(self, rows: Tensor) -> Tensor:
         """All processes' rows, of which each has equally many, on the device: (n, ...) -> (world n, ...)."""
-        if self.world_size == 1:
+        if self.size == 1:
             return rows
-        parts = [torch.empty_like(rows) for _ in range(self.world_size)]
+        parts = [torch.empty_like(rows) for _ in range(self.size)]
         dist.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up in any process (asked over the CPUs: the GPU's queue is not waited for)."""
-        if self.world_size == 1:
+        if self.size == 1:
             return flag
         return bool(self.largest(torch.tensor(int(flag))))
 
@@ -90,14 +90,14 @@ class World(NamedTuple):
 
     def wait(self) -> None:
         """Until all processes are here."""
-        if self.world_size > 1:
+        if self.size > 1:
             dist.barrier()
 
     def gather_rows(self, rows: Tensor) -> Tensor:
         """All processes' rows, of any number, in the order of the processes: (n_r, ...) -> (n, ...), on the CPU."""
-        if self.world_size == 1:
+        if self.size == 1:
             return rows.cpu()
-        parts: list = [None] * self.world_size
+        parts: list = [None] * self.size
         dist.all_gather_object(parts, rows.cpu())
         return torch.cat([part for part in parts if len(part)])
 
@@ -186,7 +186,7 @@ def compile_hot_path(modules: list[nn.Module], wanted: str, world: World) -> str
 
 def average_gradients(network: nn.Module, world: World) -> nn.Module:
     """The network as a training step calls it: with several processes, backward() averages its gradients over them."""
-    if world.world_size == 1:
+    if world.size == 1:
         return network
     return DistributedDataParallel(network, device_ids=[world.device] if world.device.type == "cuda" else None)
 

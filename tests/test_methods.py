@@ -182,7 +182,7 @@ def test_the_batch_is_shuffled_over_the_processes_and_the_order_restored():
             return joined
 
         teacher = Teacher()
-        shuffle_batches(teacher, SimpleNamespace(rank=rank, world_size=2, device=torch.device("cpu"), gather=gather))
+        shuffle_batches(teacher, SimpleNamespace(rank=rank, size=2, device=torch.device("cpu"), gather=gather))
         return teacher([pictures[rank], 10 + pictures[rank]]), teacher.seen
 
     torch.manual_seed(0)
@@ -215,7 +215,7 @@ def steps_of(kind: str, epochs: int = 3) -> tuple[list[dict], list[dict]]:
 
     run.teacher.register_forward_hook(note)
     loader = [[torch.randn(3, 3, 14, 14) for _ in range(2)] for _ in range(2)]
-    batches = EpochBatches(len(loader) * 3, 3, 1, HERE.rank, HERE.world_size, seed=0)
+    batches = EpochBatches(len(loader) * 3, 3, 1, HERE.rank, HERE.size, seed=0)
     for _ in range(epochs):
         train_epoch(run, student, loader, batches, settings, HERE, [], tqdm(disable=True))
         epoch_record(run, settings, batches)

@@ -60,7 +60,7 @@ def shuffle_batches(teacher: nn.Module, world) -> None:
 
     def shuffle(module: nn.Module, inputs: tuple) -> tuple:
         B = len(inputs[0][0])
-        order = world.gather(torch.randperm(B * world.world_size, device=world.device))[:B * world.world_size]
+        order = world.gather(torch.randperm(B * world.size, device=world.device))[:B * world.size]
         module.shuffled = order.argsort()  # rank 0's order, in all processes
         return ([share(world.gather(crop)[order], B) for crop in inputs[0]],)
 
@@ -68,6 +68,6 @@ def shuffle_batches(teacher: nn.Module, world) -> None:
         views = logits.chunk(len(inputs[0]))
         return torch.cat([share(world.gather(view)[module.shuffled], len(view)) for view in views])
 
-    if world.world_size > 1:
+    if world.size > 1:
         teacher.register_forward_pre_hook(shuffle)
         teacher.register_forward_hook(restore)
