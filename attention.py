@@ -5,7 +5,7 @@ patches first. Fig. 4's number is the Jaccard of the best head's mask with the o
 flatters diffuse maps, so the share of the attention that falls on the object, and the mask of the heads' mean, stand
 beside it.
 
-Shapes: B pictures, O objects of one picture, h heads, r x c patches, H x W pixels.
+Shapes: B images, O objects of one image, h heads, r x c patches, H x W pixels.
 """
 from collections.abc import Sequence
 
@@ -48,7 +48,7 @@ def mass_on_object(attention: Tensor, object_masks: Tensor) -> Tensor:
 
 def object_scores(attention: Tensor, objects: Tensor, void: Tensor,
                   percents: Sequence[float] = (60, 80)) -> dict[str, float]:
-    """One picture's scores: attention (h, r, c), objects bool (O, H, W), void bool (H, W).
+    """One image's scores: attention (h, r, c), objects bool (O, H, W), void bool (H, W).
 
     The mass on any of the objects in 0 ... 1. Jaccards in %, without the void pixels, means over the objects: of each
     object's best head, and of the mask of the heads' mean. H x W is the masks' own resolution: a pixel takes the value
@@ -65,7 +65,7 @@ def object_scores(attention: Tensor, objects: Tensor, void: Tensor,
 
 
 def attention_scores(attention: Tensor, object_masks: Tensor) -> dict[str, float]:
-    """Means of object_scores over B pictures of one object each: (B, h, r, c), bool (B, H, W)."""
+    """Means of object_scores over B images of one object each: (B, h, r, c), bool (B, H, W)."""
     nowhere = torch.zeros_like(object_masks[0])
     scores = [object_scores(maps, mask.unsqueeze(0), nowhere) for maps, mask in zip(attention, object_masks)]
     return {name: sum(one[name] for one in scores) / len(scores) for name in scores[0]}

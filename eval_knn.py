@@ -1,6 +1,6 @@
 """k-NN classification with frozen features (Table 2; Sec. 3.2, appendix F.1): the quickest measure of what was learnt.
 
-The k pictures whose features have the largest cosine with a picture's vote for their label, each with
+The k images whose features have the largest cosine with an image's vote for their label, each with
 exp(cosine / 0.07). Nothing is trained and nothing is augmented. ViT-S/16 after DINO: 74.5 % on ImageNet at k = 20;
 89.1 % on Flowers (Table 10).
 
@@ -8,9 +8,9 @@ exp(cosine / 0.07). Nothing is trained and nothing is augmented. ViT-S/16 after 
     python eval_knn.py --pretrained dino_vits16 --data_path imagenet/ --dump_features vits16.pth
     python eval_knn.py --load_features vits16.pth --nb_knn 5 20
 
---data_path: a folder of class folders (every fifth picture is asked, the others vote), or with train/ and val/ in it.
+--data_path: a folder of class folders (every fifth image is asked, the others vote), or with train/ and val/ in it.
 
-Shapes: N pictures that vote, n pictures asked, D width, C classes.
+Shapes: N images that vote, n images asked, D width, C classes.
 """
 from argparse import Namespace
 from typing import NamedTuple
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data import Pictures
+from data import Images
 from evals import common
 from features import EvaluationView, Pixels, extract_features
 from runtime.commandline import InputError
@@ -60,7 +60,7 @@ def top_accuracy(votes: Tensor, labels: Tensor, among: int = 1) -> float:
 
 
 class LabelledFeatures(NamedTuple):
-    """Features (N, D) and labels (N,) that vote, features (n, D) and labels (n,) of the pictures asked."""
+    """Features (N, D) and labels (N,) that vote, features (n, D) and labels (n,) of the images asked."""
 
     train_features: Tensor
     train_labels: Tensor
@@ -68,7 +68,7 @@ class LabelledFeatures(NamedTuple):
     test_labels: Tensor
 
 
-def extract(network: nn.Module, split: tuple[Pictures, Pictures], view: EvaluationView, world: World,
+def extract(network: nn.Module, split: tuple[Images, Images], view: EvaluationView, world: World,
             **loading) -> LabelledFeatures:
     """The network's features of both parts, shared over the processes."""
     return LabelledFeatures(*(tensor for part in split for tensor in (
@@ -76,7 +76,7 @@ def extract(network: nn.Module, split: tuple[Pictures, Pictures], view: Evaluati
 
 
 def right_answers(data: LabelledFeatures, rows: Tensor, ks: tuple[int, ...], temperature: float) -> Tensor:
-    """How many of these of the pictures asked get the right label, first and among five -> a row (2,) for each k."""
+    """How many of these of the images asked get the right label, first and among five -> a row (2,) for each k."""
     cosines, nearest = nearest_neighbours(data.train_features, data.test_features[rows], max(ks))
     classes = 1 + int(torch.cat([data.train_labels, data.test_labels]).max())
     right = torch.zeros(len(ks), 2, dtype=torch.double)
@@ -90,7 +90,7 @@ def right_answers(data: LabelledFeatures, rows: Tensor, ks: tuple[int, ...], tem
 
 def knn_accuracies(data: LabelledFeatures, ks: tuple[int, ...] = (20,), temperature: float = 0.07,
                    world: World = ALONE) -> dict[int, list[float]]:
-    """k -> [top-1, top-5] in %; each process answers for its share of the pictures asked."""
+    """k -> [top-1, top-5] in %; each process answers for its share of the images asked."""
     asked = len(data.test_labels)
     share = torch.arange(asked).tensor_split(world.size)[world.rank]
     right = world.total(right_answers(data, share, ks, temperature))
@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--nb_knn", type=int, nargs="+", default=[10, 20, 100, 200], help="k, how many neighbours vote [10 20 100 200]")
     add("--temperature", type=float, default=0.07, help="of the votes [0.07]")
     add("--dump_features", default="", metavar="FILE", help="keep the features there")
-    add("--load_features", default="", metavar="FILE", help="and vote with them again, without weights and pictures")
+    add("--load_features", default="", metavar="FILE", help="and vote with them again, without weights and images")
     common.run(parser, evaluate, argv)
 
 
@@ -135,7 +135,7 @@ def features_of(flags: Namespace, world: World) -> tuple[dict[str, LabelledFeatu
     view = common.evaluation_view(flags, args)
     features = {name: extract(network, split, view, world, **common.loading(flags, world))
                 for name, network in networks.items()}
-    return features, args, (f"{common.source(flags)}: {len(split[0])} pictures vote, {len(split[1])} asked "
+    return features, args, (f"{common.source(flags)}: {len(split[0])} images vote, {len(split[1])} asked "
                             f"({asked}), {len(split[0].classes)} classes, {view.size} pixels")
 
 

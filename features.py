@@ -1,6 +1,6 @@
-"""Frozen features of pictures (appendix F, "Evaluation Protocols"): what k-NN and every other evaluation reads.
+"""Frozen features of images (appendix F, "Evaluation Protocols"): what k-NN and every other evaluation reads.
 
-Shapes: n pictures, S pixels, D width of the features.
+Shapes: n images, S pixels, D width of the features.
 """
 import math
 from collections.abc import Sequence
@@ -13,18 +13,18 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import center_crop, resize
 from tqdm import tqdm
 
-from data import Pictures
+from data import Images
 from runtime.commandline import InputError
 from runtime.hardware import World, leave_signals_to_training
 from settings import IMAGENET_MEAN, IMAGENET_STD
 
-MOST_PIXELS = 2 ** 24  # of a whole picture that a network looks at
+MOST_PIXELS = 2 ** 24  # of a whole image that a network looks at
 
 
 class EvaluationView:
     """The view that evaluations read: short side resized to S / crop, centre crop S; uint8 -> float (3, S, S).
 
-    S = 224 and crop = 0.875 are the paper's 256 and 224 pixels; crop = 1 keeps small pictures whole.
+    S = 224 and crop = 0.875 are the paper's 256 and 224 pixels; crop = 1 keeps small images whole.
     """
 
     def __init__(self, size: int = 224, crop: float = 0.875, mean: Sequence[float] = IMAGENET_MEAN,
@@ -49,38 +49,38 @@ def fit_to_patches(image: Tensor, short_side: int, patch_size: int) -> Tensor:
     scale = short_side / min(image.shape[-2:])
     size = [max(1, round(side * scale / patch_size)) * patch_size for side in image.shape[-2:]]
     if math.prod(size) > MOST_PIXELS:
-        raise InputError(f"a picture of {image.shape[-1]} x {image.shape[-2]} pixels would become one of {size[1]} x "
+        raise InputError(f"an image of {image.shape[-1]} x {image.shape[-2]} pixels would become one of {size[1]} x "
                          f"{size[0]}: cut it, or ask for a smaller size")
     return resize(image, size, InterpolationMode.BICUBIC, antialias=True)
 
 
 def mean_and_std(args: dict) -> tuple[Tensor, Tensor]:
-    """What a checkpoint's flags say of the normalisation of its pictures, else ImageNet's: two (3, 1, 1)."""
+    """What a checkpoint's flags say of the normalisation of its images, else ImageNet's: two (3, 1, 1)."""
     return tuple(torch.tensor(args.get(name, default)).view(3, 1, 1)
                  for name, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)))
 
 
 class ViewsDataset(Dataset):
-    """(view, label) of each picture."""
+    """(view, label) of each image."""
 
-    def __init__(self, pictures: Pictures, view: EvaluationView):
-        self.pictures, self.view = pictures, view
+    def __init__(self, images: Images, view: EvaluationView):
+        self.images, self.view = images, view
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.pictures[index]
+        image, label = self.images[index]
         return self.view(image), label
 
 
 @torch.no_grad()
-def extract_features(network: nn.Module, pictures: Pictures, view: EvaluationView, world: World,
+def extract_features(network: nn.Module, images: Images, view: EvaluationView, world: World,
                      batch_size: int = 100, num_workers: int = 0, progress: str = "") -> Tensor:
-    """network(view) of every picture, in their order, shared over the processes -> (n, D) fp32 on the CPU."""
-    share = torch.arange(len(pictures)).tensor_split(world.size)[world.rank]
-    loader = DataLoader(ViewsDataset(pictures.subset(share), view), batch_size,
-                        num_workers=0 if pictures.in_memory else num_workers,
+    """network(view) of every image, in their order, shared over the processes -> (n, D) fp32 on the CPU."""
+    share = torch.arange(len(images)).tensor_split(world.size)[world.rank]
+    loader = DataLoader(ViewsDataset(images.subset(share), view), batch_size,
+                        num_workers=0 if images.in_memory else num_workers,
                         worker_init_fn=leave_signals_to_training)
     modes = [(module, module.training) for module in network.modules()]  # a frozen part may stand in a training whole
     network.eval()
@@ -94,7 +94,7 @@ def extract_features(network: nn.Module, pictures: Pictures, view: EvaluationVie
 
 
 class Pixels(nn.Module):
-    """The picture itself as its feature, at most 64 pixels a side: what a network has to beat."""
+    """The image itself as its feature, at most 64 pixels a side: what a network has to beat."""
 
     def forward(self, images: Tensor) -> Tensor:
         images = images if images.shape[-1] <= 64 else F.interpolate(images, 64, mode="bilinear", antialias=True)

@@ -1,6 +1,6 @@
 """The loss (Sec. 3.1, Eq. 1 to 3), its centering (Eq. 4) and its sharpening (Sec. 3.1, "Avoiding collapse").
 
-The student is to predict, from one view of a picture, what the teacher says of another. The teacher's logits are
+The student is to predict, from one view of an image, what the teacher says of another. The teacher's logits are
 centered (so that no prototype wins everywhere) and sharpened by a low temperature (so that not all win equally);
 each alone collapses, one to a one-hot output and one to the uniform output, where the loss is ln K. The loss is the
 teacher's entropy + KL (Eq. 5), and both parts are kept, since they show which collapse it is (Fig. 7).

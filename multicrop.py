@@ -1,7 +1,7 @@
 """Multi-crop (Sec. 3.1; appendix E; from SwAV): two global views and several small local ones.
 
 Each view is a random crop, resized, flipped, and recoloured by BYOL's augmentations (Sec. 3.2). The crop is resized
-as uint8 by torchvision; every later step works in float on the small crop, with torchvision's formulas, per picture,
+as uint8 by torchvision; every later step works in float on the small crop, with torchvision's formulas, per image,
 in place where it can: fresh memory costs more than arithmetic here. The release blurs with Pillow, whose Gaussian is
 three box blurs: its pixels differ from ours by 0.4 of 255 on average.
 
@@ -58,7 +58,7 @@ def shift_hue_(image: Tensor, turn: float) -> Tensor:
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
     """Convolve with exp(-x^2 / 2 sigma^2), sigma in pixels, along x, then along y; taps to about 3 sigma.
 
-    The border is reflected. In the padded picture as one line of memory, the pixel to the right is 1 step away, the one
+    The border is reflected. In the padded image as one line of memory, the pixel to the right is 1 step away, the one
     below a row's length.
     """
     radius = min(round(3 * sigma), min(image.shape[-2:]) - 1)
@@ -103,9 +103,9 @@ def color_jitter_(image: Tensor, strengths: Sequence[float]) -> Tensor:
 
 
 class MultiCrop:
-    """A picture (PIL, or uint8 tensor (3, H, W)) -> V = 2 + local_number float views (3, S, S), the globals first.
+    """An image (PIL, or uint8 tensor (3, H, W)) -> V = 2 + local_number float views (3, S, S), the globals first.
 
-    Sizes in pixels, scales as shares of the picture's area. blur: the chance of a blur for global 1, global 2 and
+    Sizes in pixels, scales as shares of the image's area. blur: the chance of a blur for global 1, global 2 and
     locals; solarize: the chance of it, on global 2 only. The defaults are the release's.
     """
 
@@ -123,7 +123,7 @@ class MultiCrop:
     def __call__(self, image: Image.Image | Tensor) -> list[Tensor]:
         image = image if isinstance(image, Tensor) else pil_to_tensor(image.convert("RGB"))
         if image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3:
-            raise ValueError(f"a picture must be a uint8 tensor (3, H, W), not {image.dtype} {tuple(image.shape)}")
+            raise ValueError(f"an image must be a uint8 tensor (3, H, W), not {image.dtype} {tuple(image.shape)}")
         return [self.view(image, *view) for view in self.views]
 
     def view(self, image: Tensor, size: int, scale: tuple[float, float], blur: float, solarize_chance: float) -> Tensor:

@@ -13,7 +13,7 @@ from functools import cache
 
 from runtime.commandline import CommandLine, InputError, true_or_false
 
-# mean and standard deviation of red, green, blue in 0 ... 1 over ImageNet's pictures, by which all are normalised
+# mean and standard deviation of red, green, blue in 0 ... 1 over ImageNet's images, by which all are normalised
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -25,13 +25,13 @@ class Settings:
     # a recipe by name: demo, small, vits16, vits8, vitb16, vitb8, resnet50; by default demo without data and
     # vits16 with data
     preset: str = ""
-    # a folder of class folders, of pictures, or with train/ and val/; without it the embedded pictures
+    # a folder of class folders, of images, or with train/ and val/; without it the embedded images
     data_path: str = ""
     # one of torchvision's instead, kept under --data_path: cifar10, stl10, imagenette, flowers102, oxford_pets
     # ...
     dataset: str = ""
     download: bool = False  # fetch --dataset over the network if it is not there
-    skip_bad_images: bool = False  # read every picture once at the start and leave out those that cannot be read
+    skip_bad_images: bool = False  # read every image once at the start and leave out those that cannot be read
     # processes that decode and augment; 0: the training's own; -1: one a core, at most 10, and without a GPU one in
     # four cores, the others being the network's: none on a laptop's two
     num_workers: int = -1
@@ -55,7 +55,7 @@ class Settings:
     # what keeps the teacher from collapse: center, or shares of the batch by sinkhorn or batch_softmax
     centering: str = "center"
     predictor: bool = False  # two more layers on the student's projection, as BYOL has
-    queue_length: int = 65536  # keys that infonce compares with; small data wants fewer than it has pictures
+    queue_length: int = 65536  # keys that infonce compares with; small data wants fewer than it has images
     # momentum (the average), previous_epoch, previous_iteration or student (a copy): the teachers of Fig. 6
     teacher: str = "momentum"
     student_temp: float = 0.1  # the student's softmax temperature
@@ -70,9 +70,9 @@ class Settings:
     # -- optimisation
     optimizer: str = "adamw"  # adamw (ViT), sgd (convnets) or lars (convnets, large batches)
     epochs: int = 100  # passes over the data
-    batch_size_per_gpu: int = 64  # pictures a process and a micro-batch
+    batch_size_per_gpu: int = 64  # images a process and a micro-batch
     accumulate: int = 1  # micro-batches a step; center, teacher and schedules move once a step
-    lr: float = 0.0005  # at the end of the warm-up, per 256 pictures of a step: scaled by (pictures a step) / 256
+    lr: float = 0.0005  # at the end of the warm-up, per 256 images of a step: scaled by (images a step) / 256
     warmup_epochs: int = 10  # epochs of the learning rate's linear warm-up
     min_lr: float = 1e-6  # at the end of its cosine
     weight_decay: float = 0.04  # its value at the start of its cosine
@@ -82,9 +82,9 @@ class Settings:
     # -- crops
     global_crops_size: int = 224  # pixels
     local_crops_size: int = 96  # pixels
-    global_crops_scale: tuple[float, float] = (0.4, 1.0)  # shares of the picture's area; without locals use 0.14 1
-    local_crops_scale: tuple[float, float] = (0.05, 0.4)  # shares of the picture's area
-    local_crops_number: int = 8  # local views a picture; 0: no multi-crop
+    global_crops_scale: tuple[float, float] = (0.4, 1.0)  # shares of the image's area; without locals use 0.14 1
+    local_crops_scale: tuple[float, float] = (0.05, 0.4)  # shares of the image's area
+    local_crops_number: int = 8  # local views an image; 0: no multi-crop
     # brightness, contrast, saturation, hue (0.5: the whole circle)
     color_jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
     blur: tuple[float, float, float] = (1.0, 0.1, 0.5)  # chance of a Gaussian blur on global 1, global 2 and each local
@@ -102,24 +102,24 @@ class Settings:
     compile: str = "auto"  # torch.compile of the blocks: auto (on a GPU), true or false
     patience: float = 30.0  # minutes that one of several processes waits for another before it gives up
     knn_every: int = 5  # epochs between k-NN evaluations of teacher and student; 0: never
-    knn_images: int = 5000  # at most so many pictures vote, and at most so many are asked
+    knn_images: int = 5000  # at most so many images vote, and at most so many are asked
     eval_size: int = 224  # pixels of the evaluation's centre crop
-    eval_crop: float = 0.875  # its share of the resized picture's side
+    eval_crop: float = 0.875  # its share of the resized image's side
 
 
 _VIT = dict(warmup_teacher_temp=0.04, teacher_temp=0.07, warmup_teacher_temp_epochs=30, local_crops_number=10)
 PRESETS = {
-    # The embedded pictures on two CPU cores, ten minutes: far above the untrained network and raw pixels.
+    # The embedded images on two CPU cores, ten minutes: far above the untrained network and raw pixels.
     "demo": dict(arch="vit_nano", patch_size=8, init_std=0.07, drop_path_rate=0.0, out_dim=256, head_hidden_dim=256,
                  use_bn_in_head=True, warmup_teacher_temp=0.02, teacher_temp=0.02, momentum_teacher=0.99, epochs=36,
                  batch_size_per_gpu=32, lr=0.008, warmup_epochs=2, global_crops_size=48, local_crops_size=24,
                  global_crops_scale=(0.5, 1.0), local_crops_scale=(0.25, 0.8), local_crops_number=4,
                  color_jitter=(0.4, 0.4, 0.2, 0.5), blur=(0.0, 0.0, 0.0), solarize=0.0,
                  knn_every=4, knn_images=1000, eval_size=64, eval_crop=1.0, output_dir="runs/demo"),
-    # A few thousand pictures of your own on one machine: one GPU, an hour or two; a CPU, overnight.
+    # A few thousand images of your own on one machine: one GPU, an hour or two; a CPU, overnight.
     "small": dict(arch="vit_tiny", out_dim=4096, momentum_teacher=0.99, warmup_teacher_temp=0.02, teacher_temp=0.04,
                   warmup_teacher_temp_epochs=30, epochs=300, weight_decay_end=0.2, drop_path_rate=0.0, knn_every=10),
-    # For all of ImageNet below: the paper's steps are of 1024 pictures (16 GPUs of 64, or --accumulate 2 on 8), and its
+    # For all of ImageNet below: the paper's steps are of 1024 images (16 GPUs of 64, or --accumulate 2 on 8), and its
     # numbers (Table 2) come from long runs: set --epochs 300 to 800. Hours are from V100 speeds (Tables 1 and 8).
     # 16 V100: 73 hours for 300 epochs, 76.1 % linear; the longest run gives 77.0 % linear, 74.5 % k-NN.
     "vits16": dict(**_VIT, norm_last_layer=False, global_crops_scale=(0.25, 1.0), local_crops_scale=(0.05, 0.25)),
@@ -151,7 +151,7 @@ def _help_texts() -> dict[str, str]:
 
 def parse_settings(argv: list[str] | None = None) -> Settings:
     """The command line -> checked settings: the defaults, changed by the preset, changed by single flags."""
-    parser = CommandLine("Train DINO. Without --data_path on the embedded pictures, else with the paper's recipe.\n"
+    parser = CommandLine("Train DINO. Without --data_path on the embedded images, else with the paper's recipe.\n"
                          f"Presets: {', '.join(PRESETS)}; each explained in settings.py.\nIn brackets the "
                          "defaults, which the preset changes and single flags override.")
     texts = _help_texts()

@@ -1,11 +1,11 @@
 """The training loop (Algorithm 1, Fig. 2): two views to the teacher, all to the student, the teacher follows.
 
     torchrun train.py                                                       # the demo, on whatever machine
-    python train.py --data_path photos/ --output_dir runs/mine              # your pictures, one process
+    python train.py --data_path photos/ --output_dir runs/mine              # your images, one process
     torchrun --nproc_per_node=8 train.py --data_path imagenet/train --output_dir runs/vits16
 
 This is the one file that sees data, networks, loss and teacher at once, and the one that applies device, processes,
-precision and compilation to them. Randomness is a function of (seed, step) and of (seed, epoch, picture), so a run
+precision and compilation to them. Randomness is a function of (seed, step) and of (seed, epoch, image), so a run
 that was stopped anywhere goes on as if it had not been. Algorithm 1 shows no local crops; release: the gradients are
 clipped, and those of the prototypes dropped during the first epochs.
 """
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data import Pictures, knn_split, open_pictures, without_unreadable
+from data import Images, knn_split, open_images, without_unreadable
 from eval_knn import extract, knn_accuracies
 from features import EvaluationView, Pixels
 from loss import DINOLoss
@@ -55,9 +55,9 @@ class StepValues(NamedTuple):
     teacher_lags: bool = False  # the teacher is the student of the previous iteration (Fig. 6)
 
 
-def scheduled(settings: Settings, step: int, steps_per_epoch: int, pictures_per_step: int) -> StepValues:
+def scheduled(settings: Settings, step: int, steps_per_epoch: int, images_per_step: int) -> StepValues:
     """All schedules of Sec. 3.2 at one step; the learning rate is scaled linearly with the batch."""
-    total, peak_lr = settings.epochs * steps_per_epoch, settings.lr * pictures_per_step / 256
+    total, peak_lr = settings.epochs * steps_per_epoch, settings.lr * images_per_step / 256
     momentum = cosine(step, total, settings.momentum_teacher, 1.0)
     return StepValues(
         cosine(step, total, peak_lr, settings.min_lr, settings.warmup_epochs * steps_per_epoch),
@@ -96,28 +96,28 @@ def train_step(student: MultiCropNetwork, ddp_student: nn.Module, teacher: Multi
     return torch.cat([torch.stack(metrics).mean(dim=0), norm.view(1)])
 
 
-def read_pictures(settings: Settings, world: World) -> tuple[Pictures, Pictures | None]:
+def read_images(settings: Settings, world: World) -> tuple[Images, Images | None]:
     """The training part and the evaluation part, without what cannot be read if the settings say so."""
-    train, val = open_pictures(settings.data_path, settings.dataset, settings.download)
+    train, val = open_images(settings.data_path, settings.dataset, settings.download)
     if settings.skip_bad_images:
         (train, bad), (val, bad_val) = without_unreadable(train), without_unreadable(val) if val else (None, [])
         if world.is_main:
             named = [message.split(": mend it")[0] for message in bad + bad_val]
-            print(*named, f"skipped {len(named)} pictures that cannot be read", sep="\n")
+            print(*named, f"skipped {len(named)} images that cannot be read", sep="\n")
     return train, val
 
 
-def make_loader(pictures: Pictures, settings: Settings, world: World) -> tuple[DataLoader, EpochBatches]:
+def make_loader(images: Images, settings: Settings, world: World) -> tuple[DataLoader, EpochBatches]:
     """Micro-batches of crops for this process, and the order they follow."""
-    batches = EpochBatches(len(pictures), settings.batch_size_per_gpu, settings.accumulate, world.rank,
+    batches = EpochBatches(len(images), settings.batch_size_per_gpu, settings.accumulate, world.rank,
                            world.size, settings.seed)
     if not batches.steps:
-        raise InputError(f"{len(pictures)} pictures are fewer than one step of {batches.pictures_per_step}: lower "
-                         "--batch_size_per_gpu, or add pictures")
+        raise InputError(f"{len(images)} images are fewer than one step of {batches.images_per_step}: lower "
+                         "--batch_size_per_gpu, or add images")
     multicrop = MultiCrop(settings.global_crops_size, settings.local_crops_size, settings.global_crops_scale,
                           settings.local_crops_scale, settings.local_crops_number, settings.mean, settings.std,
                           settings.color_jitter, settings.blur, settings.solarize)
-    crops = CropsDataset(pictures, multicrop, settings.seed)
+    crops = CropsDataset(images, multicrop, settings.seed)
     return sampling.make_loader(crops, batches, settings.num_workers, world), batches
 
 
@@ -135,7 +135,7 @@ def distribute(run: RunState, settings: Settings, world: World) -> nn.Module:
 def train_epoch(run: RunState, ddp_student: nn.Module, loader: DataLoader, batches: EpochBatches, settings: Settings,
                 world: World, signals: list[int], bar: tqdm) -> None:
     """The steps of one epoch that are still to do; returns early after a signal."""
-    batches.epoch, batches.first_step = run.epoch, run.pictures // batches.pictures_per_step
+    batches.epoch, batches.first_step = run.epoch, run.images // batches.images_per_step
     if settings.teacher == "previous_epoch" and not batches.first_step:
         update_teacher(run.student, run.teacher, 0.0)
     crops = iter(loader)
@@ -146,10 +146,10 @@ def train_epoch(run: RunState, ddp_student: nn.Module, loader: DataLoader, batch
                          for _ in range(settings.accumulate)]
         global_step = run.epoch * batches.steps + step
         torch.manual_seed(seed_of(settings.seed, global_step, world.rank))  # of the dropped paths
-        values = scheduled(settings, global_step, batches.steps, batches.pictures_per_step)
+        values = scheduled(settings, global_step, batches.steps, batches.images_per_step)
         unread.append(train_step(run.student, ddp_student, run.teacher, run.dino_loss, run.optimizer, micro_batches,
                                  values, settings.clip_grad, run.epoch < settings.freeze_last_layer, world))
-        bar.update(batches.pictures_per_step)
+        bar.update(batches.images_per_step)
         stopping = world.any(bool(signals))  # asked over the CPUs, so that a GPU's queue is not waited for
         if len(unread) < READ_EVERY.get(world.device.type, 1) and step + 1 < batches.steps and not stopping:
             continue
@@ -157,7 +157,7 @@ def train_epoch(run: RunState, ddp_student: nn.Module, loader: DataLoader, batch
         metrics = world.mean(own)
         finite.check_steps(metrics, own, run.epoch + 1, step + 1, micro_batches, run.student)
         run.metrics = torch.cat([run.metrics, metrics[:, :3]])
-        run.pictures += len(unread) * batches.pictures_per_step
+        run.images += len(unread) * batches.images_per_step
         run.seconds = time.perf_counter() - began
         unread = []
         bar.set_postfix(epoch=run.epoch + 1, loss=f"{metrics[-1, 0]:.3f}", refresh=False)
@@ -177,7 +177,7 @@ def due_for_knn(run: RunState, settings: Settings) -> dict[str, nn.Module]:
     return {} if networks.keys() <= run.history[-1].keys() else networks
 
 
-def evaluate(run: RunState, split: tuple[Pictures, Pictures], settings: Settings, world: World,
+def evaluate(run: RunState, split: tuple[Images, Images], settings: Settings, world: World,
              num_workers: int) -> None:
     """Put k-NN top-1 in % into the last record, of the networks that are due."""
     view = EvaluationView(settings.eval_size, settings.eval_crop, settings.mean, settings.std)
@@ -190,15 +190,15 @@ def epoch_record(run: RunState, settings: Settings, batches: EpochBatches) -> di
     """The epoch's line of log.txt, in the release's terms and ours: means over its steps, and of entropy and KL those
     over each of up to 20 parts of the epoch; resets what it is made of."""
     loss, entropy, kl = run.metrics.mean(dim=0).tolist()
-    last = scheduled(settings, (run.epoch + 1) * batches.steps - 1, batches.steps, batches.pictures_per_step)
+    last = scheduled(settings, (run.epoch + 1) * batches.steps - 1, batches.steps, batches.images_per_step)
     record = {"epoch": run.epoch, "train_loss": loss, "train_lr": last.lr, "train_wd": last.weight_decay,
               "teacher_temp": last.teacher_temp, "teacher_momentum": last.teacher_momentum,
-              "images_per_s": round(run.pictures / run.seconds, 1)}
+              "images_per_s": round(run.images / run.seconds, 1)}
     if settings.loss == "cross_entropy":  # the others have no such parts
         parts = torch.stack([part.mean(dim=0) for part in run.metrics.tensor_split(min(20, batches.steps))])
         record |= {"train_entropy": entropy, "train_kl": kl, "entropy_curve": parts[:, 1].tolist(),
                    "kl_curve": parts[:, 2].tolist()}
-    run.epoch, run.pictures, run.seconds, run.metrics = run.epoch + 1, 0, 0.0, run.metrics[:0]
+    run.epoch, run.images, run.seconds, run.metrics = run.epoch + 1, 0, 0.0, run.metrics[:0]
     return record
 
 
@@ -222,12 +222,12 @@ def train(settings: Settings, world: World, signals: list[int]) -> None:
     """The whole run: epochs, evaluations, log, checkpoints, and the report at the end."""
     say = tqdm.write if world.is_main else lambda line: None
     with world.main_first(settings.download):
-        pictures, val = read_pictures(settings, world)
-    loader, batches = make_loader(pictures, settings, world)
-    split = knn_split(pictures, val, settings.knn_images)
+        images, val = read_images(settings, world)
+    loader, batches = make_loader(images, settings, world)
+    split = knn_split(images, val, settings.knn_images)
     run = start_run(settings, world)
     ddp_student = distribute(run, settings, world)
-    say(f"{len(pictures)} pictures, {batches.steps} steps of {batches.pictures_per_step} an epoch; "
+    say(f"{len(images)} images, {batches.steps} steps of {batches.images_per_step} an epoch; "
         + (f"K = {settings.out_dim}, ln K = {math.log(settings.out_dim):.4f}" if settings.loss == "cross_entropy" else
            f"{settings.out_dim} outputs")
         + ("" if split else "; no labels, so no k-NN on the way"))
@@ -237,14 +237,14 @@ def train(settings: Settings, world: World, signals: list[int]) -> None:
     if split and due_for_knn(run, settings):
         evaluate(run, split, settings, world, loader.num_workers)
     save(run, settings, world)
-    per_epoch = batches.steps * batches.pictures_per_step
-    with tqdm(total=settings.epochs * per_epoch, initial=run.epoch * per_epoch + run.pictures, unit="img",
+    per_epoch = batches.steps * batches.images_per_step
+    with tqdm(total=settings.epochs * per_epoch, initial=run.epoch * per_epoch + run.images, unit="img",
               disable=not world.is_main) as bar:
         while run.epoch < settings.epochs:
             train_epoch(run, ddp_student, loader, batches, settings, world, signals, bar)
             if world.any(bool(signals)):
                 save(run, settings, world)
-                say(f"stopped after {run.epoch} epochs and {run.pictures} pictures; the same command goes on there")
+                say(f"stopped after {run.epoch} epochs and {run.images} images; the same command goes on there")
                 sys.exit(128 + (signals or [signal.SIGTERM])[0])
             run.history.append(epoch_record(run, settings, batches))
             if split and due_for_knn(run, settings):
@@ -254,7 +254,7 @@ def train(settings: Settings, world: World, signals: list[int]) -> None:
             say(report.line(run.history[-1], settings.epochs, settings.out_dim))
     if world.is_main:
         untrained = make_teacher(build_student(settings)).backbone.to(world.device)
-        print(report.finish(Path(settings.output_dir), run, untrained, val or pictures, settings, world))
+        print(report.finish(Path(settings.output_dir), run, untrained, val or images, settings, world))
 
 
 def main(argv: list[str] | None = None) -> None:

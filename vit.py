@@ -1,4 +1,4 @@
-"""The Vision Transformer (Sec. 3.2, Table 1): a picture is a sequence of patches and a [CLS] token.
+"""The Vision Transformer (Sec. 3.2, Table 1): an image is a sequence of patches and a [CLS] token.
 
 There is no classifier: the normalised [CLS] token of the last block is the feature that DINO's head, k-NN and all
 evaluations read. Parameter names and shapes are those of the released checkpoints (and of timm's), so their
@@ -122,7 +122,7 @@ class PatchEmbed(nn.Module):
         p, (H, W) = self.patch_size, images.shape[-2:]
         if H % p or W % p or not H or not W:
             nearest = " x ".join(str(max(p, round(side / p) * p)) for side in (H, W))
-            raise ValueError(f"a picture of {H} x {W} pixels does not divide into patches of {p}: "
+            raise ValueError(f"an image of {H} x {W} pixels does not divide into patches of {p}: "
                              f"resize it to multiples of {p}, such as {nearest}")
         patches = rearrange(images, "B C (rows y) (cols x) -> B rows cols (C y x)", y=p, x=p)
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
@@ -206,7 +206,7 @@ class VisionTransformer(nn.Module):
 
 def vit_nano(patch_size: int = 8, img_size: int = 64, in_chans: int = 3, drop_path_rate: float = 0.0,
              init_std: float = 0.02, num_heads: int = 4) -> VisionTransformer:
-    """0.8 M parameters, for the embedded pictures: learns on a laptop in minutes. Not in the paper."""
+    """0.8 M parameters, for the embedded images: learns on a laptop in minutes. Not in the paper."""
     return VisionTransformer(patch_size, img_size, in_chans, drop_path_rate, 128, 4, num_heads, init_std)
 
 

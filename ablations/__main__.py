@@ -1,6 +1,6 @@
 """The paper's ablations, and the methods it is compared with, as rows of one table (Sec. 5; appendix B to E).
 
-    python -m ablations components --seeds 0 1 2            # on the embedded pictures, two to four minutes a row
+    python -m ablations components --seeds 0 1 2            # on the embedded images, two to four minutes a row
     python -m ablations all --epochs 1                      # a first look at everything
     python -m ablations teachers --data_path imagenet/train --nproc_per_node 8 -- --accumulate 2
     python -m ablations collapse --data_path photos/ --preset small --epochs 20 -- --warmup_teacher_temp_epochs 5
@@ -24,7 +24,7 @@ from ablations import report as ablation_report
 from ablations.rows import STUDIES, as_flags
 from ablations.runs import Run, alone, execute, launch, make_run, read_lines, read_objects, train_all
 from bench import measure, step
-from data import open_pictures
+from data import open_images
 from runtime import hardware
 from runtime.commandline import CommandLine, InputError, errors_in_one_line, write_whole
 from settings import parse_settings
@@ -39,7 +39,7 @@ def raw_line(run: Run, preset: str) -> dict:
     baselines, *epochs = read_lines(run.folder / "log.txt")
     settings = run.settings
     line = {"row": run.row.name, "seed": run.seed, "changes": run.row.changes(preset), "settings": run.changed,
-            "preset": preset, "data": settings.dataset or Path(settings.data_path).name or "embedded pictures",
+            "preset": preset, "data": settings.dataset or Path(settings.data_path).name or "embedded images",
             "folder": run.folder.parent.name, "out_dim": settings.out_dim, "untrained": baselines.get("knn_untrained"),
             "verdict": report.collapse(epochs[-1], settings.out_dim).partition(":")[0]}
     curves = {key: [round(value, 4) for record in epochs for value in record.get(key, [])]
@@ -134,7 +134,7 @@ def show(name: str, planned: list[Run], done: list[Run], flags: argparse.Namespa
 
 
 def supervised(run: Run, flags: argparse.Namespace, signals: list[int]) -> dict | None:
-    """Train a finished run's network with labels too, and score the masks of both if the pictures have masks (Fig. 4).
+    """Train a finished run's network with labels too, and score the masks of both if the images have masks (Fig. 4).
 
     -> what the last evaluation measured; None if it failed.
     """
@@ -159,15 +159,15 @@ def show_masks(planned: list[Run], done: list[Run], flags: argparse.Namespace, s
     if not (found := [(run, line) for run, line in found if line]):
         return failed
     run, lines, output = found[0][0], [line for _, line in found], Path(flags.output_dir)
-    train, val = open_pictures(run.settings.data_path, run.settings.dataset, run.settings.download)
-    pictures = val or train
-    some = torch.linspace(0, len(pictures) - 1, min(8, len(pictures))).long()
+    train, val = open_images(run.settings.data_path, run.settings.dataset, run.settings.download)
+    images = val or train
+    some = torch.linspace(0, len(images) - 1, min(8, len(images))).long()
     weights = {"supervised": run.folder / "supervised" / "checkpoint.pth", "DINO": run.folder / "checkpoint.pth"}
     names = lines[0]["measured"].keys()
     paper = {name: str(run.row.paper[name.rpartition(": ")[2]]) for name in names if name.startswith("best head")}
     with alone(output, signals):
         lines += earlier(output / "supervised.json", planned, lines)
-        ablation_report.draw_masks(output / "supervised.png", weights, pictures.subset(some))
+        ablation_report.draw_masks(output / "supervised.png", weights, images.subset(some))
         rows = [[name, paper.get(name, "-"), ablation_report.spread([line["measured"][name] for line in lines])]
                 for name in names]
         tell(output, "supervised", lines, [[lines[0]["table"], "the paper's", "here"], *rows], [])
@@ -189,7 +189,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("study", choices=(*STUDIES, "all"), metavar="study", help=f"{', '.join(STUDIES)}, or all of them")
     add("--preset", default="", help="of train.py; default: demo without data, vits16 with data")
-    add("--data_path", default="", help="a folder of pictures; without it the embedded ones")
+    add("--data_path", default="", help="a folder of images; without it the embedded ones")
     add("--seeds", type=int, nargs="+", default=[0], help="a run of each row with each [0]")
     add("--epochs", type=int, default=0, help="of the rows that do not say their own; 0: as the study says [0]")
     add("--output_dir", default="runs/ablations", help="gets the runs, and STUDY.json, .md and .png [runs/ablations]")
@@ -219,7 +219,7 @@ def main(argv: list[str] | None = None) -> None:
         plan = {name: [make_run(STUDIES[name], row, seed, flags) for row in STUDIES[name].rows for seed in flags.seeds]
                 for name in names}  # so that a wrong flag is told before the first hour, and so are folders
         settings = next(iter(plan.values()))[0].settings
-        open_pictures(settings.data_path, settings.dataset, settings.download)
+        open_images(settings.data_path, settings.dataset, settings.download)
         write_whole(Path(flags.output_dir, "command.txt"),
                     lambda part: part.write_text(" ".join(sys.argv) + "\n", errors="surrogateescape"))
         with hardware.stop_signals() as signals:

@@ -4,7 +4,7 @@ Everything is made from raw lines, one a row and seed, as __main__.py writes the
 and student in %, entropy and KL in nats, images/s of runs that shared their machine; None for an epoch without k-NN.
 Speeds and memory in table and figure are measured by themselves (__main__.py:costs).
 
-Shapes: B pictures, h heads, r x c patches, S pixels.
+Shapes: B images, h heads, r x c patches, S pixels.
 """
 import math
 from pathlib import Path
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from ablations.rows import Row, Study, as_flags
 from attention import cls_attention, keep_mass, to_pixels
-from data import Pictures
+from data import Images
 from features import EvaluationView
 from runtime.commandline import write_whole
 from training.checkpoint import load_backbone
@@ -165,18 +165,18 @@ def draw(path: Path, name: str, study: Study, lines: list[dict]) -> Figure:
 
 
 @torch.no_grad()
-def draw_masks(path: Path, weights: dict[str, Path], pictures: Pictures, mass: float = 0.6) -> Figure:
-    """Fig. 4: a row a picture: it, and of each network the patches that hold `mass` of its heads' mean attention."""
-    figure, grid = plt.subplots(len(pictures), 1 + len(weights), squeeze=False, layout="constrained",
-                                figsize=(1.6 * (1 + len(weights)), 1.6 * len(pictures)))
+def draw_masks(path: Path, weights: dict[str, Path], images: Images, mass: float = 0.6) -> Figure:
+    """Fig. 4: a row an image: it, and of each network the patches that hold `mass` of its heads' mean attention."""
+    figure, grid = plt.subplots(len(images), 1 + len(weights), squeeze=False, layout="constrained",
+                                figsize=(1.6 * (1 + len(weights)), 1.6 * len(images)))
     for column, (title, file) in enumerate(weights.items(), start=1):
         network, args = load_backbone(file)
         view = EvaluationView(args["eval_size"], args["eval_crop"], args["mean"], args["std"])
-        views = torch.stack([view(pictures[i][0]) for i in range(len(pictures))])
+        views = torch.stack([view(images[i][0]) for i in range(len(images))])
         masks = to_pixels(keep_mass(cls_attention(network, views).mean(dim=1), mass), network.patch_size)
-        for row, picture, mask in zip(grid, unnormalised(views, view), masks):
-            row[0].imshow(picture.numpy())
-            row[column].imshow(overlay(picture, mask).numpy())
+        for row, image, mask in zip(grid, unnormalised(views, view), masks):
+            row[0].imshow(image.numpy())
+            row[column].imshow(overlay(image, mask).numpy())
         grid[0, column].set_title(title)
     for axes in grid.flat:
         axes.axis("off")

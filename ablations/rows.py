@@ -1,7 +1,7 @@
 """The paper's ablations as data (Sec. 5; appendix B to E): what each row changes, and what it gave the authors.
 
 A study has a base, which is the changes to the preset that all its rows share, and rows, which are changes to that
-base. On the embedded pictures a row keeps its meaning but not always its value, since 65,536 prototypes or 300 epochs
+base. On the embedded images a row keeps its meaning but not always its value, since 65,536 prototypes or 300 epochs
 make no sense there: then its settings for the demo stand beside the paper's. python -m ablations trains the rows.
 
 Departures: rows without local crops take the wider range of scales that the release advises, since the paper names
@@ -71,7 +71,7 @@ MOCO = _INFONCE | {"momentum_teacher": 0.999, "head_nlayers": 2, "use_bn_in_head
 SWAV = _SINKHORN | {"warmup_teacher_temp": 0.05, "teacher_temp": 0.05, "use_bn_in_head": True,
                     "norm_last_layer": True, "out_dim": 3000}
 # The demo's preset has batch normalisation in its head, frozen gains, K = 256 and a momentum of 0.99 already. It has
-# 4,000 pictures, two keys each: a queue of 65,536 would hold each picture eight times. MoCo-v2's head is its own
+# 4,000 images, two keys each: a queue of 65,536 would hold each image eight times. MoCo-v2's head is its own
 # paper's: on one process no shuffling hides what batch normalisation betrays of a key (that of a ResNet still does).
 # SwAV's temperature of 0.05 is too warm for batches of 32: all shares become equal, so it has the preset's 0.02.
 # BYOL alone learns too little on the ViT in four epochs, with the preset's learning rate and so slow a teacher: it has

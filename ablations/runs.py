@@ -73,7 +73,7 @@ def read_lines(path: Path) -> list[dict]:
 
 
 def finished(run: Run) -> bool:
-    """Whether all epochs are done, and the last one's k-NN if the pictures have labels."""
+    """Whether all epochs are done, and the last one's k-NN if the images have labels."""
     log = read_lines(run.folder / "log.txt")
     return bool(log) and log[-1]["epoch"] + 1 >= run.settings.epochs and (
         "knn_untrained" not in log[0] or "knn_teacher" in log[-1])

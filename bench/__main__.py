@@ -27,9 +27,9 @@ from torchvision.transforms.functional import to_pil_image
 
 from bench import measure
 from bench import step as bench_step
-from bench.plain import PlainCrops, PlainLoss, PlainPictures, plain_knn, plain_update_teacher
+from bench.plain import PlainCrops, PlainImages, PlainLoss, plain_knn, plain_update_teacher
 from bench.step import VALUES, make_ours, make_plain, random_crops, step_in_parts
-from data import Pictures, decode, open_pictures
+from data import Images, decode, open_images
 from eval_knn import knn_votes, nearest_neighbours
 from loss import DINOLoss
 from multicrop import MultiCrop
@@ -44,7 +44,7 @@ from training.run_state import build_student
 
 
 class Bench(NamedTuple):
-    """What every part is given; files: the pictures for the parts that read some."""
+    """What every part is given; files: the images for the parts that read some."""
 
     flags: argparse.Namespace
     settings: Settings
@@ -57,10 +57,10 @@ def compare(bench: Bench, ours: Callable, plain: Callable, *others: Callable) ->
     return measure.in_turn([ours, plain, *others], bench.flags.turns, bench.flags.seconds, bench.world.device)
 
 
-def time_row(part: str, times: list[list[float]], pictures: int = 0, **more) -> dict:
-    """Turns of (seconds of ours, of plain, of others) -> what is told of them; pictures: how many each took."""
+def time_row(part: str, times: list[list[float]], images: int = 0, **more) -> dict:
+    """Turns of (seconds of ours, of plain, of others) -> what is told of them; images: how many each took."""
     ours, plain = (median(turn[i] for turn in times) for i in (0, 1))
-    speeds = {"images_per_s": pictures / ours, "plain_images_per_s": pictures / plain} if pictures else {}
+    speeds = {"images_per_s": images / ours, "plain_images_per_s": images / plain} if images else {}
     return {"part": part, "unit": "ms", "ours": 1000 * ours, "plain": 1000 * plain,
             "ratio": median(turn[1] / turn[0] for turn in times), "measured": len(times), **speeds, **more}
 
@@ -72,11 +72,11 @@ def make_crops(settings: Settings) -> tuple[MultiCrop, PlainCrops]:
 
 
 def time_crops(bench: Bench) -> Iterator[dict]:
-    """Decode the first picture and make its crops, on one core."""
+    """Decode the first image and make its crops, on one core."""
     (ours, plain), file = make_crops(bench.settings), bench.files[0]
     torch.set_num_threads(1)
     yield time_row("crops", compare(bench, lambda: ours(decode(file)), lambda: plain(Image.open(file).convert("RGB"))),
-                   pictures=1)
+                   images=1)
 
 
 def make_loaders(bench: Bench, most: int) -> tuple[DataLoader, DataLoader]:
@@ -87,8 +87,8 @@ def make_loaders(bench: Bench, most: int) -> tuple[DataLoader, DataLoader]:
         torch.set_num_threads(flags.threads)
     count = settings.batch_size_per_gpu * max(2, min(most, 8 * workers))
     files = (files * (1 + count // len(files)))[:count]
-    ours, _ = make_loader(Pictures(files), replace(settings, num_workers=workers), world)
-    return ours, DataLoader(PlainPictures(files, make_crops(settings)[1]), settings.batch_size_per_gpu, shuffle=True,
+    ours, _ = make_loader(Images(files), replace(settings, num_workers=workers), world)
+    return ours, DataLoader(PlainImages(files, make_crops(settings)[1]), settings.batch_size_per_gpu, shuffle=True,
                             num_workers=workers, pin_memory=world.device.type == "cuda", drop_last=True,
                             persistent_workers=workers > 0)
 
@@ -151,7 +151,7 @@ def time_ema(bench: Bench) -> Iterator[dict]:
 
 
 def time_knn(bench: Bench) -> Iterator[dict]:
-    """Votes for 2,000 pictures among 50,000 of 1,000 classes, 384 features each, on the CPU."""
+    """Votes for 2,000 images among 50,000 of 1,000 classes, 384 features each, on the CPU."""
     train_features, test_features = torch.randn(50_000, 384), torch.randn(2_000, 384)
     labels = torch.randint(1000, (50_000,))
 
@@ -212,9 +212,9 @@ def line(row: dict) -> str:
 
 
 def draw_jpegs(folder: Path) -> list[Path]:
-    """Eight pictures of 400 x 533 pixels, as a photo folder might hold them."""
-    for i, picture in enumerate(make_creatures(8, side=533).images):
-        to_pil_image(picture[:, :400]).save(folder / f"{i}.jpg", quality=90)
+    """Eight images of 400 x 533 pixels, as a photo folder might hold them."""
+    for i, image in enumerate(make_creatures(8, side=533).images):
+        to_pil_image(image[:, :400]).save(folder / f"{i}.jpg", quality=90)
     return sorted(folder.iterdir())
 
 
@@ -224,7 +224,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help=f"[{' '.join(PARTS)}]", metavar="PART")
     bench_step.add_flags(parser)
-    add("--data_path", default="", help="a folder of pictures to load; default: eight drawn JPEGs of 400 x 533 pixels")
+    add("--data_path", default="", help="a folder of images to load; default: eight drawn JPEGs of 400 x 533 pixels")
     add("--num_workers", type=int, default=-1, help="of loader and end_to_end; -1: as many as train.py takes [-1]")
     return parser.parse_args(argv)
 
@@ -234,7 +234,7 @@ def main(argv: list[str] | None = None) -> None:
         flags = parse_flags(argv)
         settings = bench_step.step_settings(flags)
         with hardware.start(flags.device, flags.precision) as world:
-            files = open_pictures(flags.data_path)[0].source if flags.data_path else draw_jpegs(Path(folder))
+            files = open_images(flags.data_path)[0].source if flags.data_path else draw_jpegs(Path(folder))
             threads = torch.get_num_threads()
             machine = measure.machine(world)
             if not flags.json:

@@ -35,7 +35,7 @@ def blur(image: Image.Image) -> Image.Image:
 
 
 class PlainCrops:
-    """Multi-crop by torchvision's stock transforms on Pillow pictures: picture -> V float tensors (3, S, S)."""
+    """Multi-crop by torchvision's stock transforms on Pillow images: image -> V float tensors (3, S, S)."""
 
     def __init__(self, global_size: int = 224, local_size: int = 96, local_number: int = 8):
         bicubic = transforms.InterpolationMode.BICUBIC
@@ -58,8 +58,8 @@ class PlainCrops:
         return [view(image) for view in self.views]
 
 
-class PlainPictures(Dataset):
-    """The crops of each picture file."""
+class PlainImages(Dataset):
+    """The crops of each image file."""
 
     def __init__(self, files: Sequence[Path], crops: PlainCrops):
         self.files, self.crops = files, crops

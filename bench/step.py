@@ -122,7 +122,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--arch", default="vit_small", help="[vit_small]")
     add("--patch_size", type=int, default=16, help="pixels [16]")
-    add("--batch_size", type=int, default=4, help="pictures [4]")
+    add("--batch_size", type=int, default=4, help="images [4]")
     add("--out_dim", type=int, default=65536, help="K [65536]")
     add("--global_crops_size", type=int, default=224, help="pixels [224]")
     add("--local_crops_size", type=int, default=96, help="pixels [96]")
@@ -142,7 +142,7 @@ def told(settings: Settings, machine: dict) -> str:
     locals_ = f" + {settings.local_crops_number} x {settings.local_crops_size}" * bool(settings.local_crops_number)
     return (f"{machine['name']} ({machine['device']}), {machine['dtype']}, threads: {machine['threads']}, torch "
             f"{machine['torch']}\n{settings.arch}, patches of {settings.patch_size}, 2 x {settings.global_crops_size}"
-            f"{locals_} pixels, K = {settings.out_dim}, {settings.batch_size_per_gpu} pictures a step")
+            f"{locals_} pixels, K = {settings.out_dim}, {settings.batch_size_per_gpu} images a step")
 
 
 def step_settings(flags: argparse.Namespace) -> Settings:

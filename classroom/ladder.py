@@ -119,7 +119,7 @@ LADDER = (
         "How much each token, a query, takes from every other, a key: a softmax of their scalar products. Without the "
         "factor the products grow with the width, and the softmax has no gradient left.",
         "A[b, h, i, j] = softmax over j of  q[b, h, i] . k[b, h, j] / sqrt(d)",
-        "`attention.png` in a run's folder: A's row 0; visualize_attention.py draws it on your pictures.",
+        "`attention.png` in a run's folder: A's row 0; visualize_attention.py draws it on your images.",
         ("test_vit.py::test_attention_is_the_softmax_of_scaled_products_query_by_query",),
         {"no scale": [(" * q.shape[-1] ** -0.5", "")],
          "the softmax over the queries": [("softmax(dim=-1)", "softmax(dim=-2)")]}),
@@ -197,13 +197,13 @@ LADDER = (
          "the gradients summed over the micro-batches": [("(loss / len(micro_batches))", "loss")]}),
     Exercise(
         "eval_knn.py:knn_votes", "the k-NN vote",
-        "Each of the k nearest pictures votes for its label with a weight that falls with the distance. A row's votes "
+        "Each of the k nearest images votes for its label with a weight that falls with the distance. A row's votes "
         "may all be multiplied by one factor: take its largest cosine off, or at a low T the exponential overflows.",
         "votes[i, c] = sum over the neighbours j of i with label c of  exp(cosine[i, j] / T)",
         "`python eval_knn.py --pretrained_weights runs/labs/both/checkpoint.pth --temperature 1`: do weights matter?",
         ("test_knn.py::test_votes_are_weighted_by_the_exponential_of_the_cosine",
-         "test_knn.py::test_nearer_pictures_outvote_more_pictures",
-         "test_knn.py::test_at_a_low_temperature_the_nearest_picture_decides"),
+         "test_knn.py::test_nearer_images_outvote_more_images",
+         "test_knn.py::test_at_a_low_temperature_the_nearest_image_decides"),
         {"each neighbour one vote": [("((cosines - largest) / temperature).exp()", "torch.ones_like(cosines)")],
          "the temperature forgotten": [(" / temperature", "")],
          "the largest not taken off": [("cosines - largest", "cosines - 1")]}),

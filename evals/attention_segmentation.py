@@ -1,7 +1,7 @@
 """[CLS]'s attention as a segmentation (Sec. 4.2.2, Fig. 4): the Jaccard of its masks with the objects'.
 
-Of each head the heaviest patches are kept, up to a share of its mass. For each object of a picture the best head's
-Jaccard counts; the mean is taken over the objects of a picture, then over pictures (the authors' public answer).
+Of each head the heaviest patches are kept, up to a share of its mass. For each object of an image the best head's
+Jaccard counts; the mean is taken over the objects of an image, then over images (the authors' public answer).
 ViT-S/16 on VOC12: random weights 22.0, supervised 27.3, DINO 45.9; 60 % of the mass are kept in the main text, 80 %
 in appendix D, with the same numbers, so both are told. The best of several heads flatters diffuse maps: the mask of
 the heads' mean and the share of the attention on the objects stand below.
@@ -13,7 +13,7 @@ the heads' mean and the share of the attention on the objects stand below.
 
 --data_path: a folder laid out as VOC12 (JPEGImages, SegmentationObject, ImageSets/Segmentation/val.txt). Of the
 supervised network the same architecture must be trained, with evals.transfer --from_scratch. The short side becomes
---eval_size pixels, 480 unless said (the embedded pictures: as in training), and both sides multiples of the patch; the
+--eval_size pixels, 480 unless said (the embedded images: as in training), and both sides multiples of the patch; the
 masks keep their own resolution. Pixels that VOC12 (255) and Oxford Pets (the borders) leave open count nowhere in the
 Jaccard. The paper gives neither size nor treatment of these pixels.
 
@@ -32,7 +32,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
 from attention import cls_attention, object_scores
-from data import UNREADABLE, decode, open_pictures, to_rgb, torchvision_part
+from data import UNREADABLE, decode, open_images, to_rgb, torchvision_part
 from evals import common
 from features import fit_to_patches, mean_and_std
 from runtime import hardware
@@ -44,8 +44,8 @@ PAPER = {("vit_small", 16): {"random": 22.0, "supervised": 27.3, "DINO": 45.9},
          ("vit_small", 8): {"random": 21.8, "supervised": 23.7, "DINO": 44.7}}  # Fig. 4: VOC12
 
 
-class MaskedPictures(Dataset):
-    """read(items[i]) of each picture: uint8 (3, H, W), objects bool (O, H, W), void bool (H, W)."""
+class MaskedImages(Dataset):
+    """read(items[i]) of each image: uint8 (3, H, W), objects bool (O, H, W), void bool (H, W)."""
 
     def __init__(self, items: Sequence, read: Callable[..., tuple[Tensor, Tensor, Tensor]]):
         self.items, self.read = items, read
@@ -57,39 +57,39 @@ class MaskedPictures(Dataset):
         try:
             return self.read(self.items[index])
         except (OSError, SyntaxError, EOFError) as error:  # torchvision's datasets open their files here
-            raise InputError(f"cannot read picture {index} or its mask ({brief(error)}): mend it") from None
+            raise InputError(f"cannot read image {index} or its mask ({brief(error)}): mend it") from None
 
 
 def read_embedded(item: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """The embedded picture and its mask (H, W): one object, and no pixel in doubt."""
+    """The embedded image and its mask (H, W): one object, and no pixel in doubt."""
     image, mask = item
     return image, mask.unsqueeze(0), torch.zeros_like(mask)
 
 
 def read_pet(item: tuple[Image.Image, Image.Image]) -> tuple[Tensor, Tensor, Tensor]:
-    """Oxford Pets' picture and trimap: 1 the pet, 2 the ground, 3 the border between them, void."""
+    """Oxford Pets' image and trimap: 1 the pet, 2 the ground, 3 the border between them, void."""
     trimap = pil_to_tensor(item[1])
     return pil_to_tensor(to_rgb(item[0])), trimap == 1, trimap[0] == 3
 
 
 def read_voc(item: tuple[Path, Path]) -> tuple[Tensor, Tensor, Tensor]:
-    """VOC12's picture and mask, a palette picture: 0 the ground, 255 void, any other number an object."""
-    picture, mask = item
-    image = decode(picture)
+    """VOC12's image and mask, a palette image: 0 the ground, 255 void, any other number an object."""
+    image, mask = item
+    image = decode(image)
     try:
         with Image.open(mask) as file:
             numbers = torch.from_numpy(np.array(file))
     except UNREADABLE as error:
         raise InputError(f"cannot read the mask {str(mask)!r} ({brief(error)}): take another copy of it") from None
     if numbers.shape != image.shape[-2:]:
-        raise InputError(f"the mask {str(mask)!r} is {tuple(numbers.shape)}, its picture {tuple(image.shape[-2:])}: "
-                         "a mask must be a palette picture, one number a pixel, as large as its picture")
+        raise InputError(f"the mask {str(mask)!r} is {tuple(numbers.shape)}, its image {tuple(image.shape[-2:])}: "
+                         "a mask must be a palette image, one number a pixel, as large as its image")
     objects = [numbers == number for number in numbers.unique().tolist() if number not in (0, 255)]
     return image, torch.stack(objects) if objects else torch.zeros(0, *numbers.shape).bool(), numbers == 255
 
 
 def open_voc(folder: Path) -> list[tuple[Path, Path]]:
-    """The pictures and masks that VOC12's val.txt names; raises InputError for the first that is not there."""
+    """The images and masks that VOC12's val.txt names; raises InputError for the first that is not there."""
     listed = folder / "ImageSets" / "Segmentation" / "val.txt"
     if not listed.is_file():
         raise InputError(f"no {str(listed)!r}: --data_path must be laid out as VOCdevkit/VOC2012, or leave it out")
@@ -100,31 +100,31 @@ def open_voc(folder: Path) -> list[tuple[Path, Path]]:
             raise InputError(f"{str(listed)!r} names {path.stem!r}, but there is no {str(path)!r}: add it, or take the "
                              "name out")
     if not items:
-        raise InputError(f"{str(listed)!r} names no pictures: fill it with names, one a line")
+        raise InputError(f"{str(listed)!r} names no images: fill it with names, one a line")
     return items
 
 
-def open_masked(flags: Namespace, world: World) -> MaskedPictures:
-    """The pictures with masks that the flags name: VOC12's layout, Oxford Pets, or the embedded evaluation part."""
+def open_masked(flags: Namespace, world: World) -> MaskedImages:
+    """The images with masks that the flags name: VOC12's layout, Oxford Pets, or the embedded evaluation part."""
     if flags.dataset not in ("", "oxford_pets"):
         raise InputError(f"--dataset {flags.dataset} has no masks: take oxford_pets, or a --data_path as VOC12's")
     if flags.dataset:
         with world.main_first(flags.download):
-            return MaskedPictures(torchvision_part("oxford_pets", flags.data_path or "data", flags.download,
+            return MaskedImages(torchvision_part("oxford_pets", flags.data_path or "data", flags.download,
                                                    split="test", target_types="segmentation"), read_pet)
     if flags.data_path:
-        return MaskedPictures(open_voc(Path(flags.data_path)), read_voc)
-    val = open_pictures()[1]
-    return MaskedPictures(list(zip(val.source, val.masks)), read_embedded)
+        return MaskedImages(open_voc(Path(flags.data_path)), read_voc)
+    val = open_images()[1]
+    return MaskedImages(list(zip(val.source, val.masks)), read_embedded)
 
 
 @torch.no_grad()
-def mean_scores(network: nn.Module, args: dict, pictures: MaskedPictures, size: int, percents: Sequence[float],
+def mean_scores(network: nn.Module, args: dict, images: MaskedImages, size: int, percents: Sequence[float],
                 flags: Namespace, world: World) -> tuple[dict[str, float], int, int]:
-    """Means over the pictures with objects, shared over the processes -> (scores, such pictures, their objects)."""
+    """Means over the images with objects, shared over the processes -> (scores, such images, their objects)."""
     mean, std = mean_and_std(args)
-    share = torch.arange(len(pictures)).tensor_split(world.size)[world.rank].tolist()
-    loader = DataLoader(pictures, batch_size=None, sampler=share, worker_init_fn=hardware.leave_signals_to_training,
+    share = torch.arange(len(images)).tensor_split(world.size)[world.rank].tolist()
+    loader = DataLoader(images, batch_size=None, sampler=share, worker_init_fn=hardware.leave_signals_to_training,
                         num_workers=hardware.share_cores(flags.num_workers, world.device))
     one = torch.ones(1, 1, 1)
     names = object_scores(one, one.bool(), ~one[0].bool(), percents).keys()  # known to a process without objects too
@@ -168,15 +168,15 @@ def evaluate(flags: Namespace, world: World) -> None:
     """Every column's scores, then the table, row by row."""
     common.require(flags, threshold=all(0 < mass <= 1 for mass in flags.threshold))
     if flags.skip_bad_images:
-        raise InputError("--skip_bad_images does not go with masks: mend the pictures, or take their names out of "
+        raise InputError("--skip_bad_images does not go with masks: mend the images, or take their names out of "
                          "val.txt")
-    columns, pictures = networks(flags, world), open_masked(flags, world)
+    columns, images = networks(flags, world), open_masked(flags, world)
     embedded = not (flags.data_path or flags.dataset)
     percents = [round(100 * mass, 2) for mass in flags.threshold]
     found = {}
     for name, (network, args) in columns.items():
         size = flags.eval_size or (columns["DINO"][1].get("eval_size", 64) if embedded else 480)
-        found[name], n, objects = mean_scores(network, args, pictures, size, percents, flags, world)
+        found[name], n, objects = mean_scores(network, args, images, size, percents, flags, world)
     rows = {f"best head, {percent:g} % of the mass": f"jaccard_best_head_{percent:g}" for percent in percents}
     paper = {f"{row}: {name}": value for row, key in rows.items() if key.endswith(("_60", "_80"))
              for name, value in PAPER.get((args["arch"], args["patch_size"]), {}).items() if name in columns}
@@ -185,7 +185,7 @@ def evaluate(flags: Namespace, world: World) -> None:
     measured |= {f"mass on the objects %: {name}": 100 * found[name]["mass_on_object"] for name in columns}
     small = ", ".join(f"{name} {value}" for name, value in PAPER["vit_small", 16].items())
     common.tell(flags, world, f"Jaccard of attention's masks (Fig. 4: ViT-S/16 has {small} on VOC12)", args,
-                f"{common.source(flags)}: {n} pictures, {objects} objects, short side {size} pixels",
+                f"{common.source(flags)}: {n} images, {objects} objects, short side {size} pixels",
                 measured, paper)
 
 

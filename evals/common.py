@@ -1,6 +1,6 @@
-"""What the evaluations share (Sec. 3.2 and 4, appendix F): weights, pictures, view, and the telling.
+"""What the evaluations share (Sec. 3.2 and 4, appendix F): weights, images, view, and the telling.
 
-Every eval_*.py takes a backbone from any checkpoint, frozen, and any pictures; prints what it measured beside the
+Every eval_*.py takes a backbone from any checkpoint, frozen, and any images; prints what it measured beside the
 paper's number, saying on which data; and appends the same as one JSON line to --results.
 """
 import argparse
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from data import Pictures, knn_split, open_pictures, without_unreadable
+from data import Images, knn_split, open_images, without_unreadable
 from features import EvaluationView
 from runtime import hardware
 from runtime.commandline import CommandLine, InputError, brief, errors_in_one_line
@@ -26,23 +26,23 @@ from training.backbone import build_backbone
 
 
 def command_line(description: str | None, batch_size: int = 100, videos: bool = False) -> CommandLine:
-    """The flags that every evaluation has, less those of pictures where it reads videos; a script adds its own.
+    """The flags that every evaluation has, less those of images where it reads videos; a script adds its own.
 
-    batch_size: the default; 0 where pictures are read one by one.
+    batch_size: the default; 0 where images are read one by one.
     """
     parser = CommandLine(description)
     add = parser.add_argument
     checkpoint.add_weights_flags(parser)
     add("--arch", default="", help="only where the file does not say")
-    add("--data_path", default="", help="the pictures, laid out as the lines above say; without it embedded pictures")
+    add("--data_path", default="", help="the images, laid out as the lines above say; without it embedded images")
     if not videos:
         add("--dataset", default="", help="one of torchvision's instead: cifar10, flowers102 ...")
         add("--download", action="store_true", help="fetch --dataset over the network")
         add("--skip_bad_images", action="store_true", help="leave out what cannot be read")
         if batch_size:
-            add("--batch_size", type=int, default=batch_size, help=f"pictures, where all have one size [{batch_size}]")
+            add("--batch_size", type=int, default=batch_size, help=f"images, where all have one size [{batch_size}]")
         add("--num_workers", type=int, default=-1,
-            help="that decode pictures; -1: one a core, on a CPU one in four cores")
+            help="that decode images; -1: one a core, on a CPU one in four cores")
     add("--eval_size", type=int, default=0,
         help="pixels of the view; default: what the lines above say, else the checkpoint's, or 224")
     add("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
@@ -86,33 +86,33 @@ def untrained(args: dict, world: World, seed: int = 0) -> nn.Module:
     return network.eval().requires_grad_(False).to(world.device)
 
 
-def load_pictures(flags: argparse.Namespace, world: World) -> tuple[Pictures, Pictures | None]:
-    """The training pictures and, where the source has them, the others."""
+def load_images(flags: argparse.Namespace, world: World) -> tuple[Images, Images | None]:
+    """The training images and, where the source has them, the others."""
     with world.main_first(flags.download):
-        train, val = open_pictures(flags.data_path, flags.dataset, flags.download)
+        train, val = open_images(flags.data_path, flags.dataset, flags.download)
     return readable(flags, train), val and readable(flags, val)
 
 
-def readable(flags: argparse.Namespace, pictures: Pictures) -> Pictures:
+def readable(flags: argparse.Namespace, images: Images) -> Images:
     """All of them, or with --skip_bad_images those that can be read; raises InputError if none can."""
-    pictures = without_unreadable(pictures)[0] if flags.skip_bad_images else pictures
-    if not len(pictures):
-        raise InputError("--skip_bad_images leaves no picture of a part: give at least one that can be read")
-    return pictures
+    images = without_unreadable(images)[0] if flags.skip_bad_images else images
+    if not len(images):
+        raise InputError("--skip_bad_images leaves no image of a part: give at least one that can be read")
+    return images
 
 
-def load_labelled(flags: argparse.Namespace, world: World) -> tuple[Pictures, Pictures, str]:
-    """Labelled pictures to learn from, those that are asked, and which these are; raises InputError without labels."""
-    train, val = load_pictures(flags, world)
+def load_labelled(flags: argparse.Namespace, world: World) -> tuple[Images, Images, str]:
+    """Labelled images to learn from, those that are asked, and which these are; raises InputError without labels."""
+    train, val = load_images(flags, world)
     split = knn_split(train, val)
     if split is None:
-        raise InputError(f"--data_path {flags.data_path!r} has no labels to learn from, or fewer than 5 pictures: put "
-                         "pictures into class folders")
-    return *split, "every fifth picture" if val is None else "the evaluation part"
+        raise InputError(f"--data_path {flags.data_path!r} has no labels to learn from, or fewer than 5 images: put "
+                         "images into class folders")
+    return *split, "every fifth image" if val is None else "the evaluation part"
 
 
 def balanced_share(labels: Tensor, fraction: float, seed: int) -> Tensor:
-    """The indices of `fraction` of each class, at least one picture: labels (n,) -> rising indices (Table 12's 1 %).
+    """The indices of `fraction` of each class, at least one image: labels (n,) -> rising indices (Table 12's 1 %).
 
     A smaller share is part of a larger one.
     """
@@ -125,25 +125,25 @@ def balanced_share(labels: Tensor, fraction: float, seed: int) -> Tensor:
 
 
 class LabelledCrops(CropsDataset):
-    """The random view and the label of picture `index` in epoch `epoch`: dataset[epoch, index]."""
+    """The random view and the label of image `index` in epoch `epoch`: dataset[epoch, index]."""
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        return super().__getitem__(key), self.pictures.labels[key[1]]
+        return super().__getitem__(key), self.images.labels[key[1]]
 
 
-def epoch_batches(pictures: Pictures, flags: argparse.Namespace, world: World) -> EpochBatches:
-    """The order in which this process learns from the pictures; where they are few, all are one step."""
-    if len(pictures) < 2 * world.size:
-        raise InputError(f"{len(pictures)} pictures are too few to learn from for {world.size} processes: take a "
-                         "larger --fraction, or add pictures")
-    batch_size = min(flags.batch_size, len(pictures) // world.size)
-    return EpochBatches(len(pictures), batch_size, 1, world.rank, world.size, flags.seed)
+def epoch_batches(images: Images, flags: argparse.Namespace, world: World) -> EpochBatches:
+    """The order in which this process learns from the images; where they are few, all are one step."""
+    if len(images) < 2 * world.size:
+        raise InputError(f"{len(images)} images are too few to learn from for {world.size} processes: take a "
+                         "larger --fraction, or add images")
+    batch_size = min(flags.batch_size, len(images) // world.size)
+    return EpochBatches(len(images), batch_size, 1, world.rank, world.size, flags.seed)
 
 
-def training_loader(pictures: Pictures, view: Callable[[Tensor], Tensor], batches: EpochBatches,
+def training_loader(images: Images, view: Callable[[Tensor], Tensor], batches: EpochBatches,
                     flags: argparse.Namespace, world: World) -> DataLoader:
     """Batches of random views (B, 3, S, S) and labels (B,) in this order."""
-    return make_loader(LabelledCrops(pictures, view, flags.seed), batches, flags.num_workers, world)
+    return make_loader(LabelledCrops(images, view, flags.seed), batches, flags.num_workers, world)
 
 
 def view_size(flags: argparse.Namespace, args: dict) -> int:
@@ -172,10 +172,10 @@ def fingerprint(backbone: nn.Module) -> int:
     return zlib.crc32(b"".join(value.cpu().numpy().tobytes() for value in backbone.state_dict().values()))
 
 
-def fingerprint_of_pictures(pictures: Pictures) -> int:
-    """A checksum of the labels and of ten pictures, evenly spaced: the same, wherever the files lie."""
-    some = torch.linspace(0, len(pictures) - 1, 10).long().tolist()
-    values = [pictures.labels, *(pictures[index][0] for index in some)]
+def fingerprint_of_images(images: Images) -> int:
+    """A checksum of the labels and of ten images, evenly spaced: the same, wherever the files lie."""
+    some = torch.linspace(0, len(images) - 1, 10).long().tolist()
+    values = [images.labels, *(images[index][0] for index in some)]
     return zlib.crc32(b"".join(value.numpy().tobytes() for value in values))
 
 

@@ -1,8 +1,8 @@
-"""Copy detection with frozen features (Sec. 4.2.1, Table 4): find the picture that a distorted one was made from.
+"""Copy detection with frozen features (Sec. 4.2.1, Table 4): find the image that a distorted one was made from.
 
-The descriptor is [CLS] joined with the patch tokens' generalised mean (GeM, p = 4), whitened on other pictures. Each
+The descriptor is [CLS] joined with the patch tokens' generalised mean (GeM, p = 4), whitened on other images. Each
 copy ranks the originals among distractors; mAP over the copies. On Copydays' strong copies with 10,000 distractors
-DINO reaches 81.7 with ViT-B/16, 85.5 with ViT-B/8 at 320 pixels; supervised ViT-B/16 76.4. As in the release pictures
+DINO reaches 81.7 with ViT-B/16, 85.5 with ViT-B/8 at 320 pixels; supervised ViT-B/16 76.4. As in the release images
 are stretched to squares. Departures: the release ranks the first 20 only, and its covariance is not around the mean.
 
     python -m evals.copy_detection --pretrained_weights runs/demo/checkpoint.pth
@@ -11,10 +11,10 @@ are stretched to squares. Departures: the release ranks the first 20 only, and i
 
 --data_path: Copydays' layout, original/NNNN00.jpg and strong/NNNN01.jpg ..., jpegqual/Q/NNNN00.jpg, crops/P/NNNN00.jpg
 (Q, P: quality, percent cut off) as far as they are there; a copy's original has the same name but for the last two
-digits. --make writes original/ and strong/ of any pictures: each blurred, set on a mottled ground, as if printed and
+digits. --make writes original/ and strong/ of any images: each blurred, set on a mottled ground, as if printed and
 scanned, cut, and compressed.
 
-Shapes: B pictures, n of any set, N patches, D width.
+Shapes: B images, n of any set, N patches, D width.
 """
 import io
 import tempfile
@@ -32,7 +32,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import pil_to_tensor, resize, to_pil_image
 from tqdm import tqdm
 
-from data import Pictures, find_pictures, open_folder
+from data import Images, find_images, open_folder
 from evals import common
 from evals.retrieval import average_precisions, gem, learn_whitening
 from features import EvaluationView, extract_features
@@ -40,7 +40,7 @@ from runtime.commandline import InputError, brief
 from runtime.hardware import World
 from vit import VisionTransformer
 
-PAPER = {("vit_base", 16, 224): 81.7, ("vit_base", 8, 320): 85.5}  # Table 4, strong, with the pictures' size in pixels
+PAPER = {("vit_base", 16, 224): 81.7, ("vit_base", 8, 320): 85.5}  # Table 4, strong, with the images' size in pixels
 Random = np.random.Generator
 
 
@@ -71,7 +71,7 @@ class Descriptor(nn.Module):
 
 
 class SquareView(EvaluationView):
-    """The whole picture stretched to S x S: uint8 (3, H, W) -> float (3, S, S)."""
+    """The whole image stretched to S x S: uint8 (3, H, W) -> float (3, S, S)."""
 
     def __call__(self, image: Tensor) -> Tensor:
         return super().__call__(resize(image, [self.size, self.size], InterpolationMode.BICUBIC, antialias=True))
@@ -83,7 +83,7 @@ def blur(image: Image.Image, random: Random) -> Image.Image:
 
 
 def insert(image: Image.Image, random: Random) -> Image.Image:
-    """The picture, shrunk to 40 to 70 % of its sides, anywhere on a mottled ground."""
+    """The image, shrunk to 40 to 70 % of its sides, anywhere on a mottled ground."""
     ground = Image.fromarray(random.integers(0, 256, (5, 5, 3), dtype=np.uint8)).resize(image.size, Image.BICUBIC)
     share = random.uniform(0.4, 0.7)
     small = image.resize([max(1, round(side * share)) for side in image.size], Image.LANCZOS)
@@ -120,7 +120,7 @@ DISTORTIONS: dict[str, Callable[[Image.Image, Random], Image.Image]] = {
 
 
 def distorted(image: Tensor, number: int) -> list[Image.Image]:
-    """All DISTORTIONS of a picture (3, H, W) uint8; the same for the same number."""
+    """All DISTORTIONS of an image (3, H, W) uint8; the same for the same number."""
     return [distort(to_pil_image(image), np.random.default_rng([number, i]))
             for i, distort in enumerate(DISTORTIONS.values())]
 
@@ -128,38 +128,38 @@ def distorted(image: Tensor, number: int) -> list[Image.Image]:
 class Copies(NamedTuple):
     """What is searched: the labels of originals and copies say which original it is; the others have none."""
 
-    originals: Pictures
-    blocks: dict[str, Pictures]
-    distractors: Pictures | None
-    whitening: Pictures | None
+    originals: Images
+    blocks: dict[str, Images]
+    distractors: Images | None
+    whitening: Images | None
 
 
-def made_copies(train: Pictures, val: Pictures) -> Copies:
+def made_copies(train: Images, val: Images) -> Copies:
     """Strong copies of the first 100 of val, the others of val as distractors, 2000 of train to whiten on."""
     rows = torch.arange(len(val))
     originals = [val[i][0] for i in range(min(100, len(val)))]
     copies = zip(*(distorted(image, number) for number, image in enumerate(originals)))
-    blocks = {f"strong, {name}": Pictures([pil_to_tensor(copy) for copy in some], range(len(originals)))
+    blocks = {f"strong, {name}": Images([pil_to_tensor(copy) for copy in some], range(len(originals)))
               for name, some in zip(DISTORTIONS, copies)}
-    return Copies(Pictures(originals, range(len(originals))), blocks, val.subset(rows[len(originals):]),
+    return Copies(Images(originals, range(len(originals))), blocks, val.subset(rows[len(originals):]),
                   train.subset(torch.arange(min(2000, len(train)))))
 
 
-def open_copydays(folder: Path) -> tuple[Pictures, dict[str, Pictures]]:
+def open_copydays(folder: Path) -> tuple[Images, dict[str, Images]]:
     """Copydays' layout -> the originals, and the copies by block: strong, jpegqual/3 ..., numbered as the originals."""
     places = [folder / "strong", *sorted(folder.glob("jpegqual/*")), *sorted(folder.glob("crops/*"))]
-    blocks = {place.relative_to(folder).as_posix(): find_pictures(place) for place in places}
-    blocks, originals = {name: files for name, files in blocks.items() if files}, find_pictures(folder / "original")
+    blocks = {place.relative_to(folder).as_posix(): find_images(place) for place in places}
+    blocks, originals = {name: files for name, files in blocks.items() if files}, find_images(folder / "original")
     number = {file.stem[:-2]: i for i, file in enumerate(originals)}
     if not originals or not blocks:
-        raise InputError(f"--data_path {str(folder)!r} lacks pictures in original/, or copies in strong/, jpegqual/Q/ "
-                         "or crops/P/: --make writes them from any pictures")
+        raise InputError(f"--data_path {str(folder)!r} lacks images in original/, or copies in strong/, jpegqual/Q/ "
+                         "or crops/P/: --make writes them from any images")
     strays = [file for files in blocks.values() for file in files if file.stem[:-2] not in number]
     if strays or len(number) < len(originals):
-        raise InputError(f"{str(strays[0] if strays else originals[0])!r} is not named as Copydays' pictures are: the "
+        raise InputError(f"{str(strays[0] if strays else originals[0])!r} is not named as Copydays' images are: the "
                          "original NNNN00.jpg, its copies NNNN01.jpg ...")
-    return Pictures(originals, range(len(originals))), {
-        name: Pictures(files, [number[file.stem[:-2]] for file in files]) for name, files in blocks.items()}
+    return Images(originals, range(len(originals))), {
+        name: Images(files, [number[file.stem[:-2]] for file in files]) for name, files in blocks.items()}
 
 
 def open_copies(flags: Namespace, world: World) -> Copies:
@@ -167,28 +167,28 @@ def open_copies(flags: Namespace, world: World) -> Copies:
     if not flags.data_path or flags.dataset:
         if flags.distractors or flags.whiten:
             raise InputError("--distractors and --whiten go with a --data_path in Copydays' layout: --make writes one")
-        train, val = common.load_pictures(flags, world)
+        train, val = common.load_images(flags, world)
         if val is None:
             raise InputError(f"--dataset {flags.dataset} has no test part to copy: write copies with --make")
         return made_copies(train, val)
-    readable = lambda pictures: common.readable(flags, pictures)
+    readable = lambda images: common.readable(flags, images)
     originals, blocks = open_copydays(Path(flags.data_path))
     others = [readable(open_folder(Path(path))) if path else None for path in (flags.distractors, flags.whiten)]
     return Copies(readable(originals), {name: readable(block) for name, block in blocks.items()}, *others)
 
 
-def make(pictures: Pictures, folder: Path) -> None:
-    """Write every picture and its strong copies to the folder, in Copydays' layout."""
+def make(images: Images, folder: Path) -> None:
+    """Write every image and its strong copies to the folder, in Copydays' layout."""
     if (folder / "original").exists() or (folder / "strong").exists():
         raise InputError(f"--make {str(folder)!r} has original/ or strong/ already: choose another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as unfinished:  # which a picture that cannot be read leaves empty
+        with tempfile.TemporaryDirectory(dir=folder) as unfinished:  # which an image that cannot be read leaves empty
             parts = [Path(unfinished, name) for name in ("original", "strong")]
             for part in parts:
                 part.mkdir()
-            for number in tqdm(range(len(pictures)), "copies", leave=False):
-                image, _ = pictures[number]
+            for number in tqdm(range(len(images)), "copies", leave=False):
+                image, _ = images[number]
                 to_pil_image(image).save(parts[0] / f"{number:04}00.jpg", quality=95)
                 for i, copy in enumerate(distorted(image, number), start=1):
                     copy.save(parts[1] / f"{number:04}{i:02}.jpg", quality=95)
@@ -196,43 +196,43 @@ def make(pictures: Pictures, folder: Path) -> None:
                 part.rename(folder / part.name)
     except OSError as error:
         raise InputError(f"cannot write to --make {str(folder)!r} ({brief(error)}): choose another folder") from None
-    print(f"wrote {len(pictures)} originals and {len(DISTORTIONS) * len(pictures)} copies to {folder}")
+    print(f"wrote {len(images)} originals and {len(DISTORTIONS) * len(images)} copies to {folder}")
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = common.command_line(__doc__)
     add = parser.add_argument
-    add("--distractors", default="", metavar="FOLDER", help="pictures that are searched beside the originals")
-    add("--whiten", default="", metavar="FOLDER", help="other pictures, to learn the whitening on; more than 2 D")
-    add("--make", default="", metavar="FOLDER", help="write strong copies of the pictures there; needs no weights")
+    add("--distractors", default="", metavar="FOLDER", help="images that are searched beside the originals")
+    add("--whiten", default="", metavar="FOLDER", help="other images, to learn the whitening on; more than 2 D")
+    add("--make", default="", metavar="FOLDER", help="write strong copies of the images there; needs no weights")
     common.run(parser, evaluate, argv)
 
 
 def evaluate(flags: Namespace, world: World) -> None:
     """Make copies, or find them: a table of mAPs by block, whitened and not."""
     if flags.make:
-        train, val = common.load_pictures(flags, world)
+        train, val = common.load_images(flags, world)
         return make(train if val is None else val, Path(flags.make)) if world.is_main else None
     backbone, args = common.load_backbone(flags, world)
     if not isinstance(backbone, (VisionTransformer, ResNet)):
         raise InputError(f"{args['arch']} has no patch tokens: take the weights of a ViT or a ResNet")
     copies = open_copies(flags, world)
     view = common.evaluation_view(flags, args | {"eval_crop": 1}, SquareView)
-    found = find_copies(copies, lambda pictures: extract_features(
-        Descriptor(backbone), pictures, view, world, **common.loading(flags, world)))
+    found = find_copies(copies, lambda images: extract_features(
+        Descriptor(backbone), images, view, world, **common.loading(flags, world)))
     counts = [0 if part is None else len(part) for part in (copies.originals, copies.distractors, copies.whitening)]
     paper = PAPER.get((args["arch"], args["patch_size"], view.size))
     strong = PAPER["vit_base", 16, 224]
     common.tell(flags, world, f"copy detection (Table 4: ViT-B/16 has mAP {strong} on Copydays, strong)", args,
-                "{}: {} originals among {} distractors, whitening from {} pictures, {size} x {size} pixels".format(
+                "{}: {} originals among {} distractors, whitening from {} images, {size} x {size} pixels".format(
                         common.source(flags), *counts, size=view.size),
                 found, {"strong, whitened, mAP %": paper} if paper else {})
 
 
-def find_copies(copies: Copies, describe: Callable[[Pictures], Tensor]) -> dict[str, float]:
-    """mAP in % of every block and of all strong copies; of whitened descriptors too, if there are pictures for it.
+def find_copies(copies: Copies, describe: Callable[[Images], Tensor]) -> dict[str, float]:
+    """mAP in % of every block and of all strong copies; of whitened descriptors too, if there are images for it.
 
-    describe: n pictures -> their descriptors (n, 2 D).
+    describe: n images -> their descriptors (n, 2 D).
     """
     database = torch.cat([describe(part) for part in (copies.originals, copies.distractors) if part is not None])
     labels = torch.full((len(database),), -1)
@@ -241,7 +241,7 @@ def find_copies(copies: Copies, describe: Callable[[Pictures], Tensor]) -> dict[
     steps = {"not whitened": lambda descriptors: descriptors}
     if copies.whitening is not None:
         if len(copies.whitening) < 2:
-            raise InputError("--whiten holds one picture: the whitening is learnt on many, more than 2 D")
+            raise InputError("--whiten holds one image: the whitening is learnt on many, more than 2 D")
         steps = {"whitened": learn_whitening(describe(copies.whitening))} | steps
     for step, apply in steps.items():
         found = {name: average_precisions(apply(descriptors), apply(database),

@@ -109,7 +109,7 @@ def region_similarity(masks: Tensor, truths: Tensor) -> Tensor:
 def outline(masks: Tensor) -> Tensor:
     """Where the pixel to the right, below, or right below is another: bool (T, H, W) -> bool (T, H, W); ids -> not 0.
 
-    Beyond the last row and column the picture goes on as it ends.
+    Beyond the last row and column the image goes on as it ends.
     """
     down, right = (torch.arange(1, side + 1).clamp(max=side - 1) for side in masks.shape[1:])
     below = masks[:, down]
@@ -119,7 +119,7 @@ def outline(masks: Tensor) -> Tensor:
 def share_near(lines: Tensor, others: Tensor, radius: int) -> Tensor:
     """The share of the lines' pixels that have one of the others' at most radius away; 1 where there are no lines.
 
-    bool (T, H, W) twice -> (T,). It looks up each line's disc: dilating whole pictures would take many times longer.
+    bool (T, H, W) twice -> (T,). It looks up each line's disc: dilating whole images would take many times longer.
     """
     frame, y, x = lines.nonzero(as_tuple=True)
     padded, near = F.pad(others, 4 * [radius]), torch.zeros(len(frame), dtype=torch.bool)

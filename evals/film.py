@@ -1,4 +1,4 @@
-"""Films: frames in, from a folder, an animated picture or a video file; an animation out.
+"""Films: frames in, from a folder, an animated image or a video file; an animation out.
 
 Not in the paper: the release's video_generation.py draws attention on films, as visualize_attention.py does here.
 """
@@ -15,20 +15,20 @@ from PIL import Image, ImageSequence
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from data import EXTENSIONS, UNREADABLE, decode, find_pictures, to_rgb
+from data import EXTENSIONS, UNREADABLE, decode, find_images, to_rgb
 from runtime.commandline import InputError, brief
 
 
 def film_frames(path: Path) -> Iterator[Tensor]:
-    """A folder of frames (in the order of their numbers), an animated picture, or a video file -> uint8 (3, H, W) each.
+    """A folder of frames (in the order of their numbers), an animated image, or a video file -> uint8 (3, H, W) each.
 
     Raises InputError for what is not there or cannot be read.
     """
     if path.is_dir():
         numbered = lambda file: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(file))]
-        files = sorted(find_pictures(path), key=numbered)  # frame 10 after frame 9
+        files = sorted(find_images(path), key=numbered)  # frame 10 after frame 9
         if not files:
-            raise InputError(f"no pictures in {str(path)!r}: --video takes a folder of frames")
+            raise InputError(f"no images in {str(path)!r}: --video takes a folder of frames")
         yield from map(decode, files)
     elif not path.is_file():
         raise InputError(f"no film at {str(path)!r}: check the path")

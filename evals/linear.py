@@ -9,15 +9,15 @@ an epoch's incomplete last batch is left out; the release's [CLS] and mean patch
 one follows the other. --cached learns from centre views, as Tables 10 and 12 do, which solve a logistic regression.
 ViT-S/16 after DINO: 77.0 % on ImageNet, with 1 % of the labels 64.5 % (Table 12).
 
-    python -m evals.linear --pretrained_weights runs/demo/checkpoint.pth                 # embedded pictures, --cached
+    python -m evals.linear --pretrained_weights runs/demo/checkpoint.pth                 # embedded images, --cached
     python -m evals.linear --pretrained_weights runs/mine/checkpoint.pth --data_path photos/ --cached
     python -m evals.linear --pretrained dino_vits16 --data_path imagenet/ --cached --fraction 0.01       # few labels
     torchrun --nproc_per_node=8 -m evals.linear --pretrained dino_vits16 --data_path imagenet/ --output_dir runs/linear
     (the last command again goes on where it was stopped; with --evaluate it only evaluates what is there)
 
---data_path: class folders (every fifth picture is asked, the others are learnt from), or train/ and val/ with such.
+--data_path: class folders (every fifth image is asked, the others are learnt from), or train/ and val/ with such.
 
-Shapes: B images, S pixels, D width, d of the joined features, C classes, H heads (one for each lr), n pictures asked.
+Shapes: B images, S pixels, D width, d of the joined features, C classes, H heads (one for each lr), n images asked.
 """
 import copy
 import math
@@ -32,7 +32,7 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2.functional import resized_crop
 from tqdm import tqdm
 
-from data import Pictures
+from data import Images
 from eval_knn import top_accuracy
 from evals import common
 from evals.common import Progress
@@ -87,9 +87,9 @@ def make_heads(width: int, classes: int, number: int, seed: int = 0) -> nn.Modul
     return nn.ModuleList(copy.deepcopy(head) for _ in range(number))
 
 
-def make_optimizer(heads: nn.ModuleList, lrs: list[float], pictures_per_step: int) -> torch.optim.SGD:
+def make_optimizer(heads: nn.ModuleList, lrs: list[float], images_per_step: int) -> torch.optim.SGD:
     """SGD with one group a head, whose peak is its lr * batch / 256."""
-    groups = [{"params": list(head.parameters()), "peak_lr": lr * pictures_per_step / 256}
+    groups = [{"params": list(head.parameters()), "peak_lr": lr * images_per_step / 256}
               for head, lr in zip(heads, lrs, strict=True)]
     return torch.optim.SGD(groups, lr=0.0, momentum=0.9)
 
@@ -141,15 +141,15 @@ def blocks_to_read(flags: Namespace, backbone: nn.Module, arch: str) -> tuple[in
     return n_last_blocks, avgpool if flags.avgpool_patchtokens is None else flags.avgpool_patchtokens
 
 
-def make_source(network: FrozenFeatures, pictures: Pictures, view: EvaluationView, batches: EpochBatches,
+def make_source(network: FrozenFeatures, images: Images, view: EvaluationView, batches: EpochBatches,
                 flags: Namespace, world: World) -> Callable[[], Iterable[tuple[Tensor, Tensor]]]:
     """What gives an epoch's batches of features (B, d) and labels (B,): of augmented views, or with --cached of the
     centre views, whose features are taken once."""
     if flags.cached:
-        kept = extract_features(network, pictures, view, world, **common.loading(flags, world))
-        return lambda: ((kept[rows], pictures.labels[rows])
+        kept = extract_features(network, images, view, world, **common.loading(flags, world))
+        return lambda: ((kept[rows], images.labels[rows])
                         for rows in ([index for _, index in keys] for keys in batches))
-    loader = common.training_loader(pictures, TrainingView(view), batches, flags, world)
+    loader = common.training_loader(images, TrainingView(view), batches, flags, world)
 
     def augmented() -> Iterator[tuple[Tensor, Tensor]]:
         for views, labels in loader:
@@ -160,14 +160,14 @@ def make_source(network: FrozenFeatures, pictures: Pictures, view: EvaluationVie
     return augmented
 
 
-def recipe_of(network: FrozenFeatures, pictures: Pictures, view: EvaluationView, batches: EpochBatches, classes: int,
+def recipe_of(network: FrozenFeatures, images: Images, view: EvaluationView, batches: EpochBatches, classes: int,
               flags: Namespace) -> dict:
     """What must agree for heads to be evaluated, and besides for their training to go on."""
     recipe = {"weights": common.fingerprint(network.backbone), "n_last_blocks": network.n_last_blocks,
               "avgpool_patchtokens": network.avgpool, "eval_size": view.size, "classes": classes, "lr": flags.lr}
     return recipe if flags.evaluate else recipe | {
-        "set of pictures": common.fingerprint_of_pictures(pictures), "number of pictures": len(pictures),
-        "batch": batches.pictures_per_step, "epochs": flags.epochs, "cached": flags.cached, "seed": flags.seed}
+        "set of images": common.fingerprint_of_images(images), "number of images": len(images),
+        "batch": batches.images_per_step, "epochs": flags.epochs, "cached": flags.cached, "seed": flags.seed}
 
 
 def train(heads: nn.ModuleList, optimizer: torch.optim.SGD, run: Progress, batches: EpochBatches,
@@ -214,22 +214,22 @@ def evaluate(flags: Namespace, world: World) -> None:
     backbone, args = common.load_backbone(flags, world)
     network = FrozenFeatures(backbone, *blocks_to_read(flags, backbone, args["arch"]))
     view = common.evaluation_view(flags, args)
-    pictures, val, asked = common.load_labelled(flags, world)
-    pictures = pictures.subset(common.balanced_share(pictures.labels, flags.fraction, flags.seed))
-    batches = common.epoch_batches(pictures, flags, world)
-    classes = 1 + int(torch.cat([pictures.labels, val.labels]).max())
+    images, val, asked = common.load_labelled(flags, world)
+    images = images.subset(common.balanced_share(images.labels, flags.fraction, flags.seed))
+    batches = common.epoch_batches(images, flags, world)
+    classes = 1 + int(torch.cat([images.labels, val.labels]).max())
     heads = make_heads(network.width, classes, len(flags.lr), flags.seed).to(world.device)
-    optimizer = make_optimizer(heads, flags.lr, batches.pictures_per_step)
-    run = Progress(Path(flags.output_dir, "linear.pth"), recipe_of(network, pictures, view, batches, classes, flags),
+    optimizer = make_optimizer(heads, flags.lr, batches.images_per_step)
+    run = Progress(Path(flags.output_dir, "linear.pth"), recipe_of(network, images, view, batches, classes, flags),
                    heads=heads, optimizer=optimizer)
     if flags.evaluate or (flags.output_dir and world.all_see(run.path)):
         run.load()
     val_features = extract_features(network, val, view, world, **common.loading(flags, world))
     validate = lambda: accuracies(heads, val_features, val.labels)
     if run.epoch < flags.epochs and not flags.evaluate:
-        source = make_source(network, pictures, view, batches, flags, world)
+        source = make_source(network, images, view, batches, flags, world)
         train(heads, optimizer, run, batches, source, validate, flags, world)
-    data = (f"{common.source(flags)}: {run.recipe['number of pictures']} pictures to learn from, {len(val)} asked "
+    data = (f"{common.source(flags)}: {run.recipe['number of images']} images to learn from, {len(val)} asked "
             f"({asked}), {classes} classes, {view.size} pixels; {run.epoch} epochs"
             f"{' of centre views' * run.recipe['cached']}")
     common.tell(flags, world, f"linear (Table 2: ViT-S/16 has {PAPER['vit_small', 16]} % on ImageNet)", args, data,
@@ -240,11 +240,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = common.command_line(__doc__, batch_size=128)
     add = parser.add_argument
     add("--epochs", type=int, default=100, help="[100]")
-    add("--lr", type=float, nargs="+", default=SWEEP, help=f"per 256 pictures, each for a head of its own {SWEEP}")
+    add("--lr", type=float, nargs="+", default=SWEEP, help=f"per 256 images, each for a head of its own {SWEEP}")
     add("--n_last_blocks", type=int, default=0, help="whose [CLS] are joined; default: ViT-B 1, other ViTs 4")
     add("--avgpool_patchtokens", type=true_or_false, help="join the mean patch token; default: true for ViT-B alone")
     add("--cached", type=true_or_false, nargs="?", const=True, help="train on the centre views' features, taken once: "
-        "seconds instead of hours, without augmentation; default: for the embedded pictures alone")
+        "seconds instead of hours, without augmentation; default: for the embedded images alone")
     add("--fraction", type=float, default=1.0, help="share of each class's labels to learn from [1]")
     add("--output_dir", default="", help="keep the heads there after each epoch, and go on from them")
     add("--evaluate", action="store_true", help="only evaluate the heads in --output_dir")

@@ -1,10 +1,10 @@
-"""Ranking pictures by frozen features (Sec. 4.2.1, Tables 3 and 4): average precision, several scales, GeM, whitening.
+"""Ranking images by frozen features (Sec. 4.2.1, Tables 3 and 4): average precision, several scales, GeM, whitening.
 
-Pictures stand in the order of their cosine with the query. Average precision is the area under precision against
+Images stand in the order of their cosine with the query. Average precision is the area under precision against
 recall by the trapezoidal rule, as the benchmarks' own programs take it, not the mean of the precisions. Whitening
-drops the directions in which its pictures do not vary; the release raises their variance to a floor.
+drops the directions in which its images do not vary; the release raises their variance to a floor.
 
-Shapes: q queries, n pictures in the database, m pictures that whitening is learnt on, N patches, D width.
+Shapes: q queries, n images in the database, m images that whitening is learnt on, N patches, D width.
 """
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from runtime.commandline import InputError
 def average_precision(relevant: Tensor, junk: Tensor) -> Tensor:
     """Two (n,) bool in the order of the ranking -> scalar in 0 ... 1, NaN where nothing is relevant.
 
-    AP = 1/P sum over j < P of (j / r_j + (j + 1) / (r_j + 1)) / 2, with r_j pictures before the relevant one number j,
+    AP = 1/P sum over j < P of (j / r_j + (j + 1) / (r_j + 1)) / 2, with r_j images before the relevant one number j,
     junk not counted; 0 / 0 is 1.
     """
     r = relevant[~junk].nonzero().squeeze(1).double()
@@ -79,6 +79,6 @@ def learn_whitening(features: Tensor, floor: float = 1e-5) -> Whitening:
     mean = features.double().mean(dim=0)
     _, deviations, directions = torch.linalg.svd(features.double() - mean, full_matrices=False)
     if not deviations[0] > 0:
-        raise InputError("the pictures to learn the whitening on all look alike: give others")
+        raise InputError("the images to learn the whitening on all look alike: give others")
     kept = deviations.square() > floor * deviations[0].square()  # deviations are the singular values: they fall
     return Whitening(mean, directions[kept].T / deviations[kept] * len(features) ** 0.5)

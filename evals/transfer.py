@@ -11,7 +11,7 @@ Told is the last epoch, not the best one.
     python -m evals.transfer --pretrained dino_vits16 --dataset cifar10 --download --epochs 1000 --lr 1e-5
     torchrun --nproc_per_node=8 -m evals.transfer --from_scratch --data_path imagenet/ --batch_size 128
 
---data_path: a folder of class folders (every fifth picture is asked, the others train), or with train/ and val/ in it.
+--data_path: a folder of class folders (every fifth image is asked, the others train), or with train/ and val/ in it.
 --epochs and --lr are DeiT's for ImageNet from scratch; good weights on small data want a smaller lr, and longer. A
 --fraction of the labels is shown 1 / fraction times an epoch. The same command goes on from the last whole epoch;
 every other script reads the checkpoint's backbone. Departures from DeiT: no repeated augmentation, no average of the
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 from tqdm import tqdm
 
-from data import Pictures
+from data import Images
 from eval_knn import top_accuracy
 from evals import common
 from evals.common import Progress
@@ -54,7 +54,7 @@ PAPER = {  # Table 6, top-1; of its row "supervised" ImageNet alone: the other c
                        "fine-tuned": {"cifar10": 99.1, "cifar100": 91.7, "flowers102": 98.8, "stanford_cars": 93.0,
                                       "imagenet": 82.8}}}
 DEIT = {"epochs": 300, "warmup_epochs": 5.0, "lr": 5e-4, "drop_path_rate": 0.1, "crop_scale": 0.08,
-        "train_size": 0}  # lr per 512 pictures of a step; size in pixels, 0: that of the evaluation
+        "train_size": 0}  # lr per 512 images of a step; size in pixels, 0: that of the evaluation
 EMBEDDED = {"epochs": 8, "warmup_epochs": 1.0, "lr": 0.008, "drop_path_rate": 0.0, "crop_scale": 0.5,
             "train_size": 48}  # two minutes on two cores
 FRESH = ("patch_size", "num_heads", "init_std")  # what a network that starts from scratch may be told, beside its arch
@@ -134,27 +134,27 @@ def build_network(flags: Namespace, start: tuple[nn.Module, dict] | None, classe
     return batch_norm.synchronise_batch_norms(Classifier(backbone, classes), world).to(world.device), about
 
 
-def recipe_of(pictures: Pictures, start: tuple[nn.Module, dict] | None, about: dict, classes: int, flags: Namespace,
+def recipe_of(images: Images, start: tuple[nn.Module, dict] | None, about: dict, classes: int, flags: Namespace,
               world: World) -> dict:
     """What must agree for a training to go on."""
     return {name: getattr(flags, name) for name in (*DEIT, *REGULARISED, "batch_size", "seed")} | about | {
         "set of weights": common.fingerprint(start[0]) if start else "none", "number of classes": classes,
-        "number of pictures": len(pictures), "set of pictures": common.fingerprint_of_pictures(pictures),
+        "number of images": len(images), "set of images": common.fingerprint_of_images(images),
         "number of processes": world.size}
 
 
-def fine_tune(network: Classifier, pictures: Pictures, about: dict, run: Progress, flags: Namespace,
+def fine_tune(network: Classifier, images: Images, about: dict, run: Progress, flags: Namespace,
               world: World) -> None:
     """All epochs that are still to do, each with its checkpoint."""
     if world.all_see(run.path):
         run.load()
     view = augmentation(about["train_size"], flags.crop_scale, flags.erasing, about["mean"], about["std"])
-    batches = common.epoch_batches(pictures, flags, world)
-    loader = common.training_loader(pictures, view, batches, flags, world)
+    batches = common.epoch_batches(images, flags, world)
+    loader = common.training_loader(images, view, batches, flags, world)
     mix = mixing(flags.mixup, flags.cutmix, network.classifier.out_features)
     hardware.compile_hot_path([network.backbone], "auto", world)
     ddp_network = hardware.average_gradients(network.train(), world)
-    peak, total = flags.lr * batches.pictures_per_step / 512, flags.epochs * batches.steps
+    peak, total = flags.lr * batches.images_per_step / 512, flags.epochs * batches.steps
     bar = tqdm(total=total, initial=run.epoch * batches.steps, unit="step", disable=not world.is_main, leave=False)
     for batches.epoch in range(run.epoch, flags.epochs):
         losses = []
@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in FRESH:
         add(f"--{name}", type=type(getattr(Settings, name)), default=0, help="as in train.py, for --from_scratch")
     for name, value in DEIT.items():
-        add(f"--{name}", type=type(value), help=f"[{value}; embedded pictures: {EMBEDDED[name]}]")
+        add(f"--{name}", type=type(value), help=f"[{value}; embedded images: {EMBEDDED[name]}]")
     for name, value in REGULARISED.items():
         add(f"--{name}", type=type(value), default=value, help=f"[{value}]")
     add("--seed", type=int, default=0, help="of weights, shares, order and augmentation [0]")
@@ -238,7 +238,7 @@ def evaluate(flags: Namespace, world: World) -> None:
         row = f"{how}, {len(few)} labels" if share < 1 else how
         measured |= {f"{row}, top-{k} %": top_accuracy(logits, val.labels, k) for k in (1, 5)}
     number = paper_number(about, how, flags.dataset)
-    data = (f"{common.source(flags)}: {len(train)} pictures train, {len(val)} asked ({asked}), {classes} classes, "
+    data = (f"{common.source(flags)}: {len(train)} images train, {len(val)} asked ({asked}), {classes} classes, "
             f"{about['eval_size']} pixels, {flags.epochs} epochs"
             + f"; the paper's: {flags.dataset or 'imagenet'}" * bool(number))
     small = ", ".join(f"{name} {values['imagenet']}" for name, values in PAPER["vit_small", 16].items())

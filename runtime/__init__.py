@@ -1,1 +1,1 @@
-"""Where and how a program runs, which knows nothing of DINO: processes, devices, command lines, order of pictures."""
+"""Where and how a program runs, which knows nothing of DINO: processes, devices, command lines, order of images."""

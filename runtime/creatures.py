@@ -1,14 +1,14 @@
-"""The embedded pictures and clips: ten kinds of creature, drawn from a seed, with labels and exact object masks.
+"""The embedded images and clips: ten kinds of creature, drawn from a seed, with labels and exact object masks.
 
 Nothing is downloaded and nothing lies on disk. A class is a silhouette with its coat pattern; everything else
-is drawn afresh for each picture: place, turn, size, both coat colours, light, ground. So that a class cannot be
-read off the colours, the object's share of the picture and the share of the dark coat are drawn from the same laws
+is drawn afresh for each image: place, turn, size, both coat colours, light, ground. So that a class cannot be
+read off the colours, the object's share of the image and the share of the dark coat are drawn from the same laws
 for all classes, and so are the hues; and edges are hard, since colours mixed along them would tell how finely a coat
-is patterned. The ground has the same statistics in every picture:
-DINO learns whatever two crops of a picture share, and a tint of its own would be an easier answer than the creature
-(docs/log.md has the pictures on which just that happened).
+is patterned. The ground has the same statistics in every image:
+DINO learns whatever two crops of an image share, and a tint of its own would be an easier answer than the creature
+(docs/log.md has the images on which just that happened).
 
-Shapes: n pictures, S side in pixels; u right, v down, the creature fits in the disc of radius 1 around (0, 0).
+Shapes: n images, S side in pixels; u right, v down, the creature fits in the disc of radius 1 around (0, 0).
 """
 import math
 from typing import NamedTuple
@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CLASSES = ("fish", "ladybird", "butterfly", "starfish", "snail", "turtle", "flower", "snake", "mushroom", "leaf")
-AREA = (0.14, 0.3)  # the creature's share of the picture
+AREA = (0.14, 0.3)  # the creature's share of the image
 DARK = (0.45, 0.6)  # the dark coat's share of the creature
 TURN = 30.0  # degrees, to either side; and mirrored or not
 STRETCH = 0.2  # of the logarithm of the aspect ratio, to either side
 DUSK = (0.45, 0.6, 0.75)  # what is left of red, green and blue light at the end of a clip
-ROOM = 0.15  # how far a creature may stick out of the picture, in half sides
+ROOM = 0.15  # how far a creature may stick out of the image, in half sides
 
 
 class Creatures(NamedTuple):
@@ -101,7 +101,7 @@ def _rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
 
 
 def _ground(n: int, side: int, generator: torch.Generator) -> Tensor:
-    """Calm mottled ground (n, 3, S, S): smooth noise around one grey, the same law in all pictures."""
+    """Calm mottled ground (n, 3, S, S): smooth noise around one grey, the same law in all images."""
     noise = torch.randn(n, 3, 10, 10, generator=generator) + torch.randn(n, 1, 10, 10, generator=generator)
     fine = torch.randn(n, 1, side // 2, side // 2, generator=generator)
     grow = {"size": (side, side), "mode": "bicubic"}
@@ -162,7 +162,7 @@ def draw(label: int, looks: Looks, ground: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def make_creatures(n: int, side: int = 64, seed: int = 0) -> Creatures:
-    """Draw n pictures of S x S pixels, classes in turn (picture i shows class i modulo 10); about 1 ms a picture."""
+    """Draw n images of S x S pixels, classes in turn (image i shows class i modulo 10); about 1 ms an image."""
     images = torch.empty(n, 3, side, side, dtype=torch.uint8)
     masks = torch.empty(n, side, side, dtype=torch.bool)
     labels = torch.arange(n) % len(CLASSES)
@@ -170,8 +170,9 @@ def make_creatures(n: int, side: int = 64, seed: int = 0) -> Creatures:
         generator = torch.Generator().manual_seed(seed * len(CLASSES) + label)
         for rows in (labels == label).nonzero().squeeze(1).split(100):
             looks = choose_looks(label, len(rows), generator)
-            pictures, objects = draw(label, looks, _ground(len(rows), side, generator))
-            images[rows], masks[rows] = (pictures * 255).round().byte(), objects
+            drawn, objects = draw(label, looks, _ground(len(rows), side, generator))
+            images[rows] = (drawn * 255).round().byte()
+            masks[rows] = objects
     return Creatures(images, labels, masks)
 
 

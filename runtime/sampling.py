@@ -1,4 +1,4 @@
-"""Which pictures a step sees, and which crops of them: functions of (seed, epoch, picture) and of nothing else.
+"""Which images a step sees, and which crops of them: functions of (seed, epoch, image) and of nothing else.
 
 So neither the number of workers, nor that of processes, nor where a run was resumed changes what is learnt from.
 """
@@ -19,14 +19,14 @@ def seed_of(*numbers: int) -> int:
 
 
 class CropsDataset(Dataset):
-    """What crop, a MultiCrop or another random view, makes of a picture: dataset[epoch, index] -> crop(image)."""
+    """What crop, a MultiCrop or another random view, makes of an image: dataset[epoch, index] -> crop(image)."""
 
-    def __init__(self, pictures: Dataset, crop: Callable[[Tensor], list[Tensor] | Tensor], seed: int):
-        self.pictures, self.crop, self.seed = pictures, crop, seed
+    def __init__(self, images: Dataset, crop: Callable[[Tensor], list[Tensor] | Tensor], seed: int):
+        self.images, self.crop, self.seed = images, crop, seed
 
     def __getitem__(self, key: tuple[int, int]) -> list[Tensor] | Tensor:
         epoch, index = key
-        image, _ = self.pictures[index]
+        image, _ = self.images[index]
         torch.default_generator.manual_seed(seed_of(self.seed, epoch, index))
         return self.crop(image)
 
@@ -34,15 +34,15 @@ class CropsDataset(Dataset):
 class EpochBatches(Sampler):
     """The micro-batches of one process for one epoch, as lists of (epoch, index), from step `first_step` on.
 
-    A step takes the same pictures however many processes share it: process r of R takes its R-th part. The last,
+    A step takes the same images however many processes share it: process r of R takes its R-th part. The last,
     incomplete step of an epoch is dropped.
     """
 
-    def __init__(self, pictures: int, batch_size: int, accumulate: int, rank: int, world_size: int, seed: int):
-        self.pictures, self.batch_size, self.accumulate, self.seed = pictures, batch_size, accumulate, seed
+    def __init__(self, images: int, batch_size: int, accumulate: int, rank: int, world_size: int, seed: int):
+        self.images, self.batch_size, self.accumulate, self.seed = images, batch_size, accumulate, seed
         self.rank, self.world_size = rank, world_size
-        self.pictures_per_step = batch_size * accumulate * world_size
-        self.steps = pictures // self.pictures_per_step
+        self.images_per_step = batch_size * accumulate * world_size
+        self.steps = images // self.images_per_step
         self.epoch = self.first_step = 0
 
     def __len__(self) -> int:
@@ -50,9 +50,9 @@ class EpochBatches(Sampler):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
-        order = torch.randperm(self.pictures, generator=generator)
+        order = torch.randperm(self.images, generator=generator)
         for step in range(self.first_step, self.steps):
-            this_step = order[step * self.pictures_per_step:(step + 1) * self.pictures_per_step]
+            this_step = order[step * self.images_per_step:(step + 1) * self.images_per_step]
             for batch in this_step.view(self.accumulate, self.world_size, self.batch_size)[:, self.rank].tolist():
                 yield [(self.epoch, index) for index in batch]
 

@@ -9,7 +9,7 @@ from test_ablations import weights_of
 
 from ablations import report
 from ablations.rows import Row, Study
-from data import Pictures
+from data import Images
 from runtime.creatures import make_creatures
 
 K = 61
@@ -20,7 +20,7 @@ STUDY = Study("Table 0", {}, (Row("one", {}, {"k-NN": 71.5, "linear": 76.1}),
 @pytest.fixture
 def lines() -> list[dict]:
     """Two rows with two seeds, 33 and 36 % at the end; the third row has failed."""
-    return [{"row": row.name, "seed": seed, "data": "pictures", "out_dim": K, "untrained": 19.0, "verdict": "",
+    return [{"row": row.name, "seed": seed, "data": "images", "out_dim": K, "untrained": 19.0, "verdict": "",
              "knn_teacher": [31.0, 32.0, 33.0 + 3 * seed], "knn_student": [30.0, 31.0, 32.0], "entropy_curve": [],
              "kl_curve": []} for row in STUDY.rows[:2] for seed in (0, 1)]
 
@@ -99,18 +99,18 @@ def test_where_no_cost_could_be_measured_the_rows_are_drawn(tmp_path, lines):
 
 
 def test_the_masks_of_both_networks_stand_side_by_side(tmp_path):
-    """Fig. 4: a column for the pictures and one for each network, which shows a part of each picture."""
+    """Fig. 4: a column for the images and one for each network, which shows a part of each image."""
     torch.manual_seed(0)
     weights = {name: weights_of(tmp_path / name) for name in ("supervised", "DINO")}
-    pictures = Pictures(make_creatures(3).images)
-    figure = report.draw_masks(tmp_path / "masks.png", weights, pictures)
+    images = Images(make_creatures(3).images)
+    figure = report.draw_masks(tmp_path / "masks.png", weights, images)
     assert [axes.get_title() for axes in figure.axes[:3]] == ["", "supervised", "DINO"]
     assert "60%" in figure.get_suptitle() and "mean of the heads" in figure.get_suptitle()
     for i in range(3):
-        picture, *masked = (axes.get_images()[0].get_array() for axes in figure.axes[3 * i:3 * i + 3])
-        np.testing.assert_allclose(picture, pictures[i][0].movedim(0, -1) / 255, atol=0.01)
+        image, *masked = (axes.get_images()[0].get_array() for axes in figure.axes[3 * i:3 * i + 3])
+        np.testing.assert_allclose(image, images[i][0].movedim(0, -1) / 255, atol=0.01)
         assert not np.array_equal(*masked), "two networks of other weights attend alike"
         for shown in masked:
-            changed = (np.abs(shown - picture) > 0.01).any(axis=-1).mean()
-            assert 0 < changed < 1, "a mask covers a part of the picture"
+            changed = (np.abs(shown - image) > 0.01).any(axis=-1).mean()
+            assert 0 < changed < 1, "a mask covers a part of the image"
     assert (tmp_path / "masks.png").stat().st_size

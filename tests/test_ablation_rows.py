@@ -76,7 +76,7 @@ METHODS = {  # as their own papers have them; MoCo-v2's head as DINO's appendix 
              "student_temp": 0.1, "warmup_teacher_temp": 0.05, "teacher_temp": 0.05, "head_nlayers": 2,
              "head_hidden_dim": 2048, "head_bottleneck_dim": 128, "use_bn_in_head": True, "head_activation": "relu",
              "head_l2_bottleneck": True, "norm_last_layer": True, "out_dim": 3000}}
-IN_THE_DEMO = {  # where it has others: narrower, for few pictures and small batches; BYOL's step and teacher faster
+IN_THE_DEMO = {  # where it has others: narrower, for few images and small batches; BYOL's step and teacher faster
     "BYOL": {"momentum_teacher": 0.95, "head_hidden_dim": 512, "lr": 0.016},
     "MoCo-v2": {"momentum_teacher": 0.99, "queue_length": 1024, "head_nlayers": 1, "head_hidden_dim": 256,
                 "use_bn_in_head": False, "out_dim": 128},
@@ -158,7 +158,7 @@ def test_equal_settings_share_a_folder_and_others_do_not():
     dino = folder("components", 0)
     assert dino == folder("collapse", 0) == folder("heads", 0) == folder("methods", 3)
     assert dino == folder("components", 0, "--", "--num_workers", "0"), "workers do not change a run"
-    assert dino == folder("components", 0, "--", "--download"), "nor whether its pictures were there already"
+    assert dino == folder("components", 0, "--", "--download"), "nor whether its images were there already"
     others = [folder("components", 1), folder("components", 0, seed=1), folder("components", 0, "--epochs", "5"),
               folder("components", 0, "--nproc_per_node", "2"), folder("components", 0, "--", "--lr", "0.001")]
     assert len({dino, *others}) == 6

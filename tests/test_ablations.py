@@ -183,7 +183,7 @@ def test_costs_are_measured_once_and_training_s_speed_is_that_of_a_step(tmp_path
     (tmp_path / "costs.json").write_text('{"of": "another version"}\n')
     costs = ablations.costs(run, [])
     kept = json.loads((tmp_path / "costs.json").read_text())
-    assert costs["train_per_s"] == pytest.approx(1000 * 3 / kept["ms"]), "pictures a step / seconds a step"
+    assert costs["train_per_s"] == pytest.approx(1000 * 3 / kept["ms"]), "images a step / seconds a step"
     assert ablations.costs(run, []) == costs, "a second measurement would differ"
 
 
@@ -212,7 +212,7 @@ def test_a_dataset_is_fetched_before_the_first_run_where_that_is_asked_for(tmp_p
     with pytest.raises(SystemExit):
         ablations.main(["collapse", "--data_path", str(tmp_path), "--output_dir", str(tmp_path / "out"), "--",
                         "--dataset", "cifar10", "--download"])
-    assert "urlopen error" in capsys.readouterr().err, "pass --download on to open_pictures"
+    assert "urlopen error" in capsys.readouterr().err, "pass --download on to open_images"
 
 
 @pytest.mark.parametrize(("entropy", "kl", "found"), [
@@ -259,7 +259,7 @@ def test_fig_4_s_table_is_of_the_seeds_of_all_calls(tmp_path):
     for seed in (0, 1):
         run = a_run(tmp_path / "key" / f"seed{seed}", log_of(3), name="DINO", seed=seed, data_path=str(tmp_path))
         (run.folder / "eval_transfer.jsonl").write_text(json.dumps({
-            "table": "Transfer", "arch": "vit_nano", "patch_size": 8, "data": "two pictures",
+            "table": "Transfer", "arch": "vit_nano", "patch_size": 8, "data": "two images",
             "measured": {"from scratch, top-1 %": 47.0 + 3 * seed}}) + "\n")
         for folder in (run.folder, run.folder / "supervised"):
             folder.mkdir(exist_ok=True)

@@ -47,7 +47,7 @@ def test_mass_on_the_object_counts_shared_patches_by_the_pixels_that_the_object_
     assert mass_on_object(attention, truth).item() == pytest.approx(0.6)
 
 
-def test_scores_take_the_best_head_of_each_picture():
+def test_scores_take_the_best_head_of_each_image():
     truth = torch.zeros(2, 4, 4, dtype=torch.bool)
     truth[:, :2, :2] = True
     on, off = torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([[0.0, 0.0], [0.0, 1.0]])
@@ -55,7 +55,7 @@ def test_scores_take_the_best_head_of_each_picture():
     assert scores["jaccard_best_head_60"] == 100 and scores["mass_on_object"] == pytest.approx(0.5)
 
 
-def test_maps_have_the_pictures_shape_and_leave_out_cls():
+def test_maps_have_the_images_shape_and_leave_out_cls():
     network = vit.VisionTransformer(7, 35, embed_dim=22, depth=2, num_heads=2).eval()
     images = torch.randn(3, 3, 14, 77)
     maps = cls_attention(network, images)

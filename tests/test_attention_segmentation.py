@@ -1,4 +1,4 @@
-"""Fig. 4's protocol: best head for each object, mean over objects, then over pictures; void counts nowhere."""
+"""Fig. 4's protocol: best head for each object, mean over objects, then over images; void counts nowhere."""
 import json
 from pathlib import Path
 
@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from attention import cls_attention, keep_mass, object_scores
-from data import Pictures, decode
+from data import Images, decode
 from evals import attention_segmentation
-from evals.attention_segmentation import MaskedPictures, open_voc, read_pet, read_voc
+from evals.attention_segmentation import MaskedImages, open_voc, read_pet, read_voc
 from runtime.creatures import CLASSES, make_creatures
 from training.backbone import build_backbone
 from training.checkpoint import load_backbone
@@ -59,7 +59,7 @@ def test_void_pixels_neither_hurt_nor_help():
 
 
 def write_voc(folder: Path) -> Path:
-    """Two pictures: one with one object, one with three, and a third without any; void in all."""
+    """Two images: one with one object, one with three, and a third without any; void in all."""
     for part in ("JPEGImages", "SegmentationObject", "ImageSets/Segmentation"):
         (folder / part).mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -97,7 +97,7 @@ def test_vocs_masks_are_read_by_their_numbers(tmp_path):
     assert image.shape == (3, 47, 29) and objects.shape == (3, 47, 29)
     assert objects[2, 20 - 1, 12] and not objects[0, 20 - 1, 12] and void.sum() == 3 * 29
     assert read_voc(items[2])[1].shape == (0, 31, 31)
-    assert len(MaskedPictures(items, read_voc)) == 3
+    assert len(MaskedImages(items, read_voc)) == 3
 
 
 def test_a_trimaps_border_is_void():
@@ -107,29 +107,29 @@ def test_a_trimaps_border_is_void():
     assert void.tolist() == [[False, True, False], [False, False, True]]
 
 
-def test_pictures_count_alike_however_many_objects_they_hold(weights, tmp_path, capsys):
-    """Mean over objects, then over pictures: by hand on two pictures; one without objects is left out."""
+def test_images_count_alike_however_many_objects_they_hold(weights, tmp_path, capsys):
+    """Mean over objects, then over images: by hand on two images; one without objects is left out."""
     voc = write_voc(tmp_path / "voc")
     line = run(tmp_path, "--pretrained_weights", weights, "--data_path", voc, "--eval_size", 24)
     backbone, by_hand = load_backbone(weights)[0], []
     for name, size in (("one", (24, 40)), ("three", (40, 24))):
         image = decode(voc / "JPEGImages" / f"{name}.jpg")
         pixels = attention_segmentation.fit_to_patches(image, 24, 8).float() / 255
-        assert pixels.shape[-2:] == size, "the picture's shape must be kept, in multiples of the patch"
+        assert pixels.shape[-2:] == size, "the image's shape must be kept, in multiples of the patch"
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
         maps = cls_attention(backbone, ((pixels - mean.view(3, 1, 1)) / std.view(3, 1, 1)).unsqueeze(0))[0]
         _, objects, void = read_voc((voc / "JPEGImages" / f"{name}.jpg", voc / "SegmentationObject" / f"{name}.png"))
         single = [object_scores(maps, one.unsqueeze(0), void)["jaccard_best_head_80"] for one in objects]
         by_hand.append(sum(single) / len(single))
     assert line["measured"]["best head, 80 % of the mass: DINO"] == pytest.approx(sum(by_hand) / 2, abs=1e-3)
-    assert "2 pictures, 4 objects" in line["data"]
+    assert "2 images, 4 objects" in line["data"]
 
 
-def test_the_three_columns_of_the_embedded_pictures(weights, tmp_path, capsys, monkeypatch):
+def test_the_three_columns_of_the_embedded_images(weights, tmp_path, capsys, monkeypatch):
     """Random weights follow the seed, the supervised column stands where its file is given, and paper's beside ours."""
     drawn = make_creatures(13)
-    few = Pictures(drawn.images, drawn.labels, CLASSES, drawn.masks)
-    monkeypatch.setattr(attention_segmentation, "open_pictures", lambda: (None, few))
+    few = Images(drawn.images, drawn.labels, CLASSES, drawn.masks)
+    monkeypatch.setattr(attention_segmentation, "open_images", lambda: (None, few))
     flags = ["--pretrained_weights", weights, "--eval_size", 64]
     two, three = run(tmp_path, *flags), run(tmp_path, *flags, "--supervised_weights", weights)
     other = run(tmp_path, *flags, "--seed", 1, "--threshold", 0.6)
@@ -140,7 +140,7 @@ def test_the_three_columns_of_the_embedded_pictures(weights, tmp_path, capsys, m
     assert two["measured"][f"{row}: random"] == three["measured"][f"{row}: random"]
     assert other["measured"][f"{row}: random"] != two["measured"][f"{row}: random"]
     assert not any("80 %" in name for name in other["measured"])
-    assert "the embedded creatures: 13 pictures, 13 objects, short side 64 pixels" in capsys.readouterr().out
+    assert "the embedded creatures: 13 images, 13 objects, short side 64 pixels" in capsys.readouterr().out
 
 
 def test_the_papers_numbers_stand_beside_those_of_its_networks(tmp_path, capsys):

@@ -88,9 +88,9 @@ def test_ctrl_c_is_one_line_and_status_130(capsys):
     assert stopped.value.code == 130 and capsys.readouterr().err == "stopped\n"
 
 
-def test_a_folder_without_pictures(capsys, tmp_path):
-    (tmp_path / "notes.txt").write_text("no picture")
-    assert "no pictures in" in error_of(train.main, capsys, "--data_path", tmp_path)
+def test_a_folder_without_images(capsys, tmp_path):
+    (tmp_path / "notes.txt").write_text("no image")
+    assert "no images in" in error_of(train.main, capsys, "--data_path", tmp_path)
 
 
 TINY = ("--arch vit_nano --patch_size 16 --global_crops_size 32 --local_crops_size 16 --local_crops_number 1 "
@@ -99,18 +99,18 @@ TINY = ("--arch vit_nano --patch_size 16 --global_crops_size 32 --local_crops_si
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_picture_that_cannot_be_read_is_named(photos, capsys, tmp_path, workers):
+def test_a_image_that_cannot_be_read_is_named(photos, capsys, tmp_path, workers):
     (photos / "torn one.jpg").write_bytes(b"\xff\xd8\xff\xe0 torn")
     flags = [*TINY, "--data_path", photos, "--output_dir", tmp_path / "out", "--batch_size_per_gpu", "4"]
     assert "torn one.jpg" in error_of(train.main, capsys, *flags, "--num_workers", workers)
 
 
-def test_pictures_that_cannot_be_read_are_skipped_with_a_count(photos, capsys, tmp_path):
+def test_images_that_cannot_be_read_are_skipped_with_a_count(photos, capsys, tmp_path):
     (photos / "torn one.jpg").write_bytes(b"\xff\xd8\xff\xe0 torn")
     train.main([*TINY, "--data_path", str(photos), "--output_dir", str(tmp_path / "out"), "--num_workers", "0",
                 "--skip_bad_images", "true", "--epochs", "1", "--knn_every", "0"])
     said = capsys.readouterr().out
-    assert "torn one.jpg" in said and "skipped 1 pictures" in said
+    assert "torn one.jpg" in said and "skipped 1 images" in said
     assert (tmp_path / "out" / "checkpoint.pth").exists()
 
 

@@ -110,12 +110,12 @@ def test_the_plain_k_nn_votes_are_ours():
 
 def test_the_plain_crops_have_our_shapes_and_scale(tmp_path):
     """The same number and sizes, normalised alike; their pixels are drawn otherwise."""
-    picture = Image.effect_mandelbrot((97, 71), (-2, -1, 1, 1), 30).convert("RGB")
-    picture.save(tmp_path / "one.png")
+    image = Image.effect_mandelbrot((97, 71), (-2, -1, 1, 1), 30).convert("RGB")
+    image.save(tmp_path / "one.png")
     ours, other = bench.make_crops(TINY)
-    views = [ours(picture), plain.PlainPictures([tmp_path / "one.png"], other)[0]]
+    views = [ours(image), plain.PlainImages([tmp_path / "one.png"], other)[0]]
     assert [view.shape for view in views[0]] == [view.shape for view in views[1]]
-    means = [torch.stack([crops(picture)[0].mean() for _ in range(60)]).mean() for crops in (ours, other)]
+    means = [torch.stack([crops(image)[0].mean() for _ in range(60)]).mean() for crops in (ours, other)]
     torch.testing.assert_close(*means, atol=0.25, rtol=0, msg="the views are normalised differently")
 
 
@@ -172,7 +172,7 @@ def test_works_take_turns():
 
 def test_the_ratio_is_the_turns_median():
     """plain / ours, so above 1 ours is faster."""
-    row = bench.time_row("x", [[0.1, 0.3], [0.2, 0.4], [0.1, 0.1]], pictures=6)
+    row = bench.time_row("x", [[0.1, 0.3], [0.2, 0.4], [0.1, 0.1]], images=6)
     assert row["ratio"] == pytest.approx(2) and row["ours"] == pytest.approx(100)
     assert row["images_per_s"] == pytest.approx(60) and row["plain_images_per_s"] == pytest.approx(20)
 

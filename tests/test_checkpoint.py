@@ -52,7 +52,7 @@ def test_bare_backbones_and_timms_state_dicts_load_with_their_classifier_left_ou
     assert args == {"arch": "vit_nano", "patch_size": 7, "img_size": 35, "in_chans": 3}
 
 
-def test_a_network_of_grey_pictures_is_refused(tmp_path):
+def test_a_network_of_grey_images_is_refused(tmp_path):
     torch.save(build_backbone("vit_nano", 8, 48, in_chans=1).state_dict(), tmp_path / "grey.pth")
     with pytest.raises(InputError, match=r"grey\.pth.*1 channels"):
         load_backbone(tmp_path / "grey.pth")

@@ -9,7 +9,7 @@ from PIL import Image
 from test_bad_input import error_of
 from torchvision.transforms.functional import resize, to_pil_image
 
-from data import Pictures
+from data import Images
 from evals import copy_detection
 from evals.copy_detection import DISTORTIONS, Copies, Descriptor, distorted, find_copies, made_copies, open_copydays
 from runtime.commandline import InputError
@@ -31,8 +31,8 @@ def weights(tmp_path):
     return tmp_path / "weights.pth"
 
 
-def test_copies_depend_on_the_picture_and_its_number_alone():
-    """The same number gives the same copies, another one others; each copy differs from the picture."""
+def test_copies_depend_on_the_image_and_its_number_alone():
+    """The same number gives the same copies, another one others; each copy differs from the image."""
     image = make_creatures(1, 64).images[0][:, :47]
     first, again, other = distorted(image, 3), distorted(image, 3), distorted(image, 5)
     for name, one, same, another in zip(DISTORTIONS, first, again, other, strict=True):
@@ -40,7 +40,7 @@ def test_copies_depend_on_the_picture_and_its_number_alone():
         assert one.tobytes() not in (another.tobytes(), to_pil_image(image).tobytes()), f"{name} changed nothing"
 
 
-def test_what_each_distortion_keeps_of_the_picture():
+def test_what_each_distortion_keeps_of_the_image():
     """Crops keep 20 to 50 % of the area and the shape, print and scan turns on larger paper, others keep the size."""
     for number in range(11):
         copies = dict(zip(DISTORTIONS, distorted(torch.zeros(3, 300, 400, dtype=torch.uint8), number)))
@@ -49,12 +49,12 @@ def test_what_each_distortion_keeps_of_the_picture():
         assert all(copies[name].size == (400, 300) for name in ("blur", "insertion", "JPEG"))
         assert copies["print and scan"].width >= 400
         black = (np.asarray(copies["insertion"]).max(axis=2) == 0).mean()
-        assert 0.15 < black < 0.52, f"the insertion shows {black:.0%} of the picture"
+        assert 0.15 < black < 0.52, f"the insertion shows {black:.0%} of the image"
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (2, 3)])
-def test_pictures_of_any_size_are_distorted(size):
-    """A copy of a single pixel is a picture, too."""
+def test_images_of_any_size_are_distorted(size):
+    """A copy of a single pixel is an image, too."""
     assert all(min(copy.size) >= 1 for copy in distorted(torch.zeros(3, *size, dtype=torch.uint8), 0))
 
 
@@ -77,12 +77,12 @@ def test_the_descriptor_is_cls_joined_with_gem_of_the_patches():
 def test_copies_are_found_among_distractors_by_their_pixels():
     """With pixels as descriptors blurred and compressed copies come first; chance would be a few percent."""
     drawn = make_creatures(150, 32)
-    copies = made_copies(Pictures(drawn.images[:31]), Pictures(drawn.images[31:]))
+    copies = made_copies(Images(drawn.images[:31]), Images(drawn.images[31:]))
     assert [len(part) for part in (copies.originals, copies.distractors, copies.whitening)] == [100, 19, 31]
     sizes = {name: len(block) for name, block in copies.blocks.items()}
     assert sizes == {f"strong, {name}": 100 for name in DISTORTIONS}
-    found = find_copies(copies._replace(whitening=None), lambda pictures: torch.stack([
-        resize(image, [32, 32]).flatten().float() for image, _ in (pictures[i] for i in range(len(pictures)))]))
+    found = find_copies(copies._replace(whitening=None), lambda images: torch.stack([
+        resize(image, [32, 32]).flatten().float() for image, _ in (images[i] for i in range(len(images)))]))
     overall = found.pop("strong, not whitened, mAP %")
     assert found["strong, blur, not whitened, mAP %"] > 95 and found["strong, JPEG, not whitened, mAP %"] > 95
     assert overall == pytest.approx(sum(found.values()) / len(found)), "all copies count alike"
@@ -90,8 +90,8 @@ def test_copies_are_found_among_distractors_by_their_pixels():
 
 def test_distractors_before_the_original_cost_precision():
     """By hand: one original found first, AP 1, the other after a distractor and an original, AP (0 / 2 + 1 / 3) / 2."""
-    picture = torch.zeros(2, 3, 1, 1).byte()
-    copies = Copies(Pictures(picture, [0, 1]), {"jpegqual/3": Pictures(picture, [0, 1])}, Pictures(picture[:1]), None)
+    image = torch.zeros(2, 3, 1, 1).byte()
+    copies = Copies(Images(image, [0, 1]), {"jpegqual/3": Images(image, [0, 1])}, Images(image[:1]), None)
     descriptors = [(copies.originals, [[1.0, 0], [0, 1]]), (copies.distractors, [[0.6, 0.8]]),
                    (copies.blocks["jpegqual/3"], [[1, 0.1], [0.5, 0.4]])]
     found = find_copies(copies, lambda part: torch.tensor(next(rows for known, rows in descriptors if known is part)))
@@ -133,7 +133,7 @@ def test_all_blocks_of_copydays_are_read(tmp_path):
     Image.new("RGB", (9, 7)).save(tmp_path / "strong" / "300001.jpg")
     with pytest.raises(InputError, match=r"300001\.jpg.*NNNN00"):
         open_copydays(tmp_path)
-    with pytest.raises(InputError, match=r"lacks pictures in original/.*--make"):
+    with pytest.raises(InputError, match=r"lacks images in original/.*--make"):
         open_copydays(tmp_path / "strong")
 
 
@@ -156,7 +156,7 @@ def test_from_folders_to_a_table(weights, tmp_path, capsys):
     assert set(line["measured"]) == {f"{block}, {step}, mAP %" for block in ("strong", "jpegqual/75")
                                      for step in ("whitened", "not whitened")}
     assert line["measured"]["jpegqual/75, whitened, mAP %"] == pytest.approx(100)
-    assert "7 originals among 11 distractors, whitening from 13 pictures" in capsys.readouterr().out
+    assert "7 originals among 11 distractors, whitening from 13 images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("flags", "said"), [

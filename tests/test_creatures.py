@@ -1,20 +1,20 @@
-"""The embedded pictures: drawn from a seed, with masks, and with classes that cannot be read off the colours."""
+"""The embedded images: drawn from a seed, with masks, and with classes that cannot be read off the colours."""
 import torch
 
 from eval_knn import knn_votes, nearest_neighbours, top_accuracy
 from runtime.creatures import CLASSES, make_creatures
 
 
-def test_pictures_labels_and_masks_belong_together():
+def test_images_labels_and_masks_belong_together():
     drawn = make_creatures(40, side=32)
     assert drawn.images.shape == (40, 3, 32, 32) and drawn.images.dtype == torch.uint8
     assert drawn.labels.tolist() == [i % len(CLASSES) for i in range(40)]
     assert drawn.masks.shape == (40, 32, 32) and drawn.masks.dtype == torch.bool
     share = drawn.masks.float().mean(dim=(1, 2))
-    assert 0.08 < share.min() and share.max() < 0.4, "each picture shows one object, neither lost nor filling it"
+    assert 0.08 < share.min() and share.max() < 0.4, "each image shows one object, neither lost nor filling it"
 
 
-def test_the_same_seed_draws_the_same_pictures_and_another_others():
+def test_the_same_seed_draws_the_same_images_and_another_others():
     first, again, other = make_creatures(20), make_creatures(20), make_creatures(20, seed=1)
     assert torch.equal(first.images, again.images) and torch.equal(first.masks, again.masks)
     assert not torch.equal(first.images, other.images)

@@ -11,7 +11,7 @@ from evals.davis import PALETTE, contour_accuracy, outline, region_similarity, s
 
 
 def blobs(frames: int, height: int, width: int, seed: int) -> torch.Tensor:
-    """Smooth random masks that also touch the picture's edges."""
+    """Smooth random masks that also touch the image's edges."""
     noise = torch.randn(frames, 1, 5, 7, generator=torch.Generator().manual_seed(seed))
     return torch.nn.functional.interpolate(noise, (height, width), mode="bicubic")[:, 0] > 0.3
 
@@ -58,7 +58,7 @@ def test_the_outline_of_one_pixel_lies_on_it_and_towards_the_origin():
     mask = torch.zeros(1, 5, 7, dtype=torch.bool)
     mask[0, 2, 3] = True
     assert outline(mask)[0].nonzero().tolist() == [[1, 2], [1, 3], [2, 2], [2, 3]]
-    assert not outline(torch.ones(1, 5, 7, dtype=torch.bool)).any(), "a picture's edge is no outline"
+    assert not outline(torch.ones(1, 5, 7, dtype=torch.bool)).any(), "an image's edge is no outline"
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -78,7 +78,7 @@ def test_f_has_the_official_edge_cases():
     one[0, 3:9, 3:9] = other[0, 25:31, 29:37] = True
     for mask, truth, expected in ((empty, empty, 1), (one, empty, 0), (empty, one, 0), (one, other, 0), (one, one, 1)):
         assert contour_accuracy(mask, truth).item() == expected
-    assert contour_accuracy(~empty, empty).item() == 1, "a mask that fills the picture has no outline either"
+    assert contour_accuracy(~empty, empty).item() == 1, "a mask that fills the image has no outline either"
 
 
 def test_the_tolerance_is_a_disc_and_reaches_8_pixels_on_davis_frames():

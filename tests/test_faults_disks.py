@@ -1,4 +1,4 @@
-"""Disks that are full or read-only, pictures that vanish, a loader's worker that is killed: one line, nothing lost."""
+"""Disks that are full or read-only, images that vanish, a loader's worker that is killed: one line, nothing lost."""
 import os
 import signal
 import subprocess
@@ -87,7 +87,7 @@ def test_a_disk_that_becomes_read_only_is_one_line(photos, undisturbed, disk, tm
 
 
 @pytest.mark.parametrize(("harm", "workers"), [("lost", "0"), ("lost", "1"), ("broken", "1"), ("a pipe", "0")])
-def test_a_picture_that_is_lost_or_breaks_during_the_run_is_named(harm, workers, photos, undisturbed, tmp_path):
+def test_a_image_that_is_lost_or_breaks_during_the_run_is_named(harm, workers, photos, undisturbed, tmp_path):
     """In the second epoch. When it is there again the run goes on, and ends as if nothing had been."""
     flags, said = [*command(photos, tmp_path / "run"), "--num_workers", workers], tmp_path / "said"
     assert status_of(start(flags, said, Death("train_step", 9, signal.SIGTERM))) == 128 + signal.SIGTERM

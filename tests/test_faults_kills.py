@@ -23,7 +23,7 @@ CALLS = {  # what a run of these three epochs calls, by place, and about how oft
 
 
 def write_hard_photos(folder: Path) -> Path:
-    """24 pictures in two classes that differ little, and 20 to evaluate on, so that k-NN is neither 0 nor 100 %."""
+    """24 images in two classes that differ little, and 20 to evaluate on, so that k-NN is neither 0 nor 100 %."""
     rng = np.random.default_rng(2)
     for i in range(44):
         path = folder / ("train" if i < 24 else "val") / ("dark" if i % 2 else "bright") / f"{i:02d}.png"

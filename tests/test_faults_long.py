@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 import numpy as np
 import train
-from data import open_pictures
+from data import open_images
 from runtime.hardware import World
 from head import DINOHead
 from loss import DINOLoss
@@ -39,8 +39,8 @@ world = World(0, 1, torch.device("cpu"), torch.float32)
 settings = parse_settings("--preset demo --patch_size 8 --global_crops_size 8 --local_crops_size 8 --eval_size 8 "
                           "--local_crops_number 0 --batch_size_per_gpu 1 --num_workers 1 --device cpu --epochs 50 "
                           "--warmup_epochs 1".split())
-pictures, _ = open_pictures(str(folder))
-loader, batches = train.make_loader(pictures, settings, world)
+images, _ = open_images(str(folder))
+loader, batches = train.make_loader(images, settings, world)
 student = MultiCropNetwork(VisionTransformer(8, 8, embed_dim=6, depth=1, num_heads=1), DINOHead(6, 7, hidden_dim=5,
                            bottleneck_dim=3))
 run = RunState(student, make_teacher(student), DINOLoss(7), make_optimizer("adamw", student))

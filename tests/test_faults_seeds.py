@@ -1,4 +1,4 @@
-"""What is bitwise equal and what is not; seeds of pictures, epochs, steps and processes do not collide."""
+"""What is bitwise equal and what is not; seeds of images, epochs, steps and processes do not collide."""
 from itertools import product
 from pathlib import Path
 
@@ -15,10 +15,10 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 
 @pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (2 ** 31, 799)])
-def test_no_two_pictures_of_imagenet_share_a_seed_in_an_epoch(seed, epoch):
+def test_no_two_images_of_imagenet_share_a_seed_in_an_epoch(seed, epoch):
     """1.3 million seeds below 2^32, drawn by chance, would give some 200 pairs."""
     seeds = {seed_of(seed, epoch, index) for index in range(1_281_167)}
-    assert len(seeds) == 1_281_167, f"{1_281_167 - len(seeds)} pictures get the crops of another's draw"
+    assert len(seeds) == 1_281_167, f"{1_281_167 - len(seeds)} images get the crops of another's draw"
 
 
 def test_no_two_processes_or_steps_share_a_seed():
@@ -32,7 +32,7 @@ def test_no_two_processes_or_steps_share_a_seed():
 
 
 def test_seeds_that_stand_side_by_side_draw_unlike_numbers():
-    """Of neighbouring pictures the first draw is uniform, and knows nothing of its neighbour's."""
+    """Of neighbouring images the first draw is uniform, and knows nothing of its neighbour's."""
     draws = torch.stack([torch.rand(2, generator=torch.Generator().manual_seed(seed_of(0, 0, index)))
                          for index in range(20_000)])
     assert (draws.mean(dim=0) - 0.5).abs().max() < 0.01

@@ -77,7 +77,7 @@ VALUES = {  # what may stand in another's place
     "complex": torch.zeros(3, dtype=torch.complex64), "int": torch.ones(3, dtype=torch.int64),
     "claims 10 GB": claimed(GIB10 // 4), "meta": torch.zeros(GIB10, device="meta"),
     "sparse": torch.zeros(3, 3).to_sparse(), "no rows": torch.zeros(0, 3)}
-PLACES = [(name,) for name in ("student", "teacher", "dino_loss", "optimizer", "epoch", "pictures", "metrics",
+PLACES = [(name,) for name in ("student", "teacher", "dino_loss", "optimizer", "epoch", "images", "metrics",
                                "seconds", "history", "args")] + [
     ("teacher", "backbone.cls_token"), ("teacher", "backbone.pos_embed"), ("student", "head.mlp.0.weight"),
     ("teacher", "backbone.patch_embed.proj.weight"), ("dino_loss", "center"), ("optimizer", "state"),
@@ -122,7 +122,7 @@ def deep(levels: int) -> tuple:
 
 
 @pytest.mark.parametrize(("place", "value"), [
-    (("epoch",), 10 ** 30), (("pictures",), 24), (("optimizer", "param_groups", 0, "lr"), 10 ** 400),
+    (("epoch",), 10 ** 30), (("images",), 24), (("optimizer", "param_groups", 0, "lr"), 10 ** 400),
     (("optimizer", "state"), {}), (("history", 1, "train_lr"), [1, 2]), (("history", 1, "train_loss"), 10 ** 400),
     (("student", "a\nname"), torch.zeros(1)), (("args", "arch"), "a\nb" + 3000 * "c")])
 def test_a_run_does_not_go_on_from_what_no_run_saves(place, value, trained, tmp_path):

@@ -16,7 +16,7 @@ def test_logits_are_cosines_with_the_prototypes():
     for i, prototype in enumerate(head.last_layer.weight_v):
         cosine = torch.cosine_similarity(bottleneck, prototype.unsqueeze(0))
         torch.testing.assert_close(head(features)[:, i], cosine, msg="a logit must be the cosine of the bottleneck and "
-                                   "its prototype: normalise each picture's bottleneck, along its last axis")
+                                   "its prototype: normalise each image's bottleneck, along its last axis")
 
 
 def test_the_gain_scales_the_logits_of_its_prototype():

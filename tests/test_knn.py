@@ -7,7 +7,7 @@ import torch
 from test_bad_input import error_of
 
 import eval_knn
-from data import Pictures
+from data import Images
 from eval_knn import LabelledFeatures, knn_accuracies, knn_votes, nearest_neighbours, right_answers, top_accuracy
 from features import EvaluationView, Pixels, extract_features
 from runtime.hardware import World
@@ -34,24 +34,24 @@ def test_votes_are_weighted_by_the_exponential_of_the_cosine():
                                    check_dtype=False, msg="each neighbour must vote with exp(cosine / 0.07)")
 
 
-def test_nearer_pictures_outvote_more_pictures():
+def test_nearer_images_outvote_more_images():
     train = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     votes = vote(train, torch.tensor([0, 1, 1]), torch.tensor([[1.0, 0.1]]), 2, k=3)
-    assert votes[0, 0] > votes[0, 1], "one near picture must outvote two far ones: weigh the votes"
+    assert votes[0, 0] > votes[0, 1], "one near image must outvote two far ones: weigh the votes"
 
 
-def test_at_a_low_temperature_the_nearest_picture_decides():
+def test_at_a_low_temperature_the_nearest_image_decides():
     """lim T -> 0 of the softmax of cosine / T; exp((cosine - 1) / T) itself is 0 in fp32 for cosines like these."""
     generator = torch.Generator().manual_seed(0)
     train, test = torch.randn(31, 53, generator=generator), torch.randn(7, 53, generator=generator)
     cosines, nearest = nearest_neighbours(train, test, 11)
     votes = knn_votes(cosines, nearest, 31, temperature=0.001)
     assert cosines.max() < 0.6, "the cosines were meant to be far below 1"
-    torch.testing.assert_close(votes.argmax(dim=1), nearest[:, 0], msg="each picture is a class of its own, so the "
+    torch.testing.assert_close(votes.argmax(dim=1), nearest[:, 0], msg="each image is a class of its own, so the "
                                "nearest must win: take each row's largest cosine off before the exponential")
 
 
-def test_more_neighbours_than_pictures_are_all_pictures_and_any_number_is_asked():
+def test_more_neighbours_than_images_are_all_images_and_any_number_is_asked():
     votes = vote(torch.randn(3, 5), torch.tensor([0, 1, 2]), torch.randn(2003, 5), 13)
     assert votes.shape == (2003, 13) and (votes[:, 3:] == 0).all()
 
@@ -63,7 +63,7 @@ def test_top_accuracy_is_a_share_in_percent():
     assert top_accuracy(votes, labels, among=5) == 100.0
 
 
-def test_the_shares_of_the_pictures_asked_add_up_to_the_accuracies_of_all():
+def test_the_shares_of_the_images_asked_add_up_to_the_accuracies_of_all():
     """Accuracy = 100 sum over the processes of the right answers to their share / n; a share may be empty."""
     generator = torch.Generator().manual_seed(0)
     data = LabelledFeatures(torch.randn(101, 5, generator=generator), torch.arange(101) % 7,
@@ -87,17 +87,17 @@ def test_the_evaluation_view_is_a_resized_centre_crop_for_any_shape():
     assert view(torch.zeros(3, 7, 300, dtype=torch.uint8)).shape == (3, 56, 56)
 
 
-def test_features_keep_the_pictures_order():
+def test_features_keep_the_images_order():
     images = torch.arange(13 * 3 * 8 * 8).view(13, 3, 8, 8).byte()
     view = EvaluationView(8, 1.0, (0, 0, 0), (1, 1, 1))
-    features = extract_features(Pixels(), Pictures(images), view, HERE, batch_size=5)
+    features = extract_features(Pixels(), Images(images), view, HERE, batch_size=5)
     torch.testing.assert_close(features, images.flatten(1).float() / 255)
 
 
 def test_features_are_taken_in_evaluation_mode_and_the_mode_is_given_back():
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.9)).train()
     images = torch.full((5, 3, 4, 4), 255, dtype=torch.uint8)
-    features = extract_features(network, Pictures(images), EvaluationView(4, 1.0, (0, 0, 0), (1, 1, 1)), HERE)
+    features = extract_features(network, Images(images), EvaluationView(4, 1.0, (0, 0, 0), (1, 1, 1)), HERE)
     assert features.eq(1).all() and network.training
 
 
@@ -106,7 +106,7 @@ def test_raw_pixels_are_a_feature_of_bounded_width(side):
     assert Pixels()(torch.rand(2, 3, side, side)).shape == (2, 3 * min(side, 64) ** 2)
 
 
-def test_features_that_were_kept_vote_again_without_weights_or_pictures(tmp_path, capsys):
+def test_features_that_were_kept_vote_again_without_weights_or_images(tmp_path, capsys):
     """And the results still tell whose features they are."""
     features = LabelledFeatures(torch.randn(31, 5), torch.arange(31) % 3, torch.randn(7, 5), torch.arange(7) % 3)
     save_checkpoint(tmp_path / "features.pth", {"features": {"vit_small": features._asdict()}, "data": "made up",

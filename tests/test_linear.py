@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from test_bad_input import error_of
 
-from data import Pictures
+from data import Images
 from evals import linear
 from evals.common import Progress
 from evals.linear import (
@@ -147,7 +147,7 @@ def test_heads_start_alike_as_the_releases_classifier():
     assert not torch.equal(heads[0].weight, make_heads(211, 101, 1, seed=8)[0].weight)
 
 
-def test_classes_that_a_plane_divides_are_learnt_to_the_last_picture():
+def test_classes_that_a_plane_divides_are_learnt_to_the_last_image():
     labels = torch.arange(77) % 7
     features = torch.eye(7)[labels] + 0.05 * torch.randn(77, 7, generator=torch.Generator().manual_seed(0))
     heads = trained([1e-9, 3.0], list(zip(features.split(11), labels.split(11))), epochs=20, classes=7)
@@ -157,12 +157,12 @@ def test_classes_that_a_plane_divides_are_learnt_to_the_last_picture():
 
 
 def test_heads_trained_on_kept_features_decide_as_least_squares_onto_one_hot_targets():
-    """W = argmin |X W - Y|^2, Y one-hot, X with a column of ones: the same class for each held-out picture."""
+    """W = argmin |X W - Y|^2, Y one-hot, X with a column of ones: the same class for each held-out image."""
     generator, view = torch.Generator().manual_seed(0), EvaluationView(5, 1.0)
     labels = torch.arange(211 + 53)[torch.randperm(264, generator=generator)] % 7
     colours, noise = torch.rand(7, 3, 5, 5, generator=generator), torch.rand(264, 3, 5, 5, generator=generator)
-    pictures = Pictures((150 * colours[labels] + 100 * noise).byte(), labels)
-    learnt, asked = pictures.subset(torch.arange(211)), pictures.subset(torch.arange(211, 264))
+    images = Images((150 * colours[labels] + 100 * noise).byte(), labels)
+    learnt, asked = images.subset(torch.arange(211)), images.subset(torch.arange(211, 264))
     flags = SimpleNamespace(cached=True, epochs=13, lr=[0.3], batch_size=31, num_workers=0, output_dir="", seed=0)
     batches, heads = EpochBatches(211, 31, 1, 0, 1, 0), make_heads(75, 7, 1)
     kept, held_out = (extract_features(Pixels(), part, view, HERE) for part in (learnt, asked))
@@ -192,7 +192,7 @@ def test_the_training_view_crops_flips_and_normalises():
 
 
 def write_creatures(folder: Path) -> Path:
-    """A tiny part of the embedded pictures, as files: 40 to learn from, 20 that are asked."""
+    """A tiny part of the embedded images, as files: 40 to learn from, 20 that are asked."""
     drawn = make_creatures(60, side=32)
     for i, (image, label) in enumerate(zip(drawn.images, drawn.labels.tolist())):
         path = folder / ("train" if i < 40 else "val") / CLASSES[label] / f"{i}.png"
@@ -249,7 +249,7 @@ def test_the_whole_sweep_and_its_best_are_told(uninterrupted):
     best = max(sweep, key=sweep.get)
     assert measured[f"vit_nano, best (lr {best}), top-1 %"] == sweep[best] and len(measured) == 6
     data = uninterrupted[1]["data"]
-    assert "40 pictures to learn from, 20 asked (the evaluation part), 10 classes, 32 pixels; 3 epochs" in data
+    assert "40 images to learn from, 20 asked (the evaluation part), 10 classes, 32 pixels; 3 epochs" in data
 
 
 class Stop(Exception):
@@ -286,11 +286,11 @@ def test_heads_of_another_recipe_or_network_are_neither_continued_nor_overwritte
     kept = (tmp_path / "linear.pth").read_bytes()
     other, darker = weights_file(tmp_path, 1), Path(shutil.copytree(creatures, tmp_path / "darker"))
     first = sorted(darker.glob("train/*/*.png"))[0]
-    Image.open(first).point(lambda value: value // 2).save(first)  # the other pictures and all labels stay
+    Image.open(first).point(lambda value: value // 2).save(first)  # the other images and all labels stay
     for file, flags, name in ((weights, ["--lr", "0.1", "0.3"], "lr"), (weights, ["--seed", "5"], "seed"),
                               (weights, ["--cached"], "cached"), (weights, ["--n_last_blocks", "2"], "n_last_blocks"),
                               (other, [], "weights"), (other, ["--evaluate"], "weights"),
-                              (weights, ["--data_path", str(darker)], "set of pictures")):
+                              (weights, ["--data_path", str(darker)], "set of images")):
         said = error_of(linear.main, capsys, *command(creatures, file, tmp_path, *flags))
         assert f"was made with another {name}" in said and "--output_dir" in said
     assert (tmp_path / "linear.pth").read_bytes() == kept
@@ -300,10 +300,10 @@ def test_a_share_of_the_labels_is_learnt_from(creatures, weights, tmp_path):
     _, line = run(creatures, weights, tmp_path, "--fraction", "0.5", "--cached", "--epochs", "1")
     counts = [len(list(folder.iterdir())) for folder in (creatures / "train").iterdir()]
     learnt_from = sum(max(1, round(0.5 * count)) for count in counts)
-    assert f"{learnt_from} pictures to learn from, 20 asked" in line["data"], "half of each class, at least one"
+    assert f"{learnt_from} images to learn from, 20 asked" in line["data"], "half of each class, at least one"
 
 
-def test_fewer_pictures_than_a_batch_are_one_batch(creatures, weights, tmp_path):
+def test_fewer_images_than_a_batch_are_one_batch(creatures, weights, tmp_path):
     """EpochBatches drops an incomplete batch, which here would be all there is; and the lr follows the true batch."""
     checkpoint, _ = run(creatures, weights, tmp_path, "--batch_size", "1000", "--cached")
     assert checkpoint["recipe"]["batch"] == 40
@@ -341,11 +341,11 @@ def test_a_convnet_is_evaluated_too(creatures, tmp_path):
 
 
 @pytest.mark.slow
-def test_without_pictures_the_embedded_ones_are_learnt_from_kept_features(weights, tmp_path):
+def test_without_images_the_embedded_ones_are_learnt_from_kept_features(weights, tmp_path):
     linear.main(["--pretrained_weights", str(weights), "--eval_size", "32", "--device", "cpu", "--epochs", "3",
                  "--lr", "0.5", "--results", str(tmp_path / "r.jsonl")])
     line = json.loads((tmp_path / "r.jsonl").read_text())
-    assert "4000 pictures to learn from, 1000 asked" in line["data"] and "centre views" in line["data"]
+    assert "4000 images to learn from, 1000 asked" in line["data"] and "centre views" in line["data"]
     assert line["measured"]["lr 0.5, top-1 %"] > 15, "even an untrained network tells more than chance"
 
 
@@ -353,6 +353,6 @@ def test_a_frozen_convnet_stays_as_it_is_while_heads_are_trained_on_it():
     """Its batch normalisations keep their statistics: extracting features must not put it into training mode."""
     backbone = build_backbone("resnet18").eval()
     network = linear.FrozenFeatures(backbone, 1, False)
-    pictures = Pictures(torch.zeros(3, 3, 32, 32, dtype=torch.uint8))
-    extract_features(network, pictures, EvaluationView(32, 1.0), World(0, 1, torch.device("cpu"), torch.float32))
+    images = Images(torch.zeros(3, 3, 32, 32, dtype=torch.uint8))
+    extract_features(network, images, EvaluationView(32, 1.0), World(0, 1, torch.device("cpu"), torch.float32))
     assert not any(module.training for module in backbone.modules())

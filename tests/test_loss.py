@@ -17,7 +17,7 @@ def random_logits(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def naive_loss(student, teacher, center, student_temp, teacher_temp) -> float:
-    """Eq. 3 with plain loops in double precision: pictures, teacher views, student views, prototypes."""
+    """Eq. 3 with plain loops in double precision: images, teacher views, student views, prototypes."""
     total, pairs = 0.0, 0
     for t in range(2):
         for v in range(V):

@@ -112,7 +112,7 @@ def test_byols_loss_is_the_squared_distance_of_normalised_outputs():
     assert loss_fn(student, teacher, T).item() == pytest.approx(sum(expected) / len(expected), rel=1e-5)
 
 
-def test_infonce_tells_the_own_picture_from_the_queue():
+def test_infonce_tells_the_own_image_from_the_queue():
     """MoCo, Eq. 1: -log of the positive's share, with plain loops in float64."""
     (student, teacher), loss_fn = random_logits(), InfoNCE(K, temperature=0.2, queue_length=11)
     unit, queue, losses = lambda x: x.double() / x.double().norm(), loss_fn.queue.double(), []
@@ -164,8 +164,8 @@ def test_no_gradient_reaches_the_teacher_and_no_view_meets_itself(loss_fn):
 
 
 def test_the_batch_is_shuffled_over_the_processes_and_the_order_restored():
-    """Two threads as two processes: each one's teacher sees pictures of both, and its keys come back in order."""
-    pictures = torch.arange(10.0).view(2, 5, 1)  # a picture's number is its pixel
+    """Two threads as two processes: each one's teacher sees images of both, and its keys come back in order."""
+    images = torch.arange(10.0).view(2, 5, 1)  # an image's number is its pixel
     shared, meet = [None, None], Barrier(2, timeout=9)
 
     class Teacher(nn.Module):
@@ -183,17 +183,17 @@ def test_the_batch_is_shuffled_over_the_processes_and_the_order_restored():
 
         teacher = Teacher()
         shuffle_batches(teacher, SimpleNamespace(rank=rank, size=2, device=torch.device("cpu"), gather=gather))
-        return teacher([pictures[rank], 10 + pictures[rank]]), teacher.seen
+        return teacher([images[rank], 10 + images[rank]]), teacher.seen
 
     torch.manual_seed(0)
     with ThreadPoolExecutor() as processes:
         (keys, seen), (other_keys, other_seen) = processes.map(teach, range(2))
     for rank, found in enumerate((keys, other_keys)):
-        assert torch.equal(found, torch.cat([pictures[rank], 10 + pictures[rank]])), "each key must return to its query"
+        assert torch.equal(found, torch.cat([images[rank], 10 + images[rank]])), "each key must return to its query"
     for view in range(2):
-        assert sorted(seen[view] + other_seen[view]) == [10 * view + n for n in range(10)], "each picture is seen once"
+        assert sorted(seen[view] + other_seen[view]) == [10 * view + n for n in range(10)], "each image is seen once"
         own = {10.0 * view + n for n in range(5)}
-        assert own & set(other_seen[view]) and own - set(other_seen[view]), "a process's pictures must go to both"
+        assert own & set(other_seen[view]) and own - set(other_seen[view]), "a process's images must go to both"
 
 
 def small(**head_options) -> MultiCropNetwork:

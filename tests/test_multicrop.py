@@ -43,7 +43,7 @@ def test_the_blur_is_a_gaussian_convolution(sigma):
 
 
 def test_the_taps_left_out_of_the_blur_are_worth_less_than_a_grey_level():
-    """Between black and white, at the sigma whose taps end soonest; most pictures have no such edge."""
+    """Between black and white, at the sigma whose taps end soonest; most images have no such edge."""
     edge = torch.zeros(1, 29, 31).index_fill(2, torch.arange(17), 1)
     for sigma in (0.16, 0.49, 0.83, 1.16, 1.49, 1.83):  # 3 sigma just below a half number
         whole = TF.gaussian_blur(edge, [25, 25], [sigma, sigma])
@@ -61,22 +61,22 @@ def test_views_are_two_globals_then_the_locals():
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_views_are_contiguous_whatever_the_layout_of_the_picture(layout):
-    """The whole picture is a box too, and then the resize keeps its layout; grey and blur have layouts of their own."""
+def test_views_are_contiguous_whatever_the_layout_of_the_image(layout):
+    """The whole image is a box too, and then the resize keeps its layout; grey and blur have layouts of their own."""
     torch.manual_seed(0)
-    picture = (IMAGE * 255).byte()[None, :, :37].contiguous(memory_format=layout)[0]
+    image = (IMAGE * 255).byte()[None, :, :37].contiguous(memory_format=layout)[0]
     crop = MultiCrop(37, 37, (1, 1), (1, 1), 10, blur=(0.5, 0.5, 0.5), solarize=0.5)
-    assert all(view.is_contiguous() and view.shape == (3, 37, 37) for _ in range(5) for view in crop(picture))
+    assert all(view.is_contiguous() and view.shape == (3, 37, 37) for _ in range(5) for view in crop(image))
 
 
-def test_a_tensor_and_a_picture_give_the_same_views():
+def test_a_tensor_and_a_image_give_the_same_views():
     """And a tensor gives the same in both layouts: colours apart, or side by side as the decoder leaves them."""
     pixels = (IMAGE * 255).byte()
     torch.manual_seed(3)
     from_tensor = MultiCrop(35, 14)(pixels)
     torch.manual_seed(3)
-    from_picture = MultiCrop(35, 14)(TF.to_pil_image(pixels))
-    for ours, theirs in zip(from_tensor, from_picture, strict=True):
+    from_image = MultiCrop(35, 14)(TF.to_pil_image(pixels))
+    for ours, theirs in zip(from_tensor, from_image, strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
@@ -108,7 +108,7 @@ def share(happened: list[bool]) -> float:
 
 
 def test_the_chances_of_the_augmentations_are_the_papers():
-    """On a picture of which each augmentation leaves a mark of its own; 1500 draws: 3 standard errors are 0.04."""
+    """On an image of which each augmentation leaves a mark of its own; 1500 draws: 3 standard errors are 0.04."""
     torch.manual_seed(0)
     stripes = torch.zeros(3, 64, 64, dtype=torch.uint8)
     stripes[0, :, ::2], stripes[1, :, 32:] = 200, 100
@@ -138,14 +138,14 @@ def test_half_of_the_views_are_flipped():
 
 
 def test_crops_cover_areas_within_their_scale():
-    """A picture whose pixels hold their own coordinates tells which box a view was cut from."""
+    """An image whose pixels hold their own coordinates tells which box a view was cut from."""
     torch.manual_seed(0)
     across = torch.linspace(0, 255, 256).round().byte().expand(256, 256)
-    picture = torch.stack([across, across.T, torch.zeros_like(across)])
+    image = torch.stack([across, across.T, torch.zeros_like(across)])
     crop = MultiCrop(64, 32, (0.4, 1.0), (0.05, 0.4), 4, (0, 0, 0), (1, 1, 1), (0, 0, 0, 0), (0, 0, 0), 0)
     areas = [[], []]
     for _ in range(200):
-        for number, view in enumerate(crop(picture)):
+        for number, view in enumerate(crop(image)):
             if view[2].max() == 0:  # not grey
                 width, height = (view[i].amax() - view[i].amin() for i in (0, 1))
                 areas[number >= 2].append((width * height).item())

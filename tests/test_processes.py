@@ -38,13 +38,13 @@ LEARNING = {
 }
 EVALUATIONS = {
     "k-NN": "eval_knn --data_path {data}/photos --nb_knn 3 5" + PICTURES,
-    "k-NN, one picture asked": "eval_knn --data_path {data}/photos/few --nb_knn 1 5" + PICTURES,
+    "k-NN, one image asked": "eval_knn --data_path {data}/photos/few --nb_knn 1 5" + PICTURES,
     "retrieval": "evals.image_retrieval --data_path {data}/photos" + PICTURES,
     "copies, one distractor": "evals.copy_detection --data_path {data}/copies --distractors {data}/one --whiten "
                               "{data}/photos" + PICTURES,
     "attention": "evals.attention_segmentation --data_path {data}/voc" + PICTURES,
     "attention, the first without objects": "evals.attention_segmentation --data_path {data}/voc_of_two" + PICTURES,
-    "attention, one picture": "evals.attention_segmentation --data_path {data}/voc_of_one" + PICTURES,
+    "attention, one image": "evals.attention_segmentation --data_path {data}/voc_of_one" + PICTURES,
     "videos": "evals.video_segmentation --data_path {data}/davis --overlay false --output_dir {output}" + FROZEN,
     "one video": "evals.video_segmentation --data_path {data}/davis_of_one --overlay false --output_dir {output}"
                  + FROZEN,
@@ -63,7 +63,7 @@ for port, script, *flags in json.load(open(sys.argv[1])):
 
 
 def write_data(data: Path) -> None:
-    """Weights, labelled pictures, copies with one distractor, masks and videos."""
+    """Weights, labelled images, copies with one distractor, masks and videos."""
     torch.manual_seed(0)
     test_runs.write_photos(data / "bright")
     test_transfer.write_photos(data / "dark")
@@ -163,7 +163,7 @@ def test_two_processes_fine_tune_as_one_with_the_double_batch(outputs):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EVALUATIONS)
 def test_an_evaluation_tells_the_same_figures_from_two_processes(outputs, name):
-    """And writes the same files; a process without a picture, an object or a video takes part as well."""
+    """And writes the same files; a process without an image, an object or a video takes part as well."""
     one, two = (outputs / processes / name for processes in "12")
     alone, together = result(one), result(two)
     assert together["measured"] == pytest.approx(alone["measured"], abs=1e-3)

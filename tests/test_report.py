@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data import Pictures
+from data import Images
 from head import DINOHead
 from loss import DINOLoss
 from multicrop import MultiCropNetwork
@@ -36,9 +36,9 @@ def a_run(entropy: float, kl: float) -> tuple[RunState, Settings]:
 def finish(tmp_path: Path, entropy: float, kl: float) -> str:
     run, settings = a_run(entropy, kl)
     drawn = make_creatures(3)
-    pictures = Pictures(drawn.images, drawn.labels, CLASSES, drawn.masks)
+    images = Images(drawn.images, drawn.labels, CLASSES, drawn.masks)
     untrained = build_backbone("vit_nano", 8, 48)
-    return report.finish(tmp_path, run, untrained, pictures, settings, HERE)
+    return report.finish(tmp_path, run, untrained, images, settings, HERE)
 
 
 def test_the_paragraph_gives_every_number_and_the_figures_are_there(tmp_path):
@@ -62,9 +62,9 @@ def test_the_same_attention_scores_alike_trained_and_untrained(tmp_path):
     """A network compared with itself: the ratio is 1, and every arrow joins equal numbers."""
     run, settings = a_run(2.0, 0.5)
     drawn = make_creatures(3)
-    pictures = Pictures(drawn.images, drawn.labels, CLASSES, drawn.masks)
+    images = Images(drawn.images, drawn.labels, CLASSES, drawn.masks)
     network = run.teacher.backbone
-    first, _, *table = report.attention_report(tmp_path, network, network, pictures, settings, HERE)
+    first, _, *table = report.attention_report(tmp_path, network, network, images, settings, HERE)
     assert "(1.00 times)" in first and len(table) == 4
     for row in table:
         before, after = row.split(": ")[1].rstrip(" %").split(" -> ")

@@ -10,7 +10,7 @@ from PIL import Image
 from test_bad_input import error_of
 from torch import nn
 
-from data import Pictures
+from data import Images
 from evals import image_retrieval
 from evals.image_retrieval import Crops, WholeView, judgements, revisited_map, same_class_map
 from evals.plain_pickle import read_plain_pickle
@@ -43,7 +43,7 @@ def test_average_precision_by_hand(relevant, junk, by_hand):
     assert found == pytest.approx(by_hand), f"relevant {relevant}, junk {junk}"
 
 
-def test_a_query_without_relevant_pictures_does_not_count():
+def test_a_query_without_relevant_images_does_not_count():
     """Its AP is no number, and the mean leaves it out."""
     assert average_precision(bools("....."), bools("..x..")).isnan()
     queries, database = torch.eye(3), torch.eye(3)
@@ -88,13 +88,13 @@ def test_what_each_level_asks_for(level, relevant, junk):
 
 
 def test_a_level_without_queries_is_left_out():
-    """With no easy picture at all there is no easy mAP, and the others stay numbers."""
+    """With no easy image at all there is no easy mAP, and the others stay numbers."""
     judged = [{"easy": [], "hard": [2], "junk": [0], "bbx": [0, 0, 5, 5]}]
     assert set(revisited_map(torch.randn(1, 3), torch.randn(7, 3), judged)) == {"medium", "hard"}
     assert revisited_map(torch.randn(1, 3), torch.randn(7, 3), [JUDGED[1] | {"hard": []}]) == {}
 
 
-def test_a_picture_does_not_find_itself():
+def test_a_image_does_not_find_itself():
     """Each ranks the others: one of a class alone has nothing to find, and twins find each other first."""
     features = torch.tensor([[1.0, 0, 0], [1, 0.1, 0], [0, 1, 0], [0, 1, 0.1], [0, 0, 1]])
     assert same_class_map(features, torch.tensor([0, 0, 1, 1, 2])) == pytest.approx(100)
@@ -112,7 +112,7 @@ def test_gem_goes_from_the_mean_to_the_maximum():
 
 @pytest.mark.parametrize(("m", "kept"), [(101, 7), (5, 4)])
 def test_whitened_features_have_covariance_one(m, kept):
-    """On the pictures it was learnt on; with m <= D of them only m - 1 directions vary, and no others are kept."""
+    """On the images it was learnt on; with m <= D of them only m - 1 directions vary, and no others are kept."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(m, 7, generator=generator) @ torch.randn(7, 7, generator=generator) + 3
     whitened = learn_whitening(features)(features)
@@ -122,7 +122,7 @@ def test_whitened_features_have_covariance_one(m, kept):
 
 
 def test_one_scale_is_the_network_itself():
-    """MultiScale of one scale is the l2-normalised feature; of three, the normalised mean over resized pictures."""
+    """MultiScale of one scale is the l2-normalised feature; of three, the normalised mean over resized images."""
     torch.manual_seed(0)
     network, images = build_backbone("vit_nano", 8, 48, init_std=0.2).eval(), torch.randn(2, 3, 48, 64)
     with torch.no_grad():
@@ -132,7 +132,7 @@ def test_one_scale_is_the_network_itself():
         torch.testing.assert_close(MultiScale(network, 8)(images), nn.functional.normalize(mean))
 
 
-def test_the_whole_picture_is_shown_in_whole_patches():
+def test_the_whole_image_is_shown_in_whole_patches():
     """The long side is near S, the shape is kept to half a patch, nothing is cropped."""
     view = WholeView(8, size=56, crop=1, mean=(0, 0, 0), std=(1, 1, 1))
     assert view(torch.zeros(3, 400, 300).byte()).shape == (3, 56, 40)
@@ -148,7 +148,7 @@ def test_queries_are_cropped_to_their_boxes(tmp_path):
     crops = Crops([tmp_path / "a.png"] * 3, [[2.4, 3.0, 7.0, 9.6], [-5, 5, 99, 99], [20, 0, 30, 5]])
     assert np.array_equal(crops[0].permute(1, 2, 0), values[3:10, 2:7])
     assert crops[1].shape == (3, 6, 13)
-    with pytest.raises(InputError, match=r"a\.png.*outside the picture"):
+    with pytest.raises(InputError, match=r"a\.png.*outside the image"):
         crops[2]
 
 
@@ -214,7 +214,7 @@ def weights(tmp_path):
 
 @pytest.fixture
 def oxford(tmp_path):
-    """Seven creatures in the benchmark's layout; queries 0 and 1 are crops of pictures 0 and 1, which are junk."""
+    """Seven creatures in the benchmark's layout; queries 0 and 1 are crops of images 0 and 1, which are junk."""
     drawn, folder = make_creatures(7, 64), tmp_path / "datasets" / "roxford5k"
     (folder / "jpg").mkdir(parents=True)
     names = [f"building_{i}" for i in range(7)]
@@ -243,7 +243,7 @@ def test_the_revisited_benchmark_from_files_to_a_table(oxford, weights, tmp_path
     backbone = build_backbone("vit_nano", 16, 32).eval()
     backbone.load_state_dict(torch.load(weights, weights_only=True))
     view = WholeView(16, size=32, crop=1)
-    queries, database = (extract_features(backbone, Pictures(source), view, HERE, batch_size=1)
+    queries, database = (extract_features(backbone, Images(source), view, HERE, batch_size=1)
                          for source in (Crops(query_files, [one["bbx"] for one in judged]), files))
     expected = revisited_map(queries, database, judged)
     assert set(expected) == {"easy", "medium", "hard"}
@@ -261,7 +261,7 @@ def test_the_revisited_benchmark_from_files_to_a_table(oxford, weights, tmp_path
     ({"gnd": Hostile(os.mkdir, "proof")}, "never run"), (np.arange(3), "no ground truth"),
 ])
 def test_a_ground_truth_that_does_not_fit_is_named(oxford, weights, capsys, monkeypatch, tmp_path, change, said):
-    """Lists of other lengths, numbers of no picture, missing pictures, junk only, code: one line with the mend."""
+    """Lists of other lengths, numbers of no image, missing images, junk only, code: one line with the mend."""
     monkeypatch.chdir(tmp_path)
     truth = {"imlist": [f"building_{i}" for i in range(7)], "qimlist": ["building_0", "building_1"],
              "gnd": [{"bbx": [0, 0, 9, 9], "easy": [1], "hard": [], "junk": []}] * 2}
@@ -272,7 +272,7 @@ def test_a_ground_truth_that_does_not_fit_is_named(oxford, weights, capsys, monk
 
 
 def test_class_folders_are_a_retrieval_task(weights, tmp_path, capsys):
-    """Pictures of a class look alike here, so that pixels find them all; without labels the line says what to do."""
+    """Images of a class look alike here, so that pixels find them all; without labels the line says what to do."""
     for i in range(6):
         folder = tmp_path / "photos" / f"class {i % 2}"
         folder.mkdir(parents=True, exist_ok=True)

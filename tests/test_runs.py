@@ -22,7 +22,7 @@ TINY = ("--arch vit_nano --patch_size 16 --global_crops_size 32 --local_crops_si
 
 
 def write_photos(folder: Path) -> Path:
-    """24 pictures in two classes that differ in brightness, and 3 to evaluate on, which a run draws at its end."""
+    """24 images in two classes that differ in brightness, and 3 to evaluate on, which a run draws at its end."""
     rng = np.random.default_rng(0)
     for i in range(27):
         path = folder / ("train" if i < 24 else "val") / ("dark" if i % 2 else "bright") / f"{i:02d}.png"
@@ -61,7 +61,7 @@ def equal(a, b) -> bool:
     return a == b
 
 
-STATE = ("student", "teacher", "dino_loss", "optimizer", "epoch", "pictures", "metrics")
+STATE = ("student", "teacher", "dino_loss", "optimizer", "epoch", "images", "metrics")
 
 
 @pytest.fixture(scope="module")

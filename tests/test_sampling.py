@@ -1,17 +1,17 @@
-"""Crops and batches are functions of (seed, epoch, picture), however the work is shared or interrupted."""
+"""Crops and batches are functions of (seed, epoch, image), however the work is shared or interrupted."""
 import torch
 
-from data import Pictures
+from data import Images
 from multicrop import MultiCrop
 from runtime.sampling import CropsDataset, EpochBatches
 
 
 def crops_of(epoch: int, index: int, seed: int = 0) -> torch.Tensor:
-    pictures = Pictures(torch.randint(0, 256, (7, 3, 40, 40), generator=torch.Generator().manual_seed(1)).byte())
-    return torch.cat([view.flatten() for view in CropsDataset(pictures, MultiCrop(16, 8), seed)[epoch, index]])
+    images = Images(torch.randint(0, 256, (7, 3, 40, 40), generator=torch.Generator().manual_seed(1)).byte())
+    return torch.cat([view.flatten() for view in CropsDataset(images, MultiCrop(16, 8), seed)[epoch, index]])
 
 
-def test_crops_depend_on_seed_epoch_and_picture_and_on_nothing_else():
+def test_crops_depend_on_seed_epoch_and_image_and_on_nothing_else():
     first = crops_of(2, 3)
     torch.rand(100)
     assert torch.equal(first, crops_of(2, 3))
@@ -29,7 +29,7 @@ def batches_of(world_size: int, batch_size: int, accumulate: int = 1, epoch: int
     return {step: sorted(batch) for step, batch in steps.items()}
 
 
-def test_a_step_takes_the_same_pictures_however_they_are_shared():
+def test_a_step_takes_the_same_images_however_they_are_shared():
     alone = batches_of(1, 12)
     assert alone == batches_of(2, 6) == batches_of(3, 4) == batches_of(1, 4, accumulate=3) == batches_of(2, 3, 2)
     assert len(alone) == 8 and len({key for batch in alone.values() for key in batch}) == 96

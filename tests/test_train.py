@@ -221,8 +221,8 @@ def test_every_optimiser_lowers_the_loss(name):
 def test_collapses_are_called_by_their_names_and_health_is_not():
     verdict = lambda entropy, kl, out_dim: report.collapse({"train_entropy": entropy, "train_kl": kl}, out_dim)
     assert "uniform" in verdict(F.softmax(torch.zeros(5), 0).log().neg().mean().item(), 0.001, 5)
-    assert "uniform" in verdict(0.97 * math.log(61), 0.001, 61), "almost uniform, and the same for every picture"
-    assert not verdict(0.97 * math.log(61), 0.5, 61), "almost uniform, as at a start, and different for each picture"
+    assert "uniform" in verdict(0.97 * math.log(61), 0.001, 61), "almost uniform, and the same for every image"
+    assert not verdict(0.97 * math.log(61), 0.5, 61), "almost uniform, as at a start, and different for each image"
     assert "one-hot" in verdict(0.01, 0.01, 4096)
     assert not verdict(0.1, 1.5, 4096) and not verdict(5.0, 0.5, 4096)
     assert not report.collapse({"train_loss": 0.001}, 4096), "a loss without these parts has no verdict"

@@ -23,7 +23,7 @@ TINY = ("--patch_size 8 --arch vit_nano --eval_size 24 --init_std 0.1 --epochs 3
 
 
 def write_photos(folder: Path) -> Path:
-    """40 pictures in two classes that differ in brightness."""
+    """40 images in two classes that differ in brightness."""
     rng = np.random.default_rng(0)
     for i in range(40):
         path = folder / ("dark" if i % 2 else "bright") / f"{i:02d}.png"
@@ -57,8 +57,8 @@ def test_a_share_of_the_labels_is_balanced_and_seeded(fraction):
     for label in range(10):
         want = max(1, round(fraction * int((labels == label).sum())))
         assert (labels[chosen] == label).sum() == want, f"class {label} must give {want} labels"
-    assert torch.equal(chosen, balanced_share(labels, fraction, seed=0)), "the same seed, the same pictures"
-    assert not torch.equal(chosen, balanced_share(labels, fraction, seed=1)), "another seed, other pictures"
+    assert torch.equal(chosen, balanced_share(labels, fraction, seed=0)), "the same seed, the same images"
+    assert not torch.equal(chosen, balanced_share(labels, fraction, seed=1)), "another seed, other images"
     assert set(chosen.tolist()) <= set(balanced_share(labels, 0.7, seed=0).tolist()), "a share is part of a larger one"
 
 
@@ -123,7 +123,7 @@ def test_a_separable_set_is_learnt_and_read_by_the_loader_strictly(photos, tmp_p
     line = run(photos, tmp_path, "--from_scratch", "--epochs", "6", "--fraction", "0.5", "1")
     assert line["measured"]["from scratch, top-1 %"] == 100, "dark and bright are told apart in six epochs"
     assert "from scratch, 16 labels, top-1 %" in line["measured"] and (tmp_path / "0.5" / "checkpoint.pth").exists()
-    assert "32 pictures train, 8 asked (every fifth picture), 2 classes" in line["data"]
+    assert "32 images train, 8 asked (every fifth image), 2 classes" in line["data"]
     for key in ("teacher", "student"):
         backbone, args = load_backbone(tmp_path / "checkpoint.pth", key)
         state = {name.removeprefix("backbone."): value for name, value in weights_of(tmp_path).items()}
@@ -159,7 +159,7 @@ def test_a_convnet_is_trained_too(photos, tmp_path, capsys):
 
 
 def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(photos, tmp_path, capsys, monkeypatch):
-    """Mixing, augmentation and dropped paths are functions of (seed, epoch, picture) and (seed, step)."""
+    """Mixing, augmentation and dropped paths are functions of (seed, epoch, image) and (seed, step)."""
     run(photos, tmp_path / "whole", "--from_scratch")
     save = Progress.save
 
@@ -196,13 +196,13 @@ def test_bad_input_is_one_line(photos, tmp_path, capsys, flags, said):
     assert said in error_of(transfer.main, capsys, *TINY, "--output_dir", tmp_path, *where, *given)
 
 
-def test_a_run_of_other_settings_or_pictures_is_not_continued(photos, tmp_path, capsys):
+def test_a_run_of_other_settings_or_images_is_not_continued(photos, tmp_path, capsys):
     run(photos, tmp_path, "--from_scratch", "--epochs", "1")
     before = (tmp_path / "checkpoint.pth").read_bytes()
     others = Path(shutil.copytree(photos, tmp_path / "others"))
-    shutil.move(others / "dark" / "01.png", others / "bright")  # so many pictures as before, and so many classes
+    shutil.move(others / "dark" / "01.png", others / "bright")  # so many images as before, and so many classes
     capsys.readouterr()
-    for data, lr, said in ((photos, "0.03", "lr (0.04, not 0.03)"), (others, "0.04", "set of pictures")):
+    for data, lr, said in ((photos, "0.03", "lr (0.04, not 0.03)"), (others, "0.04", "set of images")):
         assert f"was made with another {said}" in error_of(
             transfer.main, capsys, *TINY, "--data_path", data, "--output_dir", tmp_path, "--from_scratch",
             "--epochs", "1", "--lr", lr)

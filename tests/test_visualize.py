@@ -1,4 +1,4 @@
-"""The attention figure and the film, from a checkpoint and pictures of any shape to files."""
+"""The attention figure and the film, from a checkpoint and images of any shape to files."""
 import shutil
 import subprocess
 from pathlib import Path
@@ -29,9 +29,9 @@ def photo(path: Path, size: tuple[int, int]) -> str:
     return str(path)
 
 
-def test_one_picture_gives_the_figure_and_the_releases_files(weights, tmp_path, capsys):
-    picture = photo(tmp_path / "wide.png", (50, 170))
-    visualize_attention.main(["--pretrained_weights", str(weights), "--image_path", picture, "--image_size", "40",
+def test_one_image_gives_the_figure_and_the_releases_files(weights, tmp_path, capsys):
+    image = photo(tmp_path / "wide.png", (50, 170))
+    visualize_attention.main(["--pretrained_weights", str(weights), "--image_path", image, "--image_size", "40",
                               "--threshold", "0.6", "--output_dir", str(tmp_path / "out"), "--device", "cpu"])
     assert str(tmp_path / "out" / "attention.png") in capsys.readouterr().out
     parts = ["mean", *(f"head{j}" for j in range(4))]
@@ -40,9 +40,9 @@ def test_one_picture_gives_the_figure_and_the_releases_files(weights, tmp_path, 
     assert Image.open(tmp_path / "out" / "img.png").size == (136, 40), "the shape must be kept, in multiples of 8"
 
 
-def test_several_pictures_of_different_shapes_share_one_figure(weights, tmp_path):
-    pictures = [photo(tmp_path / f"{i}.png", size) for i, size in enumerate([(30, 60), (60, 30)])]
-    visualize_attention.main(["--pretrained_weights", str(weights), "--image_path", *pictures, "--image_size", "32",
+def test_several_images_of_different_shapes_share_one_figure(weights, tmp_path):
+    images = [photo(tmp_path / f"{i}.png", size) for i, size in enumerate([(30, 60), (60, 30)])]
+    visualize_attention.main(["--pretrained_weights", str(weights), "--image_path", *images, "--image_size", "32",
                               "--output_dir", str(tmp_path / "out"), "--device", "cpu"])
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"attention.png", "0-0", "1-1"}
 
@@ -61,7 +61,7 @@ def test_the_mask_file_shows_the_patches_that_hold_the_mass(weights, tmp_path):
     assert torch.equal(shown, kept)
 
 
-def test_principal_colours_are_the_leading_singular_vectors_of_all_pictures_together():
+def test_principal_colours_are_the_leading_singular_vectors_of_all_images_together():
     """z against the singular value decomposition in float64; each colour is 1/2 + z / 4 standard deviations."""
     generator = torch.Generator().manual_seed(0)
     spread = torch.tensor([9.0, 5.0, 3.0, 1.0, 1.0, 1.0, 1.0])
@@ -85,8 +85,8 @@ def test_the_colours_of_equal_tokens_are_grey_and_do_not_depend_on_a_shift():
     torch.testing.assert_close(principal_colours([tokens]), principal_colours([tokens + 3.0]))
 
 
-def test_pca_colours_patches_that_are_alike_alike_in_all_pictures(weights, tmp_path):
-    """Two pictures that are one picture have one colour map; the map has the patches' grid."""
+def test_pca_colours_patches_that_are_alike_alike_in_all_images(weights, tmp_path):
+    """Two images that are one image have one colour map; the map has the patches' grid."""
     one, other = photo(tmp_path / "one.png", (48, 64)), photo(tmp_path / "other.png", (48, 64))
     visualize_attention.main(["--pretrained_weights", str(weights), "--image_path", one, other, "--image_size", "48",
                               "--pca", "--output_dir", str(tmp_path / "out"), "--device", "cpu"])
@@ -104,7 +104,7 @@ def frames_of(side: int, count: int) -> list[Image.Image]:
 
 
 def test_a_film_is_looked_at_frame_by_frame_in_the_order_of_the_numbers(weights, tmp_path, monkeypatch):
-    """Frame 10 comes after frame 9, and each frame's maps are those of the same picture alone."""
+    """Frame 10 comes after frame 9, and each frame's maps are those of the same image alone."""
     folder, frames = tmp_path / "frames", frames_of(48, 3)
     folder.mkdir()
     for number, frame in zip((2, 9, 10), frames):
@@ -120,7 +120,7 @@ def test_a_film_is_looked_at_frame_by_frame_in_the_order_of_the_numbers(weights,
         assert film.n_frames == 3, "the animation must hold every frame"
 
 
-def test_an_animated_picture_gives_its_frames(tmp_path):
+def test_an_animated_image_gives_its_frames(tmp_path):
     first, *others = frames_of(32, 5)
     first.save(tmp_path / "film.webp", save_all=True, append_images=others, lossless=True)
     for read, drawn in zip(film_frames(tmp_path / "film.webp"), [first, *others], strict=True):

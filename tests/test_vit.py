@@ -13,7 +13,7 @@ def small_vit(**changes) -> vit.VisionTransformer:
     return vit.VisionTransformer(**SMALL | changes).eval()
 
 
-def test_features_attention_and_layers_have_the_stated_shapes_for_a_picture_that_is_not_square():
+def test_features_attention_and_layers_have_the_stated_shapes_for_a_image_that_is_not_square():
     network, images = small_vit(), torch.randn(3, 3, 14, 77)
     tokens = 1 + 2 * 11
     assert network(images).shape == (3, 22)

@@ -7,7 +7,7 @@ import vit
 from runtime.commandline import InputError
 
 VITS = {"vit_nano": vit.vit_nano, "vit_tiny": vit.vit_tiny, "vit_small": vit.vit_small, "vit_base": vit.vit_base}
-# torchvision's transformers take one picture size only, and these two return more than features in training
+# torchvision's transformers take one image size only, and these two return more than features in training
 NO_CONVNETS = set(torchvision.models.list_models(torchvision.models, include=["vit_*", "swin*", "maxvit*"])) | {
     "googlenet", "inception_v3"}
 

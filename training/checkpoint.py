@@ -141,7 +141,7 @@ def load_backbone(path: str | Path, key: str = "teacher", arch: str = "",
     if not found["arch"] and "layer4.2.conv3.weight" in state:
         found["arch"] = "resnet50"  # what the authors released
     if found.get("in_chans", 3) != 3:
-        raise InputError(f"{str(path)!r} reads pictures of {found['in_chans']} channels, and this program's have 3: "
+        raise InputError(f"{str(path)!r} reads images of {found['in_chans']} channels, and this program's have 3: "
                          "use another file")
     if not found["arch"]:
         raise InputError(f"the arch of {str(path)!r} cannot be read from it: say which with --arch")

@@ -1,5 +1,5 @@
 """MoCo-v2's loss (He et al. 2020, Eq. 1 there; Chen et al. 2020), for Table 7, row 8, and Table 14: tell the own
-picture from many others.
+image from many others.
 
 MoCo-v2 itself is this loss at temperature 0.2 with a momentum teacher (0.999, constant), no multi-crop, and a head of
 one hidden layer that ends in 128 outputs (DINO's appendix B gives it a larger one: ablations/rows.py). Departures: both
@@ -51,7 +51,7 @@ class InfoNCE(DINOLoss):
 
 
 def shuffle_batches(teacher: nn.Module, world) -> None:
-    """Let each process's teacher see pictures of all processes, in a random order that is undone after it.
+    """Let each process's teacher see images of all processes, in a random order that is undone after it.
 
     Batch normalisation by process would else betray which keys came with a query (He et al., "Shuffling BN"). world:
     the processes, as runtime.hardware.World; with one there is nothing to shuffle.

@@ -1,6 +1,6 @@
 """What a run shows: log.txt, curves.png, attention.png, and a last paragraph in plain words (Fig. 1, 4, 6 and 7).
 
-Shapes: B pictures, S pixels, h heads, r x c patches.
+Shapes: B images, S pixels, h heads, r x c patches.
 """
 import json
 import math
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from attention import attention_scores, cls_attention, keep_mass, to_pixels
-from data import Pictures
+from data import Images
 from features import EvaluationView
 from runtime.commandline import write_whole
 from runtime.hardware import World
@@ -28,7 +28,7 @@ def write_log(path: Path, history: list[dict]) -> None:
 
 def kept_name(run: RunState, every: int) -> list[str]:
     """The name of the checkpoint to keep of a run at the end of one of every so many epochs: checkpoint0020.pth."""
-    ended = every and run.epoch and not run.pictures and run.epoch % every == 0
+    ended = every and run.epoch and not run.images and run.epoch % every == 0
     return [f"checkpoint{run.epoch:04d}.pth"] if ended else []
 
 
@@ -45,7 +45,7 @@ def line(record: dict, epochs: int, out_dim: int) -> str:
 
 
 def collapse(record: dict, out_dim: int) -> str:
-    """A loud line if the teacher says the same of every picture, else "" (Sec. 5.3, Eq. 5, Fig. 7): KL -> 0 both ways.
+    """A loud line if the teacher says the same of every image, else "" (Sec. 5.3, Eq. 5, Fig. 7): KL -> 0 both ways.
 
     Entropy -> ln K is the uniform output, as without sharpening; entropy -> 0 a one-hot output, as without centering.
     """
@@ -57,7 +57,7 @@ def collapse(record: dict, out_dim: int) -> str:
                 "learnt: try a lower --teacher_temp and --warmup_teacher_temp, a lower --lr, a longer "
                 "--freeze_last_layer")
     if entropy < 0.03 * log_k and kl < 0.03 * log_k:
-        return (f"COLLAPSE, one-hot: entropy near 0 ({entropy:.3f}) and KL too ({kl:.3f}), so every picture seems to "
+        return (f"COLLAPSE, one-hot: entropy near 0 ({entropy:.3f}) and KL too ({kl:.3f}), so every image seems to "
                 "get the same prototype: try --center_momentum 0.9, a higher --teacher_temp, a lower --lr")
     return ""
 
@@ -102,18 +102,18 @@ def unnormalised(views: Tensor, view: EvaluationView) -> Tensor:
 
 def draw_attention(path: Path, views: Tensor, view: EvaluationView, attention: Tensor, untrained: Tensor,
                    patch_size: int, mass: float = 0.6) -> None:
-    """One row a picture: it, the mean over heads untrained and trained, each head, the mask of the mean's `mass`.
+    """One row an image: it, the mean over heads untrained and trained, each head, the mask of the mean's `mass`.
 
     views (B, 3, S, S), attention and untrained (B, h, r, c).
     """
     heads = attention.shape[1]
-    titles = ["picture", "untrained", "trained", *(f"head {j}" for j in range(heads)), f"{mass:.0%} of trained"]
+    titles = ["image", "untrained", "trained", *(f"head {j}" for j in range(heads)), f"{mass:.0%} of trained"]
     figure, grid = plt.subplots(len(views), len(titles), figsize=(1.4 * len(titles), 1.4 * len(views) + 0.3),
                                 layout="constrained", squeeze=False)
-    for row, picture, trained, before in zip(grid, unnormalised(views, view), attention, untrained, strict=True):
+    for row, image, trained, before in zip(grid, unnormalised(views, view), attention, untrained, strict=True):
         mask = to_pixels(keep_mass(trained.mean(dim=0), mass), patch_size)
         maps = [before.mean(dim=0), trained.mean(dim=0), *trained]
-        for axes, shown in zip(row, [picture, *maps, overlay(picture, mask)], strict=True):
+        for axes, shown in zip(row, [image, *maps, overlay(image, mask)], strict=True):
             axes.imshow(shown.numpy(), interpolation="nearest")
             axes.axis("off")
     for axes, title in zip(grid[0], titles, strict=True):
@@ -122,7 +122,7 @@ def draw_attention(path: Path, views: Tensor, view: EvaluationView, attention: T
     plt.close(figure)
 
 
-def finish(output: Path, run: RunState, untrained: nn.Module, pictures: Pictures, settings: Settings,
+def finish(output: Path, run: RunState, untrained: nn.Module, images: Images, settings: Settings,
            world: World) -> str:
     """Draw both figures and return the last paragraph."""
     draw_curves(output / "curves.png", run.history, settings.out_dim)
@@ -137,7 +137,7 @@ def finish(output: Path, run: RunState, untrained: nn.Module, pictures: Pictures
             text.append("That is little: a longer run, or --help's advice for small data, may give more.")
     trained = run.teacher.backbone.eval()
     if hasattr(trained, "get_last_selfattention"):
-        text += attention_report(output, trained, untrained.eval(), pictures, settings, world)
+        text += attention_report(output, trained, untrained.eval(), images, settings, world)
     if "train_kl" in last:
         text.append(collapse(last, settings.out_dim) or
                     f"No collapse in the last epoch: its entropy, {last['train_entropy']:.3f}, lies between 0 and "
@@ -146,19 +146,19 @@ def finish(output: Path, run: RunState, untrained: nn.Module, pictures: Pictures
     return "\n" + "\n".join(text)
 
 
-def attention_report(output: Path, trained: nn.Module, untrained: nn.Module, pictures: Pictures, settings: Settings,
+def attention_report(output: Path, trained: nn.Module, untrained: nn.Module, images: Images, settings: Settings,
                      world: World) -> list[str]:
-    """Draw attention.png of ten pictures from everywhere -> lines with the scores, where object masks are known."""
-    n = min(len(pictures), 1000 if pictures.masks is not None else 10)
-    pictures = pictures.subset(torch.linspace(0, len(pictures) - 1, n).long())
+    """Draw attention.png of ten images from everywhere -> lines with the scores, where object masks are known."""
+    n = min(len(images), 1000 if images.masks is not None else 10)
+    images = images.subset(torch.linspace(0, len(images) - 1, n).long())
     view = EvaluationView(settings.eval_size, settings.eval_crop, settings.mean, settings.std)
-    views = torch.stack([view(pictures[i][0]) for i in range(n)])
+    views = torch.stack([view(images[i][0]) for i in range(n)])
     before, after = (torch.cat([cls_attention(network, some.to(world.device)).cpu() for some in views.split(100)])
                      for network in (untrained, trained))
     draw_attention(output / "attention.png", views[:10], view, after[:10], before[:10], settings.patch_size)
-    if pictures.masks is None:
+    if images.masks is None:
         return []
-    was, now = (attention_scores(maps, pictures.masks[:n]) for maps in (before, after))
+    was, now = (attention_scores(maps, images.masks[:n]) for maps in (before, after))
     table = [f"    {name.replace('_', ' ')}, {percent} % of the mass: {was[key]:.1f} -> {now[key]:.1f} %"
              for name in ("best_head", "head_mean") for percent in (60, 80) for key in [f"jaccard_{name}_{percent}"]]
     return [f"[CLS] puts {100 * now['mass_on_object']:.1f} % of its attention on the object, untrained "

@@ -1,6 +1,6 @@
 """The state of a run: built from the settings, and saved so that a stopped training ends bit for bit where it would.
 
-No generator is among it: every step and every picture seeds its own randomness (see runtime/sampling.py and train.py).
+No generator is among it: every step and every image seeds its own randomness (see runtime/sampling.py and train.py).
 """
 import dataclasses
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ MAY_DIFFER = ("preset", "download", "output_dir", "num_workers", "device", "pati
 class RunState:
     """Networks, loss with its center, optimiser; and how far the run is.
 
-    epoch: epochs completed; pictures: those of the unfinished epoch that were trained on; metrics: loss, entropy and KL
+    epoch: epochs completed; images: those of the unfinished epoch that were trained on; metrics: loss, entropy and KL
     of that epoch's steps, (steps, 3); seconds spent on them; history: the lines of log.txt.
     """
 
@@ -47,7 +47,7 @@ class RunState:
     dino_loss: DINOLoss
     optimizer: torch.optim.Optimizer
     epoch: int = 0
-    pictures: int = 0
+    images: int = 0
     metrics: Tensor = field(default_factory=lambda: torch.zeros(0, 3))
     seconds: float = 0.0
     history: list[dict] = field(default_factory=list)
@@ -140,16 +140,16 @@ def save_run(path: Path, run: RunState, settings: Settings) -> None:
     bad = first_bad((f"{name}.{key}", tensor) for name in ("student", "teacher", "dino_loss")
                     for key, tensor in states[name].items())
     if bad:
-        raise InputError(f"{bad} is not finite after {run.epoch} epochs and {run.pictures} pictures: {MEND}")
+        raise InputError(f"{bad} is not finite after {run.epoch} epochs and {run.images} images: {MEND}")
     save_checkpoint(path, states | {"args": dataclasses.asdict(settings)})
 
 
 def check_counts(run: RunState, path: Path) -> None:
     """Raise InputError unless a checkpoint's counts and history are those of a run."""
-    counts = [isinstance(count, int) and is_number(count) and count >= 0 for count in (run.epoch, run.pictures)]
+    counts = [isinstance(count, int) and is_number(count) and count >= 0 for count in (run.epoch, run.images)]
     steps = isinstance(run.metrics, Tensor) and run.metrics.shape[1:] == (3,) and is_like(run.metrics, run.metrics[:])
     fits = all(counts) and steps and run.metrics.isfinite().all() and isinstance(run.seconds, float)
-    fits = fits and (run.pictures > 0) == (len(run.metrics) > 0) == (run.seconds > 0)
+    fits = fits and (run.images > 0) == (len(run.metrics) > 0) == (run.seconds > 0)
     records = run.history if isinstance(run.history, list) and all(isinstance(one, dict) for one in run.history) else []
     numbers = all(is_number(number) for one in records for name, value in one.items()
                   for number in (value if isinstance(value, list) and str(name).endswith("_curve") else [value]))
@@ -183,12 +183,12 @@ def load_run(path: Path, run: RunState, settings: Settings) -> str:
     check_counts(run, path)
     stepped = {param for param in run.student.parameters() if param.requires_grad}
     stepped -= set(run.student.head.last_layer.parameters())  # whose state begins when it is no longer frozen
-    if run.epoch + run.pictures and not stepped <= run.optimizer.state.keys():
+    if run.epoch + run.images and not stepped <= run.optimizer.state.keys():
         raise InputError(f"{str(path)!r} lacks the optimiser's state of some weights: choose another --output_dir, or "
                          "start from its weights with --init_from")
     if changed and run.epoch >= new["epochs"]:
         raise InputError(f"{str(path)!r} is finished, and was made with another --{min(changed)}: choose another "
                          "--output_dir, or more --epochs")
     told = ", ".join(f"{name} {value}" for name, value in changed.items())
-    return (f"continuing {path} after {run.epoch} epochs and {run.pictures} pictures"
+    return (f"continuing {path} after {run.epoch} epochs and {run.images} images"
             + (f"; settings changed since: {told}" if told else ""))

@@ -1,4 +1,4 @@
-"""Hostile pictures, folders and ground truths: each is a result or one clear line, and nothing hangs or is run."""
+"""Hostile images, folders and ground truths: each is a result or one clear line, and nothing hangs or is run."""
 import io
 import os
 import pickle
@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 from test_bad_input import TINY, error_of
-from test_data import picture
+from test_data import noise
 from test_faults_weights import outcome
 
 import data
 import train
-from data import decode, find_pictures, open_pictures, without_unreadable
+from data import decode, find_images, open_images, without_unreadable
 from evals.davis import read_annotation
 from evals.film import film_frames
 from evals.image_retrieval import read_ground_truth
@@ -55,16 +55,16 @@ def bytes_of(image: Image.Image, kind: str, **options) -> bytes:
     return held.getvalue()
 
 
-NOISE = picture(size=(97, 61))
+NOISE = noise(size=(97, 61))
 GREY16 = Image.fromarray((np.arange(97 * 61) * 11 % 65536).reshape(61, 97).astype(np.uint16))
 PALETTE = NOISE.convert("P")
 GOOD = {  # must be read
-    "1x1.png": bytes_of(picture(size=(1, 1)), "PNG"), "tall.png": bytes_of(picture(size=(1, 20000)), "PNG"),
-    "wide.png": bytes_of(picture(size=(20000, 1)), "PNG"), "wide.jpg": bytes_of(picture(size=(20000, 3)), "JPEG"),
+    "1x1.png": bytes_of(noise(size=(1, 1)), "PNG"), "tall.png": bytes_of(noise(size=(1, 20000)), "PNG"),
+    "wide.png": bytes_of(noise(size=(20000, 1)), "PNG"), "wide.jpg": bytes_of(noise(size=(20000, 3)), "JPEG"),
     "png.jpg": bytes_of(NOISE, "PNG"), "jpg.png": bytes_of(NOISE, "JPEG"), "gif.bmp": bytes_of(NOISE, "GIF"),
-    "animated.gif": bytes_of(NOISE, "GIF", save_all=True, append_images=[picture(1, (97, 61))] * 3),
-    "animated.png": bytes_of(NOISE, "PNG", save_all=True, append_images=[picture(1, (97, 61))]),
-    "animated.webp": bytes_of(NOISE, "WEBP", save_all=True, append_images=[picture(1, (97, 61))]),
+    "animated.gif": bytes_of(NOISE, "GIF", save_all=True, append_images=[noise(1, (97, 61))] * 3),
+    "animated.png": bytes_of(NOISE, "PNG", save_all=True, append_images=[noise(1, (97, 61))]),
+    "animated.webp": bytes_of(NOISE, "WEBP", save_all=True, append_images=[noise(1, (97, 61))]),
     "grey16.png": bytes_of(GREY16, "PNG"), "grey16.tiff": bytes_of(GREY16, "TIFF"),
     "cmyk.jpg": bytes_of(NOISE.convert("CMYK"), "JPEG"), "cmyk.tiff": bytes_of(NOISE.convert("CMYK"), "TIFF"),
     "palette.png": bytes_of(PALETTE, "PNG", transparency=3),
@@ -79,21 +79,21 @@ for turn in range(9):
 BAD = {  # must be named
     "empty.png": b"", "bomb.png": png_of(60_000, 60_000), "no width.png": png_of(0, 5),
     "huge.png": png_of(2 ** 31 - 1, 9), "only a header.gif": b"GIF89a",
-    "16 bit bomb.png": png_of(50_000, 50_000, 6, 16), "text.jpg": b"no picture", "zeros.tiff": bytes(1000),
+    "16 bit bomb.png": png_of(50_000, 50_000, 6, 16), "text.jpg": b"no image", "zeros.tiff": bytes(1000),
     "eps.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(was-here) (w) file\n"}
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_odd_pictures_are_read(name, tmp_path):
+def test_odd_images_are_read(name, tmp_path):
     (tmp_path / name).write_bytes(GOOD[name])
-    image = look(find_pictures(tmp_path)[0])
+    image = look(find_images(tmp_path)[0])
     assert image.shape[1:] in ((61, 97), (97, 61)) or "x" in name or "tall" in name or "wide" in name
     if "turned" in name:
         assert image.shape[1] == (97 if int(name[7]) in (5, 6, 7, 8) else 61), "EXIF says how it was held"
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_pictures_are_named_in_one_line_and_can_be_left_out(name, tmp_path, monkeypatch):
+def test_bad_images_are_named_in_one_line_and_can_be_left_out(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).write_bytes(BAD[name])
     assert name in outcome(lambda: look(tmp_path / name))
@@ -103,9 +103,9 @@ def test_bad_pictures_are_named_in_one_line_and_can_be_left_out(name, tmp_path, 
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "TGA", "JPEG2000"])
-def test_flipped_and_cut_pictures_are_a_result_or_one_line(kind, tmp_path):
+def test_flipped_and_cut_images_are_a_result_or_one_line(kind, tmp_path):
     """Thirty of each kind."""
-    rng, whole, file = random.Random(kind), bytes_of(NOISE, kind), tmp_path / "picture.png"
+    rng, whole, file = random.Random(kind), bytes_of(NOISE, kind), tmp_path / "image.png"
     for number in range(30):
         spoilt = bytearray(whole)
         for _ in range(rng.randint(1, 9)):
@@ -114,7 +114,7 @@ def test_flipped_and_cut_pictures_are_a_result_or_one_line(kind, tmp_path):
         outcome(lambda: look(file))
 
 
-def test_links_pipes_and_folders_that_look_like_pictures_do_not_hang(tmp_path):
+def test_links_pipes_and_folders_that_look_like_images_do_not_hang(tmp_path):
     folder = tmp_path / "photos"
     (folder / "below").mkdir(parents=True)
     (folder / "good.png").write_bytes(GOOD["png.jpg"])
@@ -126,7 +126,7 @@ def test_links_pipes_and_folders_that_look_like_pictures_do_not_hang(tmp_path):
     (folder / "zero.png").symlink_to("/dev/zero")
     os.mkfifo(folder / "pipe.png")
     os.mkfifo(tmp_path / "gnd_pipe.pkl")
-    good, messages = without_unreadable(open_pictures(str(folder))[0])
+    good, messages = without_unreadable(open_images(str(folder))[0])
     assert len(good) == 1 and len(messages) == 4, messages
     assert outcome(lambda: read_plain_pickle(tmp_path / "gnd_pipe.pkl"))
 
@@ -151,12 +151,12 @@ def test_a_path_that_is_none_is_one_line(path, flag, capsys, tmp_path, monkeypat
     error_of(train.main, capsys, *TINY, *(word for pair in flags.items() for word in pair))
 
 
-def test_scripts_end_in_one_line_on_pictures_too_long_to_look_at(capsys, tmp_path):
+def test_scripts_end_in_one_line_on_images_too_long_to_look_at(capsys, tmp_path):
     torch.save(build_backbone("vit_nano", 8, 48).state_dict(), tmp_path / "nano.pth")
     (tmp_path / "tall.png").write_bytes(GOOD["tall.png"])
     flags = ["--pretrained_weights", tmp_path / "nano.pth", "--image_path", tmp_path / "tall.png", "--device", "cpu",
              "--output_dir", tmp_path / "out"]
-    assert "a picture of 1 x 20000 pixels would become" in error_of(visualize, capsys, *flags)
+    assert "an image of 1 x 20000 pixels would become" in error_of(visualize, capsys, *flags)
     assert "cannot be decoded" not in outcome(lambda: EvaluationView(224)(decode(tmp_path / "tall.png")))
 
 
