@@ -12,6 +12,8 @@ from torch import nn
 from tqdm import tqdm
 
 import train
+from ablations.byol import SquaredDistance
+from ablations.moco import InfoNCE, shuffle_batches
 from ablations.rows import BYOL_DEMO, MOCO_DEMO, PAIR_DEMO, SWAV_DEMO, as_flags
 from head import DINOHead, mlp
 from loss import DINOLoss, sinkhorn_knopp
@@ -22,8 +24,6 @@ from runtime.sampling import EpochBatches
 from settings import parse_settings
 from teacher import make_teacher, update_teacher
 from train import StepValues, epoch_record, train_epoch, train_step
-from training.byol import SquaredDistance
-from training.moco import InfoNCE, shuffle_batches
 from training.run_state import RunState, build_student, load_run, make_loss, save_run, start_run
 from vit import VisionTransformer
 

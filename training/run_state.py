@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ablations.byol import SquaredDistance
+from ablations.moco import InfoNCE, shuffle_batches
 from head import DINOHead, mlp
 from loss import DINOLoss
 from multicrop import MultiCropNetwork
@@ -22,9 +24,7 @@ from runtime.hardware import World
 from settings import Settings
 from teacher import make_teacher
 from training.backbone import build_backbone
-from training.byol import SquaredDistance
 from training.checkpoint import checkpoint_args, describe, read_checkpoint, save_checkpoint, split_weights
-from training.moco import InfoNCE, shuffle_batches
 from training.strict import check_flags, is_like, is_number, load_optimizer, load_strictly
 
 MUST_AGREE = ("arch", "patch_size", "num_heads", "out_dim", "head_hidden_dim", "head_bottleneck_dim", "use_bn_in_head",
