@@ -38,7 +38,7 @@ from optimizer import clip_gradients, cosine, linear
 from runtime import batch_norm, finite, hardware, sampling
 from runtime.hardware import World
 from runtime.sampling import CropsDataset, EpochBatches, seed_of
-from teacher import make_teacher, momentum_of, update_teacher
+from teacher import make_teacher, update_teacher
 from training import report
 from training.run_state import RunState, build_student, claimed, save_run, start_run
 
@@ -53,6 +53,11 @@ class StepValues(NamedTuple):
     teacher_momentum: float
     teacher_temp: float
     teacher_lags: bool = False  # the teacher is the student of the previous iteration (Fig. 6)
+
+
+def momentum_of(kind: str, scheduled: float) -> float:
+    """Fig. 6's teachers as values of lambda after a step: 1 leaves the teacher as it is, 0 makes it the student."""
+    return {"momentum": scheduled, "previous_epoch": 1.0, "previous_iteration": 1.0, "student": 0.0}[kind]
 
 
 def scheduled(settings: Settings, step: int, steps_per_epoch: int, images_per_step: int) -> StepValues:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ablations.byol import SquaredDistance
 from ablations.moco import InfoNCE, shuffle_batches
-from head import DINOHead, mlp
+from ablations.variants import SinkhornLoss, VariantHead, remove_predictor
 from loss import DINOLoss
 from multicrop import MultiCropNetwork
 from optimizer import make_optimizer
@@ -68,7 +68,7 @@ def build_student(settings: Settings) -> MultiCropNetwork:
         img_size = describe(backbone_weights, path).get("img_size", img_size)  # the grid of its positions
     backbone = build_backbone(settings.arch, settings.patch_size, img_size, settings.num_heads,
                               drop_path_rate=settings.drop_path_rate, init_std=settings.init_std)
-    head = DINOHead(backbone.embed_dim, settings.out_dim, settings.head_nlayers, settings.head_hidden_dim,
+    head = VariantHead(backbone.embed_dim, settings.out_dim, settings.head_nlayers, settings.head_hidden_dim,
                     settings.head_bottleneck_dim, settings.use_bn_in_head, settings.norm_last_layer, settings.init_std,
                     settings.head_activation, settings.head_l2_bottleneck)
     if path:
@@ -76,8 +76,7 @@ def build_student(settings: Settings) -> MultiCropNetwork:
         if head_weights:
             load_strictly(head, head_weights, path)
     if settings.predictor:
-        head.predictor = nn.Sequential(*mlp([head.projection_dim, settings.head_hidden_dim, head.projection_dim],
-                                            settings.use_bn_in_head, settings.head_activation, settings.init_std))
+        head.add_predictor()
     return MultiCropNetwork(backbone, head)
 
 
@@ -86,9 +85,11 @@ def make_loss(settings: Settings, world: World) -> DINOLoss:
     if settings.loss == "mse":
         return SquaredDistance(settings.out_dim, center_momentum=settings.center_momentum)
     if settings.loss == "infonce":
-        return InfoNCE(settings.out_dim, settings.student_temp, settings.queue_length, world.gather)
-    return DINOLoss(settings.out_dim, settings.student_temp, settings.center_momentum, settings.centering, world.total,
-                    world.largest)
+        return InfoNCE(settings.out_dim, settings.student_temp, settings.queue_length, world)
+    if settings.centering != "center":
+        iterations = {"batch_softmax": 1, "sinkhorn": 3}[settings.centering]
+        return SinkhornLoss(settings.out_dim, settings.student_temp, settings.center_momentum, iterations, world)
+    return DINOLoss(settings.out_dim, settings.student_temp, settings.center_momentum)
 
 
 def start_run(settings: Settings, world: World) -> RunState:
@@ -99,6 +100,7 @@ def start_run(settings: Settings, world: World) -> RunState:
     student = student.to(world.device)
     run = RunState(student, make_teacher(student), make_loss(settings, world).to(world.device),
                    make_optimizer(settings.optimizer, student))
+    remove_predictor(run.teacher)
     if settings.loss == "infonce":
         shuffle_batches(run.teacher, world)
     path = Path(settings.output_dir, "checkpoint.pth")
