@@ -27,7 +27,9 @@ def build_backbone(arch: str, patch_size: int = 16, img_size: int = 224, num_hea
     """
     if arch in VITS:
         try:
-            return VITS[arch](patch_size, img_size, **vit_options, **{"num_heads": num_heads} if num_heads else {})
+            if num_heads:
+                vit_options["num_heads"] = num_heads
+            return VITS[arch](patch_size, img_size=img_size, **vit_options)
         except ValueError as error:
             raise InputError(f"--arch {arch} cannot be built: {error}") from None
     if not is_arch(arch):
