@@ -26,7 +26,7 @@ from optimizer import parameter_groups
 from runtime.hardware import World
 from settings import IMAGENET_MEAN, IMAGENET_STD
 from train import StepValues
-from vit import Attention, Block, PatchEmbed, VisionTransformer
+from vit import Attention, VisionTransformer
 
 
 def blur(image: Image.Image) -> Image.Image:
@@ -72,13 +72,6 @@ class PlainImages(Dataset):
             return self.crops(image.convert("RGB"))
 
 
-class PlainPatchEmbed(PatchEmbed):
-    """Patches by a strided convolution."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return rearrange(self.proj(images), "B D rows cols -> B rows cols D")
-
-
 class PlainAttention(Attention):
     """softmax(q k^T / sqrt(d)) v with the (N, N) matrix in memory."""
 
@@ -86,20 +79,6 @@ class PlainAttention(Attention):
         q, k, v = rearrange(self.qkv(x), "B N (three h d) -> three B h N d", three=3, h=self.num_heads)
         probs = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
         return self.proj(rearrange(probs @ v, "B h N d -> B N (h d)"))
-
-
-class PlainBlock(Block):
-    """Every token of every sample, and drop path by multiplication: what is dropped was computed."""
-
-    def kept(self, branch: Tensor) -> Tensor:
-        if self.drop_path is None or not self.training:
-            return branch
-        keep = self.drop_path.keep
-        return branch / keep * (keep + torch.rand(len(branch), 1, 1, device=branch.device)).floor().to(branch.dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.kept(self.attn(self.norm1(x)))
-        return x + self.kept(self.mlp(self.norm2(x)))
 
 
 class PlainVisionTransformer(VisionTransformer):
@@ -112,8 +91,7 @@ class PlainVisionTransformer(VisionTransformer):
         return self.norm(x)[:, 0]
 
 
-PLAIN = {PatchEmbed: PlainPatchEmbed, Attention: PlainAttention, Block: PlainBlock,
-         VisionTransformer: PlainVisionTransformer}
+PLAIN = {Attention: PlainAttention, VisionTransformer: PlainVisionTransformer}
 
 
 def plain_copy(network: nn.Module) -> nn.Module:
