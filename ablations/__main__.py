@@ -5,7 +5,7 @@
     python -m ablations teachers --data_path imagenet/train --nproc_per_node 8 -- --accumulate 2
     python -m ablations collapse --data_path photos/ --preset small --epochs 20 -- --warmup_teacher_temp_epochs 5
 
-The rows are data (rows.py). Each is a run of train.py, whose flags are the preset's, changed by the study's
+The rows are data (rows.py). Each is a run of ablations/train.py, whose flags are the preset's, changed by the study's
 base, by --data_path and --epochs, by what stands behind --, and last by the row itself. Finished runs are skipped,
 stopped ones go on, and equal runs of several rows are one; a run that fails is told and left out. Then follows the
 linear evaluation where the paper has one, and the paper's numbers stand beside these, mean and standard deviation over
@@ -23,11 +23,11 @@ import torch
 from ablations import report as ablation_report
 from ablations.rows import STUDIES, as_flags
 from ablations.runs import Run, alone, execute, launch, make_run, read_lines, read_objects, train_all
+from ablations.train import parse
 from bench import measure, step
 from data import open_images
 from runtime import hardware
 from runtime.commandline import CommandLine, InputError, errors_in_one_line, write_whole
-from settings import parse_settings
 from training import report
 
 KEYS = ("knn_teacher", "knn_student", "train_entropy", "train_kl", "images_per_s")  # of an epoch, in log.txt
@@ -184,7 +184,7 @@ def conduct(name: str, runs: list[Run], flags: argparse.Namespace, signals: list
 
 
 def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line -> checked flags; more: train.py's, from behind --."""
+    """The command line -> checked flags; more: ablations/train.py's, from behind --."""
     parser = CommandLine(__doc__)
     add = parser.add_argument
     add("study", choices=(*STUDIES, "all"), metavar="study", help=f"{', '.join(STUDIES)}, or all of them")
@@ -208,7 +208,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     if flags.data_path:
         flags.data_path = str(Path(flags.data_path).resolve())  # equal runs from wherever they are started
     data = as_flags({"data_path": flags.data_path}) if flags.data_path else []
-    flags.preset = flags.preset or parse_settings([*data, *flags.more]).preset
+    flags.preset = flags.preset or parse([*data, *flags.more]).preset
     return flags
 
 

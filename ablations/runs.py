@@ -1,4 +1,4 @@
-"""A row of the ablations as a run of train.py: its checked settings, its folder, its command, and its training.
+"""A row of the ablations as a run of ablations/train.py: its settings, folder, command and training.
 
 A run's folder is named after its settings, so that equal rows are trained once; whoever works there holds a lock, so
 that several processes of python -m ablations can share an --output_dir (not on Windows, which has no such locks).
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ablations.rows import Row, Study, as_flags
+from ablations.train import AblationSettings, parse
 from runtime.commandline import InputError
-from settings import Settings, parse_settings
-from training.run_state import MAY_DIFFER
+from settings import marked
 
 REPO = Path(__file__).parent.parent
 
@@ -29,7 +29,7 @@ class Run(NamedTuple):
 
     row: Row
     seed: int
-    settings: Settings
+    settings: AblationSettings
     changed: dict
     folder: Path
     command: list[str]
@@ -46,12 +46,13 @@ def make_run(study: Study, row: Row, seed: int, flags: argparse.Namespace) -> Ru
     given = {name: getattr(flags, name) for name in ("data_path", "epochs") if getattr(flags, name)}
     base = {"preset": flags.preset, "saveckp_freq": 0} | study.shared(flags.preset) | given
     line = [*as_flags(base), *flags.more, *as_flags(row.changes(flags.preset) | {"seed": seed})]
-    settings, defaults = parse_settings(line), asdict(Settings())
+    settings, defaults = parse(line), asdict(AblationSettings())
+    equal = [*marked(AblationSettings, "quiet"), "seed"]  # with another of these it is the same run
     changed = {name: value for name, value in asdict(settings).items()
-               if value != defaults[name] and name not in (*MAY_DIFFER, "seed")}
+               if value != defaults[name] and name not in equal}
     key = zlib.crc32(json.dumps([changed, flags.nproc_per_node], sort_keys=True).encode())
     folder = Path(flags.output_dir, f"{key:08x}", f"seed{seed}")
-    command = [*launch([str(REPO / "train.py")], flags), *line, "--output_dir", str(folder)]
+    command = [*launch(["-m", "ablations.train"], flags), *line, "--output_dir", str(folder)]
     return Run(row, seed, settings, changed, folder, command)
 
 

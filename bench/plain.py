@@ -25,7 +25,7 @@ from multicrop import MultiCropNetwork
 from optimizer import parameter_groups
 from runtime.hardware import World
 from settings import IMAGENET_MEAN, IMAGENET_STD
-from train import StepValues
+from train import Schedules
 from vit import Attention, VisionTransformer
 
 
@@ -136,7 +136,7 @@ def plain_update_teacher(student: nn.Module, teacher: nn.Module, momentum: float
 
 
 def plain_step(student: MultiCropNetwork, teacher: MultiCropNetwork, dino_loss: PlainLoss, optimizer: Optimizer,
-               crops: list[Tensor], values: StepValues, clip_grad: float, world: World) -> float:
+               crops: list[Tensor], values: Schedules, clip_grad: float, world: World) -> float:
     """Algorithm 1 from the plain parts: V crops (B, 3, S, S) -> loss in nats."""
     with world.autocast():
         with torch.no_grad():

@@ -21,7 +21,7 @@ from runtime import hardware
 from runtime.commandline import CommandLine, InputError, brief, errors_in_one_line
 from runtime.hardware import World
 from runtime.sampling import CropsDataset, EpochBatches, make_loader
-from training import checkpoint, strict
+from training import checkpoint
 from training.backbone import build_backbone
 
 
@@ -211,7 +211,7 @@ class Progress:
                 raise InputError(f"{str(self.path)!r} was made with another {name} ({old}, not {new}): choose another "
                                  "--output_dir, or what it was made with")
         for name, part in self.parts.items():
-            load = strict.load_strictly if isinstance(part, nn.Module) else strict.load_optimizer
+            load = checkpoint.load_strictly if isinstance(part, nn.Module) else strict.load_optimizer
             load(part, stored["parts"][name], self.path)
         self.epoch, self.recipe = stored["epoch"], stored["recipe"]
 
