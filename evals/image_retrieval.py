@@ -37,7 +37,7 @@ from data import Images, decode
 from evals import common
 from evals.plain_pickle import read_plain_pickle
 from evals.retrieval import MultiScale, average_precisions
-from features import EvaluationView, Pixels, extract_features, fit_to_patches
+from features import EvaluationView, Pixels, extract_features, fit_to_patches, normalise
 from runtime.commandline import InputError, true_or_false
 from runtime.hardware import World
 
@@ -58,7 +58,7 @@ class WholeView(EvaluationView):
 
     def __call__(self, image: Tensor) -> Tensor:
         short_side = self.size * min(image.shape[-2:]) / max(image.shape[-2:])
-        return (fit_to_patches(image, short_side, self.patch_size).float() / 255 - self.mean) / self.std
+        return normalise(fit_to_patches(image, short_side, self.patch_size), self.mean, self.std)
 
 
 class Crops(Dataset):

@@ -33,10 +33,9 @@ from torchvision.transforms.v2.functional import resized_crop
 from tqdm import tqdm
 
 from data import Images
-from eval_knn import top_accuracy
 from evals import common
 from evals.common import Progress
-from features import EvaluationView, extract_features
+from features import EvaluationView, extract_features, normalise, top_accuracy
 from optimizer import cosine
 from runtime.commandline import InputError, true_or_false
 from runtime.hardware import World
@@ -76,7 +75,7 @@ class TrainingView:
         box = RandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3))
         image = resized_crop(image, *box, [self.size] * 2, InterpolationMode.BILINEAR, antialias=True)
         image = image.flip(-1) if torch.rand(()) < 0.5 else image
-        return (image.float() / 255 - self.mean) / self.std
+        return normalise(image, self.mean, self.std)
 
 
 def make_heads(width: int, classes: int, number: int, seed: int = 0) -> nn.ModuleList:

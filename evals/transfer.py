@@ -33,10 +33,9 @@ from torchvision.transforms import InterpolationMode, v2
 from tqdm import tqdm
 
 from data import Images
-from eval_knn import top_accuracy
 from evals import common
 from evals.common import Progress
-from features import extract_features
+from features import extract_features, top_accuracy
 from optimizer import cosine, make_optimizer
 from runtime import batch_norm, hardware
 from runtime.commandline import InputError
