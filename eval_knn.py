@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data import Images
-from evals import common
 from features import EvaluationView, Pixels, among_first, extract_features
 from runtime.commandline import InputError
 from runtime.hardware import World
+from training import evaluation as common
 from training.checkpoint import read_checkpoint, save_checkpoint
 
 PAPER = {("vit_small", 16): 74.5, ("vit_small", 8): 78.3, ("vit_base", 16): 76.1, ("vit_base", 8): 77.4,

@@ -34,12 +34,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from data import Images, decode
-from evals import common
 from evals.plain_pickle import read_plain_pickle
 from evals.retrieval import MultiScale, average_precisions
 from features import EvaluationView, Pixels, extract_features, fit_to_patches, normalise
 from runtime.commandline import InputError, true_or_false
 from runtime.hardware import World
+from training import evaluation as common
 
 PAPER = {("vit_small", 16): {"roxford5k, medium, mAP %": 41.8, "roxford5k, hard, mAP %": 13.7,
                              "rparis6k, medium, mAP %": 63.1, "rparis6k, hard, mAP %": 34.4},

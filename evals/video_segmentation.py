@@ -31,12 +31,12 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from evals import common
 from evals.davis import VOID, Video, davis_files, outline, read_video, scores, write_annotation
 from features import fit_to_patches, mean_and_std, normalise
 from runtime.commandline import InputError, true_or_false, write_whole
 from runtime.creatures import make_clip
 from runtime.hardware import World
+from training import evaluation as common
 
 PAPER = {("vit_small", 16): (61.8, 60.2, 63.4), ("vit_base", 16): (62.3, 60.7, 63.9),
          ("vit_small", 8): (69.9, 66.6, 73.1), ("vit_base", 8): (71.4, 67.9, 74.9)}  # Table 5: J&F, J, F
