@@ -69,3 +69,8 @@ def attention_scores(attention: Tensor, object_masks: Tensor) -> dict[str, float
     nowhere = torch.zeros_like(object_masks[0])
     scores = [object_scores(maps, mask.unsqueeze(0), nowhere) for maps, mask in zip(attention, object_masks)]
     return {name: sum(one[name] for one in scores) / len(scores) for name in scores[0]}
+
+
+def overlay(image: Tensor, mask: Tensor) -> Tensor:
+    """The image with the mask's outside darkened: (H, W, 3) in 0 ... 1, bool (H, W) -> (H, W, 3)."""
+    return torch.where(mask.unsqueeze(-1), image, 0.25 * image)

@@ -1,12 +1,13 @@
-"""Images, from wherever they come: the embedded creatures, a folder of one's own, a dataset of torchvision.
+"""Images from anywhere: embedded creatures, a folder of your own, a dataset of torchvision.
 
-Every source becomes the same thing: numbered uint8 RGB tensors, with labels where there are any. Labels serve the
-evaluations alone; DINO never sees them.
+Every source becomes numbered uint8 RGB tensors, with labels where there are any. The labels are for
+the evaluations; DINO never sees them.
+
+Shapes: n images of H x W pixels.
 """
 import io
 import os
 import struct
-import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,24 +15,29 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 from torchvision.transforms.functional import pil_to_tensor
 
 from runtime.commandline import InputError, brief
 from runtime.creatures import CLASSES, make_creatures
 
-EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
-              ".jp2", ".tga", ".avif")
-# what broken files raise
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError,
-              MemoryError, NotImplementedError, struct.error, zlib.error, Image.DecompressionBombError)
-DATASETS = {  # --dataset name -> torchvision class, and its arguments for the training and the test part
+EXTENSIONS = (
+    ".jpg", ".jpeg", ".jpe", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".tga", ".avif",
+)
+UNREADABLE = (  # what Pillow raises on a file that is cut, damaged, or no image at all
+    OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error,
+    Image.DecompressionBombError,
+)
+DATASETS = {  # --dataset name -> torchvision's class, and arguments of its train and test part
     "cifar10": ("CIFAR10", {"train": True}, {"train": False}),
     "cifar100": ("CIFAR100", {"train": True}, {"train": False}),
     "stl10": ("STL10", {"split": "train+unlabeled"}, {"split": "test"}),
-    "imagenette": ("Imagenette", {"split": "train", "size": "320px"}, {"split": "val", "size": "320px"}),
+    "imagenette": (
+        "Imagenette", {"split": "train", "size": "320px"}, {"split": "val", "size": "320px"},
+    ),
     "flowers102": ("Flowers102", {"split": "train"}, {"split": "test"}),
     "oxford_pets": ("OxfordIIITPet", {"split": "trainval"}, {"split": "test"}),
     "food101": ("Food101", {"split": "train"}, {"split": "test"}),
@@ -44,187 +50,243 @@ DATASETS = {  # --dataset name -> torchvision class, and its arguments for the t
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode of Pillow (grey, palette, alpha, CMYK, LAB, 16 bits and more), turned upright (in place) -> RGB."""
+    """Return an image of any mode in RGB, turned upright in place. Grey keeps its shades."""
     ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I") or image.mode == "F":  # convert("RGB") would clip these at 255
+    if image.mode.startswith("I") or image.mode == "F":  # convert() would clip these at 255
         values = np.array(image, dtype=np.float64)
-        top = 1.0 if image.mode == "F" and values.max() <= 1 else 255.0 if values.max() <= 255 else 65535.0
-        image = Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8))
-    if image.mode == "La":  # premultiplied grey has no way to RGB but this
-        image = image.convert("LA")
-    if image.mode == "LAB":
-        image = ImageCms.profileToProfile(image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"),
-                                          outputMode="RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+        white = 65535.0
+        if values.max() <= 255:
+            white = 255.0
+        if image.mode == "F" and values.max() <= 1:
+            white = 1.0
+        values = (values / white * 255).clip(0, 255).round()
+        image = Image.fromarray(values.astype(np.uint8))
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    return image
 
 
 def decode(source: str | Path | bytes) -> Tensor:
-    """An image file (or its bytes) -> uint8 (3, H, W); raises InputError that names a file it cannot read."""
-    if not isinstance(source, bytes) and not os.path.isfile(source):  # a pipe would be waited for without end
-        raise InputError(f"no image at {str(source)!r}: check the path; of a folder, --skip_bad_images leaves it out")
+    """Return an image file, or its bytes, as uint8 (3, H, W). Raise InputError with its name."""
+    if isinstance(source, bytes):
+        name, file = "these bytes", io.BytesIO(source)
+    else:
+        name, file = repr(str(source)), source
+        if not os.path.isfile(source):  # reading a pipe would wait for ever
+            raise InputError(
+                f"no image at {name}: check the path; --skip_bad_images leaves it out of a folder"
+            )
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with Image.open(file) as image:
             return pil_to_tensor(to_rgb(image))
     except UNREADABLE as error:
-        name = "these bytes" if isinstance(source, bytes) else repr(str(source))
-        raise InputError(f"cannot read the image {name} ({brief(error)}): mend it or take it away; of a folder, "
-                         "--skip_bad_images leaves such images out") from None
+        raise InputError(
+            f"cannot read the image {name} ({brief(error)}): fix it or take it away; "
+            "--skip_bad_images leaves such images out of a folder"
+        ) from None
 
 
 class Images(Dataset):
-    """Numbered images: images[i] -> (uint8 (3, H, W), label), the label -1 where there are none.
+    """Numbered images: images[i] -> (uint8 (3, H, W), label). The label is -1 where there is none.
 
-    source: a uint8 tensor (n, 3, H, W), a list of files, or a dataset of torchvision. masks: (n, H, W) bool or None.
+    source: a uint8 tensor (n, 3, H, W), a list of files, or a dataset of torchvision.
+    masks: bool (n, H, W), True on the object, or None.
     """
 
-    def __init__(self, source, labels: Sequence[int] | None = None, classes: Sequence[str] = (),
-                 masks: Tensor | None = None):
-        self.source, self.classes, self.masks = source, list(classes), masks
+    def __init__(self, source, labels: Sequence[int] | Tensor | None = None,
+                 classes: Sequence[str] = (), masks: Tensor | None = None):
+        self.source = source
         self.labels = None if labels is None else torch.as_tensor(labels)
+        self.classes = list(classes)
+        self.masks = masks
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         try:
-            item = self.source[index]
+            image = self.source[index]
         except UNREADABLE as error:  # torchvision's datasets open their files here
-            raise InputError(f"cannot read image {index} of the dataset ({brief(error)})") from None
-        if isinstance(item, tuple):  # torchvision: (image, label)
-            item = pil_to_tensor(to_rgb(item[0]))
-        image = item if isinstance(item, Tensor) else decode(item)
-        return image, -1 if self.labels is None else int(self.labels[index])
+            raise InputError(
+                f"cannot read image {index} of the dataset ({brief(error)}): download it again"
+            ) from None
+        if isinstance(image, tuple):  # torchvision gives (image, label)
+            image = pil_to_tensor(to_rgb(image[0]))
+        elif not isinstance(image, Tensor):
+            image = decode(image)
+        label = -1 if self.labels is None else int(self.labels[index])
+        return image, label
 
     @property
     def in_memory(self) -> bool:
         return isinstance(self.source, Tensor)
 
     def subset(self, indices: Tensor) -> "Images":
-        """These images only, in this order."""
-        if isinstance(self.source, list):
-            source = [self.source[i] for i in indices.tolist()]
+        """Return the images of these indices, in their order."""
+        if self.in_memory:
+            source = self.source[indices]
+        elif isinstance(self.source, list):
+            source = [self.source[index] for index in indices.tolist()]
         else:
-            source = self.source[indices] if self.in_memory else torch.utils.data.Subset(self.source, indices.tolist())
-        pick = lambda values: None if values is None else values[indices]
-        return Images(source, pick(self.labels), self.classes, pick(self.masks))
+            source = Subset(self.source, indices.tolist())
+        labels = None if self.labels is None else self.labels[indices]
+        masks = None if self.masks is None else self.masks[indices]
+        return Images(source, labels, self.classes, masks)
 
 
 def without_unreadable(images: Images) -> tuple[Images, list[str]]:
-    """Read every image once -> those that can be read, and the messages about the others."""
+    """Read every image once. Return the readable ones, and the messages about the others."""
 
-    def problem(index: int) -> str | None:
+    def read(index: int) -> str:
         try:
             images[index]
         except InputError as error:
             return str(error)
+        return ""
 
     with ThreadPoolExecutor() as pool:
-        problems = list(pool.map(problem, range(len(images))))
-    good = torch.tensor([i for i, message in enumerate(problems) if message is None], dtype=torch.long)
-    return images.subset(good), [message for message in problems if message is not None]
+        messages = list(pool.map(read, range(len(images))))
+    readable = [index for index, message in enumerate(messages) if not message]
+    unreadable = [message for message in messages if message]
+    return images.subset(torch.tensor(readable, dtype=torch.long)), unreadable
 
 
 def find_images(folder: Path) -> list[Path]:
-    """All image files in the folder and below it, sorted; linked folders are followed once."""
-    files, seen = [], set()
+    """Return all image files in the folder and below it, sorted."""
+    files = []
+    visited = set()
     for here, below, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(here)) in seen:
+        if os.path.realpath(here) in visited:  # a link that leads back up would never end
             below.clear()
             continue
-        seen.add(real)
+        visited.add(os.path.realpath(here))
         below[:] = [name for name in below if not name.startswith((".", "__MACOSX"))]
-        files += [Path(here, name) for name in names if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
+        for name in names:
+            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+                files.append(Path(here, name))
     return sorted(files)
 
 
-def open_folder(folder: Path, classes: Sequence[str] = ()) -> Images:
-    """A folder of class folders (labelled), or any other folder with images in or below it (unlabelled).
+def open_folder(folder: Path, train_classes: Sequence[str] = ()) -> Images:
+    """Open a folder of class folders with labels, or any other folder of images without.
 
-    classes: the class folders to expect, those of the training part; another one is an error.
+    train_classes: the class folders of the train part, for its test part: others are an error.
     """
     files = find_images(folder)
     if not files:
-        raise InputError(f"no images in {str(folder)!r}: wanted {' '.join(EXTENSIONS[:6])} ... files there, "
-                         "or in class folders below it")
-    parents = [file.relative_to(folder).parts[0] if file.parent != folder else None for file in files]
-    found = sorted(set(parents) - {None})
-    if None in parents or (len(found) < 2 and not classes):
+        raise InputError(
+            f"no images in {str(folder)!r}: wanted {' '.join(EXTENSIONS[:6])} ... files there, "
+            "or in class folders below it"
+        )
+    if any(file.parent == folder for file in files):
         return Images(files)
-    if classes and not set(found) <= set(classes):
-        raise InputError(f"{str(folder)!r} has the class folder {min(set(found) - set(classes))!r}, which the training "
-                         "part lacks: the class folders of both must have the same names")
-    number = {name: i for i, name in enumerate(classes or found)}
-    return Images(files, [number[parent] for parent in parents], classes or found)
+    parents = [file.relative_to(folder).parts[0] for file in files]
+    classes = sorted(set(parents))
+    if train_classes:
+        for name in classes:
+            if name not in train_classes:
+                raise InputError(
+                    f"{str(folder)!r} has the class folder {name!r}, which the train part lacks: "
+                    "the class folders of both must have the same names"
+                )
+        classes = list(train_classes)
+    elif len(classes) < 2:  # one folder of images is no class
+        return Images(files)
+    number = {name: label for label, name in enumerate(classes)}
+    return Images(files, [number[parent] for parent in parents], classes)
 
 
 def torchvision_part(name: str, root: str, download: bool, **part) -> Dataset:
-    """One part of a dataset of torchvision, as torchvision gives it; raises InputError where it is not."""
-    extra = {"download": download}
-    if name == "imagenet" or (name == "imagenette" and Path(root, "imagenette2-320").is_dir()):
-        extra = {}  # the one knows no download, the other would refuse to do it twice
+    """Open one part of a dataset of torchvision. Raise InputError where there is none."""
+    options = {"download": download}
+    if name == "imagenet":  # has no download
+        options = {}
+    if name == "imagenette" and Path(root, "imagenette2-320").is_dir():  # refuses to do it twice
+        options = {}
+    class_of_dataset = getattr(torchvision.datasets, DATASETS[name][0])
     try:
-        return getattr(torchvision.datasets, DATASETS[name][0])(root, **part, **extra)
+        return class_of_dataset(root, **part, **options)
     except (RuntimeError, OSError, ImportError, ValueError) as error:
-        raise InputError(f"--dataset {name} is not under --data_path {root!r} ({brief(error)}): mend that, or pass "
-                         "--download where there is a network") from None
+        raise InputError(
+            f"--dataset {name} is not under --data_path {root!r} ({brief(error)}): fix that, or "
+            "pass --download where there is a network"
+        ) from None
+
+
+def labels_of(dataset: Dataset) -> Tensor:
+    """Return the labels of a dataset of torchvision, which keeps them under one of four names."""
+    for name in ("targets", "labels", "_labels"):
+        if hasattr(dataset, name):
+            return torch.as_tensor(getattr(dataset, name)).long()
+    return torch.tensor([label for _, label in dataset._samples])
 
 
 def open_torchvision(name: str, root: str, download: bool) -> tuple[Images, Images | None]:
-    """A dataset of torchvision by its name in DATASETS -> its training and its test part."""
+    """Return the train and the test part of torchvision's dataset `name`."""
     if name not in DATASETS:
         raise InputError(f"--dataset {name} is unknown: choose one of {', '.join(DATASETS)}")
-    opened = []
-    for part in DATASETS[name][1:]:
-        if part is None:
-            continue
-        dataset = torchvision_part(name, root, download, **part)
-        where = next((key for key in ("targets", "labels", "_labels") if hasattr(dataset, key)), None)
-        labels = getattr(dataset, where) if where else None
-        if labels is None:
-            labels = [label for _, label in getattr(dataset, "_samples", None) or dataset]
-        opened.append(Images(dataset, torch.as_tensor(labels).long(), getattr(dataset, "classes", ())))
-    return opened[0], opened[1] if len(opened) > 1 else None
+    parts = []
+    for arguments in DATASETS[name][1:]:
+        if arguments is None:
+            parts.append(None)
+        else:
+            dataset = torchvision_part(name, root, download, **arguments)
+            classes = getattr(dataset, "classes", ())
+            parts.append(Images(dataset, labels_of(dataset), classes))
+    return parts[0], parts[1]
 
 
-def open_images(data_path: str = "", dataset: str = "", download: bool = False,
-                  side: int = 64) -> tuple[Images, Images | None]:
-    """The flags -> the training images and, where the source has them, the images to evaluate on.
+def open_images(
+    data_path: str = "", dataset: str = "", download: bool = False, side: int = 64
+) -> tuple[Images, Images | None]:
+    """Return the train images, and the test images or None, that the flags of these names mean.
 
-    data_path may hold train/ and val/ (or test/); dataset names one of torchvision's, kept under data_path; with
-    neither, the embedded images of side x side pixels are drawn.
+    data_path may hold train/ and val/ (or test/). dataset is a name in DATASETS, kept under
+    data_path. With neither, embedded creatures of side x side pixels are drawn.
     """
     if dataset:
         return open_torchvision(dataset, data_path or "data", download)
     if not data_path:
         drawn = make_creatures(5000, side)
-        everything = Images(drawn.images, drawn.labels, CLASSES, drawn.masks)
-        return everything.subset(torch.arange(4000)), everything.subset(torch.arange(4000, 5000))
+        creatures = Images(drawn.images, drawn.labels, CLASSES, drawn.masks)
+        return creatures.subset(torch.arange(4000)), creatures.subset(torch.arange(4000, 5000))
     root = Path(data_path)
     if not os.path.isdir(root):
-        raise InputError(f"--data_path {data_path!r} is {'a file' if os.path.exists(root) else 'not there'}: "
-                         "it must be a folder of images")
-    folders = {Path(folder).name for folder in next(os.walk(root, followlinks=True), [[], []])[1]}
-    if "train" not in folders or (not {"val", "test"} & folders and folders != {"train"}):  # train may be a class
+        problem = "a file" if os.path.exists(root) else "not there"
+        raise InputError(f"--data_path {data_path!r} is {problem}: it must be a folder of images")
+    _, folders, _ = next(os.walk(root), ("", [], []))  # none where the folder may not be read
+    parts = [name for name in ("val", "test") if name in folders]
+    # beside other folders, and without val/ or test/, a folder named train is a class
+    if "train" not in folders or not (parts or folders == ["train"]):
         return open_folder(root), None
     train = open_folder(root / "train")
-    val = next((root / part for part in ("val", "test") if part in folders), None)
-    return train, val and open_folder(val, train.classes)
+    if not parts:
+        return train, None
+    return train, open_folder(root / parts[0], train.classes)
 
 
-def knn_split(train: Images, val: Images | None, most: int = 10 ** 9) -> tuple[Images, Images] | None:
-    """(images that vote, images that are asked) for k-NN, or None without labels.
+def at_most(images: Images, limit: int) -> Images:
+    """Return all images, or `limit` of them evenly spaced."""
+    if len(images) <= limit:
+        return images
+    return images.subset(torch.linspace(0, len(images) - 1, limit).long())
 
-    Without an evaluation part every fifth image is asked, and the others vote. At most `most` vote and at most as
-    many are asked, evenly spaced over the source.
+
+def knn_split(
+    train: Images, test: Images | None, limit: int = 10**9
+) -> tuple[Images, Images] | None:
+    """Return (train images, test images) with labels, at most `limit` of each; None without labels.
+
+    Without a test part every fifth train image becomes a test image.
     """
-    if train.labels is None or len(train) < 5 or (val is not None and (val.labels is None or not len(val))):
+    if train.labels is None or len(train) < 5:
         return None
-    labelled = train.subset((train.labels >= 0).nonzero().squeeze(1))  # STL-10 marks unlabelled images with -1
-    if val is None:
-        order = torch.arange(len(labelled))
-        labelled, val = labelled.subset(order[order % 5 != 4]), labelled.subset(order[order % 5 == 4])
-
-    def at_most(images: Images, n: int) -> Images:
-        return images if len(images) <= n else images.subset(torch.linspace(0, len(images) - 1, n).long())
-
-    return at_most(labelled, most), at_most(val, most)
+    train = train.subset((train.labels >= 0).nonzero().squeeze(1))  # STL-10 has unlabelled images
+    if test is None:
+        order = torch.arange(len(train))
+        is_test = order % 5 == 4
+        test = train.subset(order[is_test])
+        train = train.subset(order[~is_test])
+    elif test.labels is None or len(test) == 0:
+        return None
+    return at_most(train, limit), at_most(test, limit)

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data import Images
-from evals import common
-from features import EvaluationView, Pixels, extract_features
+from features import EvaluationView, Pixels, among_first, extract_features
 from runtime.commandline import InputError
 from runtime.hardware import World
+from training import evaluation as common
 from training.checkpoint import read_checkpoint, save_checkpoint
 
 PAPER = {("vit_small", 16): 74.5, ("vit_small", 8): 78.3, ("vit_base", 16): 76.1, ("vit_base", 8): 77.4,
@@ -49,16 +49,6 @@ def knn_votes(cosines: Tensor, labels: Tensor, num_classes: int, temperature: fl
     return torch.zeros(len(cosines), num_classes).scatter_add_(1, labels, weights)
 
 
-def first_labels(votes: Tensor, among: int = 1) -> Tensor:
-    """The labels with the most votes, all of them if there are fewer: (n, C) -> (n, among)."""
-    return votes.topk(min(among, votes.shape[1]), dim=1).indices
-
-
-def top_accuracy(votes: Tensor, labels: Tensor, among: int = 1) -> float:
-    """How often the right label is among the first: votes (n, C), labels (n,) -> %."""
-    return 100 * (first_labels(votes, among) == labels[:, None]).any(dim=1).float().mean().item()
-
-
 class LabelledFeatures(NamedTuple):
     """Features (N, D) and labels (N,) that vote, features (n, D) and labels (n,) of the images asked."""
 
@@ -81,10 +71,10 @@ def right_answers(data: LabelledFeatures, rows: Tensor, ks: tuple[int, ...], tem
     classes = 1 + int(torch.cat([data.train_labels, data.test_labels]).max())
     right = torch.zeros(len(ks), 2, dtype=torch.double)
     for some in torch.arange(len(rows)).split(1000):  # so that n x C never stands in memory
-        labels, wanted = data.train_labels[nearest[some]], data.test_labels[rows[some], None]
+        labels, wanted = data.train_labels[nearest[some]], data.test_labels[rows[some]]
         for i, k in enumerate(ks):
             votes = knn_votes(cosines[some, :k], labels[:, :k], classes, temperature)
-            right[i] += torch.stack([(first_labels(votes, among) == wanted).sum() for among in (1, 5)])
+            right[i] += torch.stack([among_first(votes, wanted, among).sum() for among in (1, 5)])
     return right
 
 

@@ -1,6 +1,6 @@
-"""Frozen features of images (appendix F, "Evaluation Protocols"): what k-NN and every other evaluation reads.
+"""Frozen features of images (appendix F, "Evaluation Protocols"), which every evaluation reads.
 
-Shapes: n images, S pixels, D width of the features.
+Shapes: n images of H x W pixels, views of S x S pixels, D numbers a feature, C classes.
 """
 import math
 from collections.abc import Sequence
@@ -18,84 +18,137 @@ from runtime.commandline import InputError
 from runtime.hardware import World, leave_signals_to_training
 from settings import IMAGENET_MEAN, IMAGENET_STD
 
-MOST_PIXELS = 2 ** 24  # of a whole image that a network looks at
+MOST_PIXELS = 2**24  # of a whole image that a network reads: attention grows with their square
+
+
+def normalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return (image / 255 - mean) / std for each colour: uint8 (3, H, W) -> float (3, H, W)."""
+    mean = torch.as_tensor(mean).view(3, 1, 1)
+    std = torch.as_tensor(std).view(3, 1, 1)
+    return (image.float() / 255 - mean) / std
+
+
+def mean_and_std(args: dict) -> tuple[Sequence[float], Sequence[float]]:
+    """Return the mean and deviation that a checkpoint's flags name, or those of ImageNet."""
+    return args.get("mean", IMAGENET_MEAN), args.get("std", IMAGENET_STD)
 
 
 class EvaluationView:
-    """The view that evaluations read: short side resized to S / crop, centre crop S; uint8 -> float (3, S, S).
+    """The centre of an image, as the evaluations see it: uint8 (3, H, W) -> float (3, S, S).
 
-    S = 224 and crop = 0.875 are the paper's 256 and 224 pixels; crop = 1 keeps small images whole.
+    The short side is resized to S / crop pixels, then the centre is cut out. S = 224 and
+    crop = 0.875 are the paper's 256 and 224 pixels. crop = 1 keeps square images whole.
     """
 
-    def __init__(self, size: int = 224, crop: float = 0.875, mean: Sequence[float] = IMAGENET_MEAN,
-                 std: Sequence[float] = IMAGENET_STD):
-        self.size, self.short_side = size, round(size / crop)
-        self.mean, self.std = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
+    def __init__(
+        self,
+        size: int = 224,
+        crop: float = 0.875,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ):
+        self.size = size
+        self.short_side = round(size / crop)
+        self.mean = torch.tensor(mean).view(3, 1, 1)
+        self.std = torch.tensor(std).view(3, 1, 1)
 
     def __call__(self, image: Tensor) -> Tensor:
-        longest = 50 * min(image.shape[-2:])  # of a strip the rest is cut off in any case, resized or not
-        if max(image.shape[-2:]) > longest:
-            image = center_crop(image, [min(side, longest) for side in image.shape[-2:]])
-        if min(image.shape[-2:]) != self.short_side:
+        height, width = image.shape[-2:]
+        # a strip of 1 x 20,000 pixels would grow beyond the memory, and its ends are cut off anyway
+        longest = 50 * min(height, width)
+        if max(height, width) > longest:
+            image = center_crop(image, [min(height, longest), min(width, longest)])
+        if min(height, width) != self.short_side:
             image = resize(image, self.short_side, InterpolationMode.BICUBIC, antialias=True)
-        return (center_crop(image, [self.size, self.size]).float() / 255 - self.mean) / self.std
+        image = center_crop(image, [self.size, self.size])
+        return normalise(image, self.mean, self.std)
 
 
-def fit_to_patches(image: Tensor, short_side: int, patch_size: int) -> Tensor:
-    """Resize so that the short side is near short_side and both are multiples of the patch, in pixels.
+def fit_to_patches(image: Tensor, short_side: float, patch_size: int) -> Tensor:
+    """Resize a whole image so that both sides are multiples of the patch.
 
-    uint8 (3, H, W), whatever H and W -> uint8 (3, H', W').
+    The short side comes near short_side pixels: uint8 (3, H, W) -> uint8 (3, H', W').
     """
-    scale = short_side / min(image.shape[-2:])
-    size = [max(1, round(side * scale / patch_size)) * patch_size for side in image.shape[-2:]]
+    height, width = image.shape[-2:]
+    scale = short_side / min(height, width)
+    rows = max(1, round(height * scale / patch_size))
+    columns = max(1, round(width * scale / patch_size))
+    size = [rows * patch_size, columns * patch_size]
     if math.prod(size) > MOST_PIXELS:
-        raise InputError(f"an image of {image.shape[-1]} x {image.shape[-2]} pixels would become one of {size[1]} x "
-                         f"{size[0]}: cut it, or ask for a smaller size")
+        raise InputError(
+            f"an image of {width} x {height} pixels would become one of {size[1]} x {size[0]}: "
+            "cut it, or ask for a smaller size"
+        )
     return resize(image, size, InterpolationMode.BICUBIC, antialias=True)
 
 
-def mean_and_std(args: dict) -> tuple[Tensor, Tensor]:
-    """What a checkpoint's flags say of the normalisation of its images, else ImageNet's: two (3, 1, 1)."""
-    return tuple(torch.tensor(args.get(name, default)).view(3, 1, 1)
-                 for name, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)))
-
-
 class ViewsDataset(Dataset):
-    """(view, label) of each image."""
+    """The view of each image: dataset[i] -> float (3, S, S)."""
 
     def __init__(self, images: Images, view: EvaluationView):
-        self.images, self.view = images, view
+        self.images = images
+        self.view = view
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.images[index]
-        return self.view(image), label
+    def __getitem__(self, index: int) -> Tensor:
+        image, _ = self.images[index]
+        return self.view(image)
 
 
 @torch.no_grad()
-def extract_features(network: nn.Module, images: Images, view: EvaluationView, world: World,
-                     batch_size: int = 100, num_workers: int = 0, progress: str = "") -> Tensor:
-    """network(view) of every image, in their order, shared over the processes -> (n, D) fp32 on the CPU."""
-    share = torch.arange(len(images)).tensor_split(world.size)[world.rank]
-    loader = DataLoader(ViewsDataset(images.subset(share), view), batch_size,
-                        num_workers=0 if images.in_memory else num_workers,
-                        worker_init_fn=leave_signals_to_training)
-    modes = [(module, module.training) for module in network.modules()]  # a frozen part may stand in a training whole
+def extract_features(
+    network: nn.Module,
+    images: Images,
+    view: EvaluationView,
+    world: World,
+    batch_size: int = 100,
+    num_workers: int = 0,
+    progress: str = "",
+) -> Tensor:
+    """Return the network's output for the view of every image, in their order: (n, D) fp32.
+
+    The processes share the images, and each gets all features, on the CPU. progress: a bar's title.
+    """
+    mine = torch.arange(len(images)).tensor_split(world.size)[world.rank]
+    if images.in_memory:
+        num_workers = 0  # there is nothing to decode
+    loader = DataLoader(
+        ViewsDataset(images.subset(mine), view),
+        batch_size,
+        num_workers=num_workers,
+        worker_init_fn=leave_signals_to_training,
+    )
+    # a training calls this too: afterwards every module is in the mode it was in
+    modes = {module: module.training for module in network.modules()}
     network.eval()
     batches = []
-    for views, _ in tqdm(loader, progress, disable=not (progress and world.is_main), leave=False):
+    for views in tqdm(loader, progress, disable=not (progress and world.is_main), leave=False):
         with world.autocast():
-            batches.append(network(views.to(world.device)).float())
-    for module, training in modes:
-        module.training = training
-    return world.gather_rows(torch.cat(batches) if batches else torch.empty(0, 0))
+            features = network(views.to(world.device))
+        batches.append(features.float())
+    for module, mode in modes.items():
+        module.training = mode
+    features = torch.cat(batches) if batches else torch.empty(0, 0)  # fewer images than processes
+    return world.gather_rows(features)
 
 
 class Pixels(nn.Module):
-    """The image itself as its feature, at most 64 pixels a side: what a network has to beat."""
+    """The image itself as its feature, at most 64 pixels a side. A network has to beat it."""
 
     def forward(self, images: Tensor) -> Tensor:
-        images = images if images.shape[-1] <= 64 else F.interpolate(images, 64, mode="bilinear", antialias=True)
+        if images.shape[-1] > 64:
+            images = F.interpolate(images, 64, mode="bilinear", antialias=True)
         return images.flatten(1)
+
+
+def among_first(scores: Tensor, labels: Tensor, k: int) -> Tensor:
+    """Return where the right label is among the k highest scores: (n, C), (n,) -> bool (n,)."""
+    first = scores.topk(min(k, scores.shape[1]), dim=1).indices
+    return (first == labels[:, None]).any(dim=1)
+
+
+def top_accuracy(scores: Tensor, labels: Tensor, k: int = 1) -> float:
+    """Return the top-k accuracy in %: scores (n, C), labels (n,)."""
+    return 100 * among_first(scores, labels, k).float().mean().item()

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from attention import cls_attention, keep_mass, to_pixels
+from attention import cls_attention, keep_mass, overlay, to_pixels
 from data import decode
 from evals.film import animation_writer, film_frames
-from features import fit_to_patches, mean_and_std
+from features import fit_to_patches, mean_and_std, normalise
 from runtime import hardware
 from runtime.commandline import CommandLine, InputError, brief, errors_in_one_line
 from training import checkpoint
@@ -33,11 +33,6 @@ from training import checkpoint
 matplotlib.use("Agg")  # draws to files, needs no screen
 import matplotlib.pyplot as plt
 from matplotlib.image import AxesImage
-
-
-def overlay(image: Tensor, mask: Tensor) -> Tensor:
-    """The image with the mask's outside darkened: (H, W, 3) in 0 ... 1, bool (H, W) -> (H, W, 3)."""
-    return torch.where(mask.unsqueeze(-1), image, 0.25 * image)
 
 
 def panels(image: Tensor, attention: Tensor, patch_size: int, threshold: float | None) -> dict[str, Tensor]:
@@ -101,8 +96,8 @@ def write_files(folder: Path, drawn: dict[str, Tensor], threshold: float | None,
 def look(backbone: nn.Module, args: dict, image: Tensor, short_side: int, device: torch.device) -> tuple[Tensor, ...]:
     """uint8 (3, H, W), any size -> the image as it is read (H, W, 3) in 0 ... 1, input (1, 3, H, W), attention."""
     mean, std = mean_and_std(args)
-    pixels = fit_to_patches(image, short_side, backbone.patch_size).float() / 255
-    inputs = ((pixels - mean) / std).unsqueeze(0).to(device)
+    image = fit_to_patches(image, short_side, backbone.patch_size)
+    pixels, inputs = image.float() / 255, normalise(image, mean, std).unsqueeze(0).to(device)
     return pixels.movedim(0, -1), inputs, cls_attention(backbone, inputs)[0].cpu()
 
 

@@ -33,12 +33,12 @@ from tqdm import tqdm
 
 from attention import cls_attention, object_scores
 from data import UNREADABLE, decode, open_images, to_rgb, torchvision_part
-from evals import common
-from features import fit_to_patches, mean_and_std
+from features import fit_to_patches, mean_and_std, normalise
 from runtime import hardware
 from runtime.commandline import InputError, brief
 from runtime.hardware import World
 from training import checkpoint
+from training import evaluation as common
 
 PAPER = {("vit_small", 16): {"random": 22.0, "supervised": 27.3, "DINO": 45.9},
          ("vit_small", 8): {"random": 21.8, "supervised": 23.7, "DINO": 44.7}}  # Fig. 4: VOC12
@@ -131,7 +131,7 @@ def mean_scores(network: nn.Module, args: dict, images: MaskedImages, size: int,
     rows = []
     for image, objects, void in tqdm(loader, "attention", disable=not world.is_main, leave=False):
         if len(objects):
-            pixels = (fit_to_patches(image, size, network.patch_size).float() / 255 - mean) / std
+            pixels = normalise(fit_to_patches(image, size, network.patch_size), mean, std)
             with world.autocast():
                 attention = cls_attention(network, pixels.unsqueeze(0).to(world.device))[0].float().cpu()
             scores = object_scores(attention, objects, void, percents)

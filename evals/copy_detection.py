@@ -33,11 +33,11 @@ from torchvision.transforms.functional import pil_to_tensor, resize, to_pil_imag
 from tqdm import tqdm
 
 from data import Images, find_images, open_folder
-from evals import common
 from evals.retrieval import average_precisions, gem, learn_whitening
 from features import EvaluationView, extract_features
 from runtime.commandline import InputError, brief
 from runtime.hardware import World
+from training import evaluation as common
 from vit import VisionTransformer
 
 PAPER = {("vit_base", 16, 224): 81.7, ("vit_base", 8, 320): 85.5}  # Table 4, strong, with the images' size in pixels

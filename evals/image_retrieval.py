@@ -34,12 +34,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from data import Images, decode
-from evals import common
 from evals.plain_pickle import read_plain_pickle
 from evals.retrieval import MultiScale, average_precisions
-from features import EvaluationView, Pixels, extract_features, fit_to_patches
+from features import EvaluationView, Pixels, extract_features, fit_to_patches, normalise
 from runtime.commandline import InputError, true_or_false
 from runtime.hardware import World
+from training import evaluation as common
 
 PAPER = {("vit_small", 16): {"roxford5k, medium, mAP %": 41.8, "roxford5k, hard, mAP %": 13.7,
                              "rparis6k, medium, mAP %": 63.1, "rparis6k, hard, mAP %": 34.4},
@@ -58,7 +58,7 @@ class WholeView(EvaluationView):
 
     def __call__(self, image: Tensor) -> Tensor:
         short_side = self.size * min(image.shape[-2:]) / max(image.shape[-2:])
-        return (fit_to_patches(image, short_side, self.patch_size).float() / 255 - self.mean) / self.std
+        return normalise(fit_to_patches(image, short_side, self.patch_size), self.mean, self.std)
 
 
 class Crops(Dataset):

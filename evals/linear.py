@@ -33,14 +33,13 @@ from torchvision.transforms.v2.functional import resized_crop
 from tqdm import tqdm
 
 from data import Images
-from eval_knn import top_accuracy
-from evals import common
-from evals.common import Progress
-from features import EvaluationView, extract_features
+from features import EvaluationView, extract_features, normalise, top_accuracy
 from optimizer import cosine
 from runtime.commandline import InputError, true_or_false
 from runtime.hardware import World
 from runtime.sampling import EpochBatches
+from training import evaluation as common
+from training.evaluation import Progress
 
 PAPER = {("vit_small", 16): 77.0, ("vit_small", 8): 79.7, ("vit_base", 16): 78.2, ("vit_base", 8): 80.1,
          ("resnet50", 1): 75.3}  # Table 2: top-1 on ImageNet
@@ -76,7 +75,7 @@ class TrainingView:
         box = RandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3))
         image = resized_crop(image, *box, [self.size] * 2, InterpolationMode.BILINEAR, antialias=True)
         image = image.flip(-1) if torch.rand(()) < 0.5 else image
-        return (image.float() / 255 - self.mean) / self.std
+        return normalise(image, self.mean, self.std)
 
 
 def make_heads(width: int, classes: int, number: int, seed: int = 0) -> nn.ModuleList:

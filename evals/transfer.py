@@ -33,17 +33,16 @@ from torchvision.transforms import InterpolationMode, v2
 from tqdm import tqdm
 
 from data import Images
-from eval_knn import top_accuracy
-from evals import common
-from evals.common import Progress
-from features import extract_features
+from features import extract_features, top_accuracy
 from optimizer import cosine, make_optimizer
 from runtime import batch_norm, hardware
 from runtime.commandline import InputError
 from runtime.hardware import World
 from runtime.sampling import seed_of
 from settings import PRESETS, Settings
+from training import evaluation as common
 from training.backbone import VITS, build_backbone
+from training.evaluation import Progress
 from training.strict import load_strictly
 
 PAPER = {  # Table 6, top-1; of its row "supervised" ImageNet alone: the other columns are of those weights, fine-tuned

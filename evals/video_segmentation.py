@@ -31,12 +31,12 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from evals import common
 from evals.davis import VOID, Video, davis_files, outline, read_video, scores, write_annotation
-from features import fit_to_patches, mean_and_std
+from features import fit_to_patches, mean_and_std, normalise
 from runtime.commandline import InputError, true_or_false, write_whole
 from runtime.creatures import make_clip
 from runtime.hardware import World
+from training import evaluation as common
 
 PAPER = {("vit_small", 16): (61.8, 60.2, 63.4), ("vit_base", 16): (62.3, 60.7, 63.9),
          ("vit_small", 8): (69.9, 66.6, 73.1), ("vit_base", 8): (71.4, 67.9, 74.9)}  # Table 5: J&F, J, F
@@ -47,7 +47,7 @@ CLIPS, CLIP_SIDE = 3, 320
 def patch_features(network: nn.Module, image: Tensor, short_side: int, args: dict, world: World) -> Tensor:
     """The last block's patch tokens, each of length 1: uint8 (3, H, W) -> fp32 (r, c, D)."""
     mean, std = mean_and_std(args)
-    pixels = (fit_to_patches(image, short_side, args["patch_size"]).float() / 255 - mean) / std
+    pixels = normalise(fit_to_patches(image, short_side, args["patch_size"]), mean, std)
     with world.autocast():
         tokens = network.get_intermediate_layers(pixels.unsqueeze(0).to(world.device))[0]
     rows = pixels.shape[1] // args["patch_size"]

@@ -1,7 +1,8 @@
 """The embedded images: drawn from a seed, with masks, and with classes that cannot be read off the colours."""
 import torch
 
-from eval_knn import knn_votes, nearest_neighbours, top_accuracy
+from eval_knn import knn_votes, nearest_neighbours
+from features import top_accuracy
 from runtime.creatures import CLASSES, make_creatures
 
 

@@ -18,15 +18,11 @@ def noise(seed: int = 0, size=(11, 7)) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
 
 
-@pytest.mark.parametrize("mode", "1 L P LA RGBA CMYK YCbCr HSV LAB PA La RGBa RGBX".split())
+@pytest.mark.parametrize("mode", "1 L P LA RGBA CMYK YCbCr HSV LAB PA RGBa RGBX".split())
 def test_every_mode_becomes_rgb(mode):
     source = noise()
-    if mode in ("La", "RGBa"):
-        image = source.convert({"La": "LA", "RGBa": "RGBA"}[mode]).convert(mode)
-    elif mode == "LAB":
-        image = Image.merge("LAB", noise().split())
-    else:
-        image = source.convert("P").convert("PA") if mode == "PA" else source.convert(mode)
+    between = {"RGBa": "RGBA", "PA": "P"}.get(mode, mode)
+    image = Image.merge("LAB", source.split()) if mode == "LAB" else source.convert(between).convert(mode)
     rgb = data.to_rgb(image)
     assert rgb.mode == "RGB" and rgb.size == (11, 7)
     if mode in ("RGBA", "RGBX"):
@@ -159,15 +155,15 @@ def test_an_unknown_dataset_is_an_error_that_lists_the_known():
         data.open_images("", "imagenet21k")
 
 
-def test_without_an_evaluation_part_every_fifth_image_is_asked_and_never_votes():
+def test_without_a_test_part_every_fifth_image_is_a_test_image_and_no_train_image():
     images = data.Images(torch.arange(23).view(23, 1, 1, 1).byte().expand(23, 3, 1, 1), torch.arange(23) % 3, "abc")
-    voting, asked = data.knn_split(images, None, 100)
-    assert asked.source[:, 0, 0, 0].tolist() == [4, 9, 14, 19] and len(voting) == 19
-    fewer, asked = data.knn_split(images, None, 10)
-    assert len(fewer) == 10 and len(asked) == 4
+    train, test = data.knn_split(images, None, 100)
+    assert test.source[:, 0, 0, 0].tolist() == [4, 9, 14, 19] and len(train) == 19
+    fewer, test = data.knn_split(images, None, 10)
+    assert len(fewer) == 10 and len(test) == 4
 
 
-def test_images_without_a_label_among_labelled_ones_do_not_vote():
+def test_images_without_a_label_among_labelled_ones_are_left_out():
     images = data.Images(torch.zeros(10, 3, 1, 1).byte(), torch.tensor([-1, 0, 1, -1, 0, 1, 0, 1, 0, 1]), "ab")
-    voting, asked = data.knn_split(images, None, 100)
-    assert len(voting) + len(asked) == 8 and voting.labels.min() == 0
+    train, test = data.knn_split(images, None, 100)
+    assert len(train) + len(test) == 8 and train.labels.min() == 0

@@ -8,8 +8,8 @@ from test_bad_input import error_of
 
 import eval_knn
 from data import Images
-from eval_knn import LabelledFeatures, knn_accuracies, knn_votes, nearest_neighbours, right_answers, top_accuracy
-from features import EvaluationView, Pixels, extract_features
+from eval_knn import LabelledFeatures, knn_accuracies, knn_votes, nearest_neighbours, right_answers
+from features import EvaluationView, Pixels, extract_features, normalise, top_accuracy
 from runtime.hardware import World
 from training.checkpoint import save_checkpoint
 
@@ -59,8 +59,8 @@ def test_more_neighbours_than_images_are_all_images_and_any_number_is_asked():
 def test_top_accuracy_is_a_share_in_percent():
     votes = torch.tensor([[3.0, 2.0, 1.0], [1.0, 3.0, 2.0], [2.0, 1.0, 3.0], [3.0, 1.0, 2.0]])
     labels = torch.tensor([0, 1, 0, 1])
-    assert top_accuracy(votes, labels) == 50.0 and top_accuracy(votes, labels, among=2) == 75.0
-    assert top_accuracy(votes, labels, among=5) == 100.0
+    assert top_accuracy(votes, labels) == 50.0 and top_accuracy(votes, labels, k=2) == 75.0
+    assert top_accuracy(votes, labels, k=5) == 100.0
 
 
 def test_the_shares_of_the_images_asked_add_up_to_the_accuracies_of_all():
@@ -85,6 +85,13 @@ def test_the_evaluation_view_is_a_resized_centre_crop_for_any_shape():
     assert seen.shape == (3, 56, 56)
     assert (seen[0, 0, [0, -1]] * 255).tolist() == pytest.approx([36, 91])  # the middle 56 of 128 columns
     assert view(torch.zeros(3, 7, 300, dtype=torch.uint8)).shape == (3, 56, 56)
+
+
+def test_pixels_are_normalised_colour_by_colour():
+    """(x / 255 - mean) / std, at 0 and at 255, of any shape."""
+    image = torch.tensor([0, 255], dtype=torch.uint8).expand(3, 5, 2)
+    seen = normalise(image, (0.5, 0.4, 0.3), (0.1, 0.2, 0.5))
+    torch.testing.assert_close(seen[:, 0], torch.tensor([[-5.0, 5.0], [-2.0, 3.0], [-0.6, 1.4]]))
 
 
 def test_features_keep_the_images_order():

@@ -12,7 +12,6 @@ from test_bad_input import error_of
 
 from data import Images
 from evals import linear
-from evals.common import Progress
 from evals.linear import (
     FrozenFeatures,
     TrainingView,
@@ -29,6 +28,7 @@ from runtime.creatures import CLASSES, make_creatures
 from runtime.hardware import World
 from runtime.sampling import EpochBatches
 from training.backbone import build_backbone
+from training.evaluation import Progress
 from vit import VisionTransformer
 
 HERE = World(0, 1, torch.device("cpu"), torch.float32)

@@ -91,7 +91,7 @@ def test_every_training_that_is_shown_has_settings_that_are_allowed_and_a_folder
 
 def test_every_flag_of_the_other_scripts_that_is_shown_exists():
     """A flag is written in the script itself, or in what gives all evaluations their flags."""
-    shared = (REPO / "evals/common.py").read_text() + (REPO / "training/checkpoint.py").read_text()
+    shared = (REPO / "training/evaluation.py").read_text() + (REPO / "training/checkpoint.py").read_text()
     for script, command in re.findall(r"(?:python|torchrun[^\n`#]*?) (\w+\.py|-m [\w.]+) ([^\n`#]*)", COMMANDS):
         source = file_of(script).read_text() + shared
         for flag in re.findall(r"--(\w+)", command) if script not in ("train.py", "-m bench") else ():

@@ -10,12 +10,12 @@ from PIL import Image
 from test_bad_input import error_of
 
 from evals import transfer
-from evals.common import Progress, balanced_share
 from evals.transfer import Classifier, augmentation, mixing, paper_number, train_step
 from optimizer import make_optimizer
 from runtime.hardware import World
 from training.backbone import build_backbone
 from training.checkpoint import load_backbone
+from training.evaluation import Progress, balanced_share
 
 HERE = World(0, 1, torch.device("cpu"), torch.float32)
 TINY = ("--patch_size 8 --arch vit_nano --eval_size 24 --init_std 0.1 --epochs 3 --warmup_epochs 1 --lr 0.04 "

@@ -12,7 +12,7 @@ import visualize_attention
 from attention import cls_attention, keep_mass
 from data import decode
 from evals.film import film_frames
-from features import mean_and_std
+from features import mean_and_std, normalise
 from training.backbone import build_backbone
 from visualize_attention import principal_colours
 
@@ -55,8 +55,8 @@ def test_the_mask_file_shows_the_patches_that_hold_the_mass(weights, tmp_path):
                               "--threshold", "0.6", "--output_dir", str(tmp_path / "out"), "--device", "cpu"])
     backbone = build_backbone("vit_nano", 8, 48).eval()
     backbone.load_state_dict(torch.load(weights, weights_only=True))
-    mean, std = mean_and_std({})
-    kept = keep_mass(cls_attention(backbone, ((torch.ones(1, 3, 48, 64) - mean) / std))[0, 1], 0.6)
+    seen = normalise(torch.full((3, 48, 64), 255, dtype=torch.uint8), *mean_and_std({})).unsqueeze(0)
+    kept = keep_mass(cls_attention(backbone, seen)[0, 1], 0.6)
     shown = decode(tmp_path / "out" / "mask_th0.6_head1.png")[0, 4::8, 4::8] > 128
     assert torch.equal(shown, kept)
 
