@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
 from runtime.commandline import InputError, brief
@@ -34,8 +35,17 @@ class World(NamedTuple):
         """Whether this process is the one that writes and prints."""
         return self.rank == 0
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Multiply matrices in the world's type inside."""
+        on_cpu = self.device.type == "cpu" and self.dtype == torch.bfloat16
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            if on_cpu and torch.is_grad_enabled():
+                # a CPU's fused attention goes backward slowly in bf16, several times so on small images
+                with plain_attention():
+                    yield
+            else:
+                yield
 
     def total(self, tensor: Tensor, operation=dist.ReduceOp.SUM) -> Tensor:
         """The sum over all processes, entry by entry, the same in each."""
@@ -100,6 +110,18 @@ class World(NamedTuple):
         parts: list = [None] * self.size
         dist.all_gather_object(parts, rows.cpu())
         return torch.cat([part for part in parts if len(part)])
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Compute scaled_dot_product_attention by its formula inside, and in bf16 where q, k and v are."""
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # it is in "cuda", and for CPUs too
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
 
 def choose_device(wanted: str) -> torch.device:
