@@ -11,10 +11,8 @@ from argparse import SUPPRESS
 from dataclasses import dataclass
 from functools import cache
 
+from runtime.augment import IMAGENET_MEAN, IMAGENET_STD
 from runtime.commandline import CommandLine, InputError, true_or_false
-
-# mean and standard deviation of red, green, blue in 0 ... 1 over ImageNet's images, by which all are normalised
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass
