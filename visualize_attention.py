@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from attention import cls_attention, keep_mass, to_pixels
+from attention import cls_attention, keep_mass, overlay, to_pixels
 from data import decode
 from evals.film import animation_writer, film_frames
 from features import fit_to_patches, mean_and_std
@@ -33,11 +33,6 @@ from training import checkpoint
 matplotlib.use("Agg")  # draws to files, needs no screen
 import matplotlib.pyplot as plt
 from matplotlib.image import AxesImage
-
-
-def overlay(image: Tensor, mask: Tensor) -> Tensor:
-    """The image with the mask's outside darkened: (H, W, 3) in 0 ... 1, bool (H, W) -> (H, W, 3)."""
-    return torch.where(mask.unsqueeze(-1), image, 0.25 * image)
 
 
 def panels(image: Tensor, attention: Tensor, patch_size: int, threshold: float | None) -> dict[str, Tensor]:
