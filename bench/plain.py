@@ -1,68 +1,69 @@
-"""Each part as a textbook writes it, without a thought of speed: what the bench measures ours against.
+"""What stock code looks like: the other side of the bench's ratios.
 
-Pillow's augmentations, a ViT that takes every token through every block with explicit attention, a loss that loops
-over the pairs of views, and a clipping, an optimiser and a teacher that go from tensor to tensor, as in the authors'
-release. They compute the same as ours, the blur and the random draws apart: tests/test_bench.py compares them.
+Torchvision's transforms on Pillow images, AdamW tensor by tensor, a teacher moved by mul and add,
+a k-NN vote over one-hot labels, and a last block that computes tokens which nobody reads.
+Loss, attention, head and clipping are plain in the files on top: both sides use those.
+Each part computes what ours computes, the blur and the random draws apart (tests/test_bench.py).
 
-Shapes: B images, V views, N patches, D width, h heads, d = D / h, K prototypes.
+Shapes: B images, V views, S the side of a view, N train and n test images, D width, C classes.
 """
-import copy
+
 import random
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
 from torch.utils.data import Dataset
 from torchvision import transforms
 
-from loss import DINOLoss
-from multicrop import MultiCropNetwork
 from optimizer import parameter_groups
-from runtime.augment import IMAGENET_MEAN, IMAGENET_STD
-from runtime.hardware import World
-from train import Schedules
-from vit import Attention, VisionTransformer
+from settings import IMAGENET_MEAN, IMAGENET_STD
+from vit import VisionTransformer
 
 
 def blur(image: Image.Image) -> Image.Image:
-    """Pillow's Gaussian, which is three box blurs."""
-    return image.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
+    """Blur by Pillow's Gaussian, which is three box blurs; sigma in pixels."""
+    sigma = random.uniform(0.1, 2.0)
+    return image.filter(ImageFilter.GaussianBlur(sigma))
+
+
+def view(size: int, scale: tuple[float, float], blur_chance: float, solarize_chance: float):
+    """Return the transform of one view: image -> normalised float (3, S, S)."""
+    bicubic = transforms.InterpolationMode.BICUBIC
+    jitter = transforms.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
+    return transforms.Compose([
+        transforms.RandomResizedCrop(size, scale, interpolation=bicubic),
+        transforms.RandomHorizontalFlip(),
+        transforms.RandomApply([jitter], 0.8),
+        transforms.RandomGrayscale(0.2),
+        transforms.RandomApply([blur], blur_chance),
+        transforms.RandomApply([ImageOps.solarize], solarize_chance),
+        transforms.ToTensor(),
+        transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+    ])
 
 
 class PlainCrops:
-    """Multi-crop by torchvision's stock transforms on Pillow images: image -> V float tensors (3, S, S)."""
+    """Multi-crop: a Pillow image -> V views (3, S, S), the two global ones first."""
 
     def __init__(self, global_size: int = 224, local_size: int = 96, local_number: int = 8):
-        bicubic = transforms.InterpolationMode.BICUBIC
-
-        def view(size: int, scale: tuple[float, float], blur_chance: float, solarize_chance: float):
-            return transforms.Compose([
-                transforms.RandomResizedCrop(size, scale, interpolation=bicubic),
-                transforms.RandomHorizontalFlip(),
-                transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.2, 0.1)], 0.8),
-                transforms.RandomGrayscale(0.2),
-                transforms.RandomApply([blur], blur_chance),
-                transforms.RandomApply([ImageOps.solarize], solarize_chance),
-                transforms.ToTensor(),
-                transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
-
-        self.views = [view(global_size, (0.4, 1.0), 1.0, 0.0), view(global_size, (0.4, 1.0), 0.1, 0.2),
-                      *[view(local_size, (0.05, 0.4), 0.5, 0.0)] * local_number]
+        global_1 = view(global_size, (0.4, 1.0), 1.0, 0.0)
+        global_2 = view(global_size, (0.4, 1.0), 0.1, 0.2)
+        local = view(local_size, (0.05, 0.4), 0.5, 0.0)
+        self.views = [global_1, global_2, *[local] * local_number]
 
     def __call__(self, image: Image.Image) -> list[Tensor]:
-        return [view(image) for view in self.views]
+        return [transform(image) for transform in self.views]
 
 
 class PlainImages(Dataset):
     """The crops of each image file."""
 
-    def __init__(self, files: Sequence[Path], crops: PlainCrops):
-        self.files, self.crops = files, crops
+    def __init__(self, files: list[Path], crops: PlainCrops):
+        self.files = files
+        self.crops = crops
 
     def __len__(self) -> int:
         return len(self.files)
@@ -72,96 +73,43 @@ class PlainImages(Dataset):
             return self.crops(image.convert("RGB"))
 
 
-class PlainAttention(Attention):
-    """softmax(q k^T / sqrt(d)) v with the (N, N) matrix in memory."""
+class EveryToken(nn.Module):
+    """A ViT whose last block computes all tokens, also the patches that nobody reads."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = rearrange(self.qkv(x), "B N (three h d) -> three B h N d", three=3, h=self.num_heads)
-        probs = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
-        return self.proj(rearrange(probs @ v, "B h N d -> B N (h d)"))
-
-
-class PlainVisionTransformer(VisionTransformer):
-    """All tokens through all blocks and the last normalisation, and then the first is taken."""
+    def __init__(self, vit: VisionTransformer):
+        super().__init__()
+        self.vit = vit
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.tokens(images)
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)[:, 0]
+        """Return the features: (B, 3, S, S) -> (B, D)."""
+        tokens = self.vit.get_intermediate_layers(images, n=1)[0]
+        return tokens[:, 0]
 
 
-PLAIN = {Attention: PlainAttention, VisionTransformer: PlainVisionTransformer}
-
-
-def plain_copy(network: nn.Module) -> nn.Module:
-    """The same weights in the plain classes; the head, and a convnet, compute as they do."""
-    network = copy.deepcopy(network)
-    for module in network.modules():
-        module.__class__ = PLAIN.get(type(module), type(module))
-    return network
-
-
-class PlainLoss(DINOLoss):
-    """Eq. 3 as a double loop over the pairs of views: logits (V * B, K), (2 * B, K) -> scalar, in nats."""
-
-    def forward(self, student_logits: Tensor, teacher_logits: Tensor, teacher_temp: float) -> Tensor:
-        B = len(teacher_logits) // 2
-        students = (student_logits.float() / self.student_temp).split(B)
-        teachers = ((teacher_logits.detach().float() - self.center) / teacher_temp).softmax(dim=-1).split(B)
-        losses = [-(teacher * student.log_softmax(dim=-1)).sum(dim=-1).mean()
-                  for t, teacher in enumerate(teachers) for v, student in enumerate(students) if t != v]
-        return sum(losses) / len(losses)
-
-
-def plain_clip_gradients(student: nn.Module, max_norm: float) -> None:
-    """Each tensor's gradient down to max_norm, decided in Python: a GPU's queue is waited for each time."""
-    for param in student.parameters():
-        if param.grad is not None:
-            scale = max_norm / (param.grad.norm().item() + 1e-6)
-            if scale < 1:
-                param.grad.mul_(scale)
-
-
-def plain_optimizer(student: nn.Module) -> Optimizer:
-    """AdamW one tensor after the other, decaying what ours decays."""
-    return AdamW(parameter_groups(student), lr=0.0, foreach=False, fused=False)
+def plain_optimizer(student: nn.Module) -> torch.optim.Optimizer:
+    """Return an AdamW that goes from tensor to tensor, and decays what ours decays."""
+    return torch.optim.AdamW(parameter_groups(student), lr=0.0, foreach=False, fused=False)
 
 
 @torch.no_grad()
 def plain_update_teacher(student: nn.Module, teacher: nn.Module, momentum: float) -> None:
-    """theta_t <- lambda theta_t + (1 - lambda) theta_s as it reads, with a copy of every weight."""
-    for student_param, teacher_param in zip(student.parameters(), teacher.parameters(), strict=True):
-        teacher_param.mul_(momentum).add_((1 - momentum) * student_param)
+    """Move each parameter: theta_t <- lambda theta_t + (1 - lambda) theta_s, lambda = momentum."""
+    pairs = zip(student.parameters(), teacher.parameters(), strict=True)
+    for student_param, teacher_param in pairs:
+        change = (1 - momentum) * student_param  # a copy of every weight
+        teacher_param.mul_(momentum).add_(change)
 
 
-def plain_step(student: MultiCropNetwork, teacher: MultiCropNetwork, dino_loss: PlainLoss, optimizer: Optimizer,
-               crops: list[Tensor], values: Schedules, clip_grad: float, world: World) -> float:
-    """Algorithm 1 from the plain parts: V crops (B, 3, S, S) -> loss in nats."""
-    with world.autocast():
-        with torch.no_grad():
-            teacher_logits = teacher(crops[:2])
-        student_logits = student(crops)
-    loss = dino_loss(student_logits, teacher_logits, values.teacher_temp)
-    loss.backward()
-    plain_clip_gradients(student, clip_grad)
-    for group in optimizer.param_groups:
-        group.update(lr=values.lr, weight_decay=values.weight_decay * group["decays"])
-    optimizer.step()
-    optimizer.zero_grad()
-    plain_update_teacher(student, teacher, values.teacher_momentum)
-    dino_loss.update_center(teacher_logits)
-    return loss.item()
-
-
-def plain_knn(train_features: Tensor, train_labels: Tensor, test_features: Tensor, num_classes: int) -> Tensor:
-    """The votes of the 20 nearest, through a one-hot vector for each neighbour, a hundredth at a time.
-
-    features (m, D) and labels (m,) of those that vote, features (n, D) of those asked -> (n, num_classes).
-    """
-    train_features, votes = F.normalize(train_features, dim=1), []
-    for rows in F.normalize(test_features, dim=1).chunk(100):
+def plain_knn(
+    train_features: Tensor, train_labels: Tensor, test_features: Tensor, num_classes: int
+) -> Tensor:
+    """Return the votes of the 20 nearest train images: (N, D), (N,), (n, D) -> (n, C)."""
+    train_features = F.normalize(train_features, dim=1)
+    test_features = F.normalize(test_features, dim=1)
+    votes = []
+    for rows in test_features.chunk(100):
         cosines, nearest = (rows @ train_features.T).topk(20, dim=1)
-        one_hot = F.one_hot(train_labels[nearest], num_classes)
-        votes.append((one_hot * (cosines / 0.07).exp().unsqueeze(-1)).sum(dim=1))
+        weights = (cosines / 0.07).exp().unsqueeze(-1)
+        one_hot = F.one_hot(train_labels[nearest], num_classes)  # a vector for each neighbour
+        votes.append((one_hot * weights).sum(dim=1))
     return torch.cat(votes)

@@ -1,4 +1,4 @@
-"""Several hosts, as network namespaces with names and addresses of their own: the README's command on each of them."""
+"""Several hosts, as network namespaces with names and addresses of their own: each gets docs/running.md's command."""
 import os
 import signal
 import subprocess
@@ -53,7 +53,7 @@ def hosts(tmp_path) -> Iterator[Path]:
 
 
 def launch(name: str, names: Path, flags: list[str], said: Path, processes: int = 1) -> subprocess.Popen:
-    """The README's command on a host, with its own name, address and file of names."""
+    """The command of docs/running.md on a host, with its own name, address and file of names."""
     inside = 'hostname "$0" && mount --bind "$1" /etc/hosts && shift && exec "$@"'
     torchrun = [sys.executable, *TORCHRUN.format(processes=processes).split()]
     with open(said, "a") as file:
@@ -77,10 +77,10 @@ def end(*processes: subprocess.Popen) -> None:
             process.wait()
 
 
-def test_the_readmes_command_is_the_one_that_is_tried():
+def test_the_command_of_the_docs_is_the_one_that_is_tried():
     """But for the restarts, which its text adds."""
     tried = TORCHRUN.format(processes=8).replace("--max-restarts=3 ", "")
-    assert tried.replace("-m torch.distributed.run", "torchrun") in (REPO / "README.md").read_text()
+    assert tried.replace("-m torch.distributed.run", "torchrun") in (REPO / "docs/running.md").read_text()
 
 
 def test_two_hosts_of_two_processes_are_one_host_of_four(hosts, tmp_path):

@@ -57,7 +57,7 @@ def test_equal_processes_give_equal_bits_and_others_nearly_the_same(photos, tmp_
     assert_same(tmp_path / "two again", tmp_path / "two")
     one, two = (read_checkpoint(tmp_path / name / "checkpoint0002.pth") for name in ("one", "two"))
     assert not equal(one["teacher"], two["teacher"]), \
-        "sums in another order round otherwise: if this is equal now, say so in the README"
+        "sums in another order round otherwise: if this is equal now, say so in docs/running.md"
     torch.testing.assert_close(one["dino_loss"]["center"], two["dino_loss"]["center"], atol=2e-3, rtol=0)
     for name, value in one["student"].items():
         torch.testing.assert_close(two["student"][name], value, atol=2e-3, rtol=0, msg=f"{name} of the students")
