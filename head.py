@@ -1,72 +1,89 @@
 """The projection head (Sec. 3.1, "Network architecture"; appendix C, Fig. 9): features -> logits.
 
-An MLP, an l2-normalised bottleneck, and a linear layer to K prototypes whose rows are weight-normalised. With
-the rows' gain frozen at 1 the logits are cosines: of the feature with each prototype. No batch normalisation by
-default, and no predictor: these, the number of layers, their activation and the bottleneck are what appendices B and C
-try out. Names are the released checkpoints': last_layer.weight_g (gain), last_layer.weight_v.
+An MLP leads to a bottleneck, which is l2-normalised, and a linear layer to the K prototypes.
+The prototypes are weight-normalised, so a logit is the cosine of a feature and a prototype.
+There is no batch normalisation by default, and no predictor.
+Parameter names are those of the released checkpoints: mlp.0.weight ... last_layer.weight_v.
 
-Shapes: B features, D = in_dim, K = out_dim prototypes.
+Shapes: B features, D = in_dim, d = bottleneck_dim, K = out_dim prototypes.
 """
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class DINOHead(nn.Module):
+    """Map features (B, D) to logits (B, K).
+
+    nlayers: as the release counts; the paper's number is one more, since it counts the prototypes.
+    use_bn: batch normalisation after each hidden layer.
+    norm_last_layer: freeze the prototypes' gain at 1.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int = 65536,
+        nlayers: int = 3,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        use_bn: bool = False,
+        norm_last_layer: bool = True,
+        init_std: float = 0.02,
+    ):
+        super().__init__()
+        if nlayers < 1:
+            raise ValueError(f"nlayers is {nlayers}: a head needs at least one layer")
+
+        layers = hidden_layers(in_dim, hidden_dim, nlayers - 1, use_bn)
+        width = in_dim if nlayers == 1 else hidden_dim
+        layers.append(nn.Linear(width, bottleneck_dim))  # the bottleneck: no activation behind it
+        init_linear(layers, init_std)
+
+        self.mlp = nn.Sequential(*layers)
+        if nlayers == 1:
+            self.mlp = layers[0]  # release: then the name is mlp.weight, not mlp.0.weight
+        self.last_layer = PrototypeLayer(bottleneck_dim, out_dim, norm_last_layer)
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = self.mlp(features)  # (B, d)
+        x = F.normalize(x, dim=-1)  # length 1; without it deep heads collapse (appendix C)
+        return self.last_layer(x)
+
+
 class PrototypeLayer(nn.Module):
-    """Weight-normalised linear layer without bias: logits = x (g v / ||v||)^T, row by row; (B, d) -> (B, K)."""
+    """Map (B, d) to (B, K): x w^T, where row k of w is g_k v_k / ||v_k|| (weight normalisation)."""
 
     def __init__(self, in_dim: int, out_dim: int, norm_last_layer: bool):
         super().__init__()
+        # release: frozen at 1 but for ViT-S, since a free gain is a little better and less steady
         self.weight_g = nn.Parameter(torch.ones(out_dim, 1), requires_grad=not norm_last_layer)
         self.weight_v = nn.Parameter(torch.empty(out_dim, in_dim))
-        nn.init.uniform_(self.weight_v, -in_dim ** -0.5, in_dim ** -0.5)  # nn.Linear's default, as in the release
+        bound = in_dim**-0.5
+        nn.init.uniform_(self.weight_v, -bound, bound)  # release: nn.Linear's default
 
     def forward(self, x: Tensor) -> Tensor:
-        # the kernel of torch's own weight_norm: at K = 65536 the formula by parts takes 2.5 times as long
-        return F.linear(x, torch._weight_norm(self.weight_v, self.weight_g, 0))
+        # g v / ||v|| in one kernel: at K = 65536 the formula by parts takes 2.5 times as long
+        weight = torch._weight_norm(self.weight_v, self.weight_g, 0)
+        return F.linear(x, weight)
 
 
-def mlp(widths: list[int], use_bn: bool, activation: str, init_std: float) -> list[nn.Module]:
-    """Linear layers from width to width, batch normalisation and activation (gelu or relu) after each but the last."""
+def hidden_layers(in_dim: int, hidden_dim: int, number: int, use_bn: bool) -> list[nn.Module]:
+    """Return the modules of `number` hidden layers: (B, in_dim) -> (B, hidden_dim)."""
     layers: list[nn.Module] = []
-    for width_in, width_out in zip(widths, widths[1:]):
-        normalisation = [nn.BatchNorm1d(width_out)] if use_bn else []
-        layers += [nn.Linear(width_in, width_out), *normalisation, {"gelu": nn.GELU, "relu": nn.ReLU}[activation]()]
+    width = in_dim
+    for _ in range(number):
+        layers.append(nn.Linear(width, hidden_dim))
+        if use_bn:  # paper: not for ViTs, which have none either; release: for convnets
+            layers.append(nn.BatchNorm1d(hidden_dim))
+        layers.append(nn.GELU())
+        width = hidden_dim
+    return layers
+
+
+def init_linear(layers: list[nn.Module], std: float) -> None:
+    """Start the linear layers from a truncated normal, their biases from 0."""
     for layer in layers:
         if isinstance(layer, nn.Linear):
-            nn.init.trunc_normal_(layer.weight, std=init_std)
+            nn.init.trunc_normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
-    return layers[:-2 if use_bn else -1]
-
-
-class DINOHead(nn.Module):
-    """features (B, D) -> logits (B, K).
-
-    norm_last_layer freezes the prototypes' gain at 1: steadier, a little lower (release: off for ViT-S, on for the
-    rest). use_bn puts batch normalisation after the hidden layers, which the paper does without. nlayers counts as the
-    release does; the paper counts the prototypes too, and says one more. l2_bottleneck=False: as many hidden layers,
-    and a linear layer with bias on the last of them. A predictor, where a student has one, follows the bottleneck, or
-    the last layer where there is none.
-    """
-
-    def __init__(self, in_dim: int, out_dim: int = 65536, nlayers: int = 3, hidden_dim: int = 2048,
-                 bottleneck_dim: int = 256, use_bn: bool = False, norm_last_layer: bool = True, init_std: float = 0.02,
-                 activation: str = "gelu", l2_bottleneck: bool = True):
-        super().__init__()
-        if nlayers < l2_bottleneck:
-            raise ValueError(f"nlayers is {nlayers}: a bottleneck needs at least one layer")
-        self.l2_bottleneck, self.predictor = l2_bottleneck, None
-        self.projection_dim = bottleneck_dim if l2_bottleneck else out_dim  # what a predictor maps to itself
-        if l2_bottleneck:
-            layers = mlp([in_dim] + [hidden_dim] * (nlayers - 1) + [bottleneck_dim], use_bn, activation, init_std)
-            last_layer = PrototypeLayer(bottleneck_dim, out_dim, norm_last_layer)
-        else:
-            *layers, last_layer = mlp([in_dim] + [hidden_dim] * nlayers + [out_dim], use_bn, activation, init_std)
-        self.mlp = layers[0] if len(layers) == 1 else nn.Sequential(*layers)
-        self.last_layer = last_layer
-
-    def forward(self, features: Tensor) -> Tensor:
-        x = self.mlp(features) if self.l2_bottleneck else self.last_layer(self.mlp(features))
-        if self.predictor:
-            x = self.predictor(x)
-        return self.last_layer(F.normalize(x, dim=-1)) if self.l2_bottleneck else x

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Training on several hosts under Slurm: sbatch slurm.sh [train.py's flags]. One torchrun a host, which starts one
-# process a GPU; the first host is the meeting point. The output folder must be one that all hosts see.
+# Training on several hosts under Slurm: sbatch slurm.sh [train.py's flags].
+# One torchrun a host starts one process a GPU. The processes meet at the first host.
+# The output folder must be one that all hosts see.
 #SBATCH --job-name=dino
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -11,10 +12,10 @@
 #SBATCH --requeue
 set -euo pipefail
 
-# SIGTERM comes two minutes before the time is over: the run saves and stops, and the same sbatch goes on there. Only
-# after a host's failure or a preemption does Slurm do that by itself (--requeue).
+# SIGTERM comes two minutes before the time is over: the run saves and stops, and the same sbatch
+# continues it. Slurm does that by itself only after a host's failure or a preemption (--requeue).
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-# each restart of the processes begins with a store of its own: an old one would still tell where the lost ones listened
+# Each restart of the processes needs a new store: the old one still has the lost ones' addresses.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 srun torchrun --nnodes="$SLURM_NNODES" --nproc_per_node="${SLURM_GPUS_ON_NODE:-1}" --max-restarts=3 \
     --rdzv_backend=c10d --rdzv_endpoint="$first:29500" --rdzv_id="$SLURM_JOB_ID" train.py "$@"

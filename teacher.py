@@ -1,9 +1,8 @@
-"""The teacher (Sec. 3.1, "Teacher network"): same architecture as the student, and the average of its past.
+"""The teacher (Sec. 3.1, "Teacher network"): the average of the student's past.
 
-The teacher is built from the student's weights and then follows them as an exponential moving average (EMA); no
-gradient ever reaches it. Parameters only: buffers, such as a batch normalisation's running statistics, are its own.
-Three worse teachers (Sec. 5.2, Fig. 6) are there to be tried: the student of the previous epoch, of the previous
-iteration, and the student itself.
+It has the student's architecture, starts from the student's weights,
+and follows them as an exponential moving average (EMA).
+No gradient ever reaches it.
 """
 import copy
 
@@ -11,32 +10,28 @@ import torch
 from torch import nn
 from torchvision.ops import StochasticDepth
 
+from vit import DropPath
+
 
 def make_teacher(student: nn.Module) -> nn.Module:
-    """A copy of the student that shares no memory with it, takes no gradient, drops no path and predicts nothing."""
-    teacher = copy.deepcopy(student).requires_grad_(False)
-    for module in list(teacher.modules()):
-        if hasattr(module, "drop_path"):
-            module.drop_path = None  # drop path is the student's alone
-        if hasattr(module, "predictor"):
-            module.predictor = None  # and so is a predictor
+    """Return a copy of the student that takes no gradient and drops nothing."""
+    teacher = copy.deepcopy(student)  # an alias would move with the student's every step
+    teacher.requires_grad_(False)
+    for module in teacher.modules():
+        # release: drop path is the student's alone; what the teacher says is not to be random
+        if isinstance(module, DropPath):
+            module.keep.fill_(1.0)
+        # the kinds that torchvision's convnets have
         if isinstance(module, (nn.Dropout, StochasticDepth)):
-            module.p = 0.0  # and so is what torchvision's convnets drop
+            module.p = 0.0
     return teacher
 
 
 @torch.no_grad()
 def update_teacher(student: nn.Module, teacher: nn.Module, momentum: float) -> None:
-    """theta_t <- lambda theta_t + (1 - lambda) theta_s, with lambda = teacher momentum, for each parameter."""
+    """Move each parameter: theta_t <- lambda theta_t + (1 - lambda) theta_s, lambda = momentum."""
     student_params = dict(student.named_parameters())
+    # parameters only: a batch normalisation's running statistics (buffers) are the teacher's own
     for name, teacher_param in teacher.named_parameters():
+        # by name, since a student may have parameters that its teacher lacks
         teacher_param.lerp_(student_params[name], 1 - momentum)
-
-
-def momentum_of(kind: str, scheduled: float) -> float:
-    """Fig. 6's teachers as values of lambda after a step: 1 leaves the teacher as it is, 0 makes it the student.
-
-    The one of the previous epoch is made before an epoch's first step (see train_epoch), that of the previous iteration
-    before each step of the student's weights (see train_step); after the step both stay as they are.
-    """
-    return {"momentum": scheduled, "previous_epoch": 1.0, "previous_iteration": 1.0, "student": 0.0}[kind]

@@ -39,7 +39,7 @@ from runtime.creatures import make_creatures
 from runtime.hardware import World
 from settings import Settings
 from teacher import make_teacher, update_teacher
-from train import make_loader
+from training.inputs import make_loader
 from training.run_state import build_student
 
 

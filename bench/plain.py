@@ -23,10 +23,10 @@ from torchvision import transforms
 from loss import DINOLoss
 from multicrop import MultiCropNetwork
 from optimizer import parameter_groups
+from runtime.augment import IMAGENET_MEAN, IMAGENET_STD
 from runtime.hardware import World
-from settings import IMAGENET_MEAN, IMAGENET_STD
-from train import StepValues
-from vit import Attention, Block, PatchEmbed, VisionTransformer
+from train import Schedules
+from vit import Attention, VisionTransformer
 
 
 def blur(image: Image.Image) -> Image.Image:
@@ -72,13 +72,6 @@ class PlainImages(Dataset):
             return self.crops(image.convert("RGB"))
 
 
-class PlainPatchEmbed(PatchEmbed):
-    """Patches by a strided convolution."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return rearrange(self.proj(images), "B D rows cols -> B rows cols D")
-
-
 class PlainAttention(Attention):
     """softmax(q k^T / sqrt(d)) v with the (N, N) matrix in memory."""
 
@@ -86,20 +79,6 @@ class PlainAttention(Attention):
         q, k, v = rearrange(self.qkv(x), "B N (three h d) -> three B h N d", three=3, h=self.num_heads)
         probs = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
         return self.proj(rearrange(probs @ v, "B h N d -> B N (h d)"))
-
-
-class PlainBlock(Block):
-    """Every token of every sample, and drop path by multiplication: what is dropped was computed."""
-
-    def kept(self, branch: Tensor) -> Tensor:
-        if self.drop_path is None or not self.training:
-            return branch
-        keep = self.drop_path.keep
-        return branch / keep * (keep + torch.rand(len(branch), 1, 1, device=branch.device)).floor().to(branch.dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.kept(self.attn(self.norm1(x)))
-        return x + self.kept(self.mlp(self.norm2(x)))
 
 
 class PlainVisionTransformer(VisionTransformer):
@@ -112,8 +91,7 @@ class PlainVisionTransformer(VisionTransformer):
         return self.norm(x)[:, 0]
 
 
-PLAIN = {PatchEmbed: PlainPatchEmbed, Attention: PlainAttention, Block: PlainBlock,
-         VisionTransformer: PlainVisionTransformer}
+PLAIN = {Attention: PlainAttention, VisionTransformer: PlainVisionTransformer}
 
 
 def plain_copy(network: nn.Module) -> nn.Module:
@@ -158,7 +136,7 @@ def plain_update_teacher(student: nn.Module, teacher: nn.Module, momentum: float
 
 
 def plain_step(student: MultiCropNetwork, teacher: MultiCropNetwork, dino_loss: PlainLoss, optimizer: Optimizer,
-               crops: list[Tensor], values: StepValues, clip_grad: float, world: World) -> float:
+               crops: list[Tensor], values: Schedules, clip_grad: float, world: World) -> float:
     """Algorithm 1 from the plain parts: V crops (B, 3, S, S) -> loss in nats."""
     with world.autocast():
         with torch.no_grad():

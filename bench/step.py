@@ -21,10 +21,10 @@ from runtime.commandline import InputError
 from runtime.hardware import World
 from settings import Settings, check
 from teacher import make_teacher, update_teacher
-from train import StepValues, train_step
+from train import Schedules, set_schedules, train_step
 from training.run_state import build_student
 
-VALUES, CLIP = StepValues(lr=1e-4, weight_decay=0.04, teacher_momentum=0.996, teacher_temp=0.04), 3.0
+VALUES, CLIP = Schedules(lr=1e-4, weight_decay=0.04, teacher_momentum=0.996, teacher_temp=0.04), 3.0
 
 
 class Version(NamedTuple):
@@ -45,8 +45,11 @@ def make_ours(settings: Settings, world: World) -> Version:
     teacher, dino_loss = make_teacher(student), DINOLoss(settings.out_dim).to(world.device)
     optimizer = make_optimizer("adamw", student)
     hardware.compile_hot_path([student.backbone, teacher.backbone, dino_loss], settings.compile, world)
-    step = lambda crops: train_step(student, student, teacher, dino_loss, optimizer, [crops], VALUES, CLIP,
-                                    freeze_last_layer=False, world=world)
+
+    def step(crops: list[Tensor]) -> Tensor:
+        set_schedules(optimizer, VALUES)
+        return train_step(student, teacher, dino_loss, optimizer, [crops], VALUES, settings, world)
+
     return Version(student, teacher, dino_loss, optimizer, clip_gradients, update_teacher, step)
 
 

@@ -1,7 +1,8 @@
-"""Where a run happens: its processes, device, precision and compilation. Networks and losses know nothing of these.
+"""Where a program runs: its processes, device, precision and compilation.
 
-One process works without a launcher; under torchrun there are several, one a GPU (nccl) or on CPUs (gloo).
+One process works without a launcher. torchrun starts several: one a GPU (nccl), or on CPUs (gloo).
 """
+
 import atexit
 import multiprocessing
 import os
@@ -16,13 +17,14 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
 from runtime.commandline import InputError, brief
 
 
 class World(NamedTuple):
-    """This process's number among all, its device, and the type that its matrices are multiplied in."""
+    """All processes, as one of them sees them: its number, its device, its precision."""
 
     rank: int
     size: int
@@ -34,11 +36,20 @@ class World(NamedTuple):
         """Whether this process is the one that writes and prints."""
         return self.rank == 0
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Multiply matrices in the world's precision inside."""
+        low = self.dtype != torch.float32
+        with torch.autocast(self.device.type, self.dtype, enabled=low):
+            if low and self.device.type == "cpu" and torch.is_grad_enabled():
+                # a CPU's fused attention goes backward slowly in bf16
+                with plain_attention():
+                    yield
+            else:
+                yield
 
     def total(self, tensor: Tensor, operation=dist.ReduceOp.SUM) -> Tensor:
-        """The sum over all processes, entry by entry, the same in each."""
+        """Return the sum over all processes, entry by entry."""
         if self.size == 1:
             return tensor
         tensor = tensor.clone()
@@ -46,182 +57,249 @@ class World(NamedTuple):
         return tensor
 
     def largest(self, tensor: Tensor) -> Tensor:
-        """The maximum over all processes, entry by entry."""
+        """Return the maximum over all processes, entry by entry."""
         return self.total(tensor, dist.ReduceOp.MAX)
 
     def mean(self, tensor: Tensor) -> Tensor:
-        """The mean over all processes, entry by entry."""
+        """Return the mean over all processes, entry by entry."""
         return self.total(tensor) / self.size
 
     def gather(self, rows: Tensor) -> Tensor:
-        """All processes' rows, of which each has equally many, on the device: (n, ...) -> (world n, ...)."""
+        """Return all processes' rows, equally many from each: (n, ...) -> (size * n, ...)."""
         if self.size == 1:
             return rows
         parts = [torch.empty_like(rows) for _ in range(self.size)]
         dist.all_gather(parts, rows.contiguous())
         return torch.cat(parts)
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is up in any process (asked over the CPUs: the GPU's queue is not waited for)."""
-        if self.size == 1:
-            return flag
-        return bool(self.largest(torch.tensor(int(flag))))
-
-    def all_see(self, path: Path) -> bool:
-        """Whether the file is there, the same for all processes; raises InputError if only some see it."""
-        there = os.path.exists(path)  # where the path cannot be looked at, writing will say why
-        if not self.any(there):
-            return False
-        if self.any(not there):
-            raise InputError(f"not all hosts see {str(path)!r}: put --output_dir on a folder that they share")
-        return True
-
-    @contextmanager
-    def main_first(self, downloads: bool) -> Iterator[None]:
-        """If the block downloads: the main process first, then one of each host, which may share no files, then all."""
-        turn = 0 if self.is_main else 1 if os.environ.get("LOCAL_RANK") == "0" else 2
-        for passed in range(2 if downloads else 0):
-            if passed == turn:
-                break
-            self.wait()
-        yield
-        for _ in range(turn, 2 if downloads else 0):
-            self.wait()
-
-    def wait(self) -> None:
-        """Until all processes are here."""
-        if self.size > 1:
-            dist.barrier()
-
     def gather_rows(self, rows: Tensor) -> Tensor:
-        """All processes' rows, of any number, in the order of the processes: (n_r, ...) -> (n, ...), on the CPU."""
+        """Return all processes' rows on the CPU, any number from each, in the processes' order."""
         if self.size == 1:
             return rows.cpu()
         parts: list = [None] * self.size
         dist.all_gather_object(parts, rows.cpu())
         return torch.cat([part for part in parts if len(part)])
 
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is up in any process; a GPU's queue is not waited for."""
+        if self.size == 1:
+            return flag
+        return bool(self.largest(torch.tensor(int(flag))))  # over the CPUs
+
+    def all_see(self, path: Path) -> bool:
+        """Return whether the file is there; raises InputError if only some processes see it."""
+        there = os.path.exists(path)
+        if not self.any(there):
+            return False
+        if self.any(not there):
+            raise InputError(
+                f"not all hosts see {str(path)!r}: put --output_dir on a folder that they share"
+            )
+        return True
+
+    @contextmanager
+    def main_first(self, downloads: bool) -> Iterator[None]:
+        """Where the block downloads, run it in turns.
+
+        First the main process, then one of each host, since hosts may share no files, then the
+        others, which find the files there.
+        """
+        if not downloads:
+            yield
+            return
+        turn = 2
+        if self.is_main:
+            turn = 0
+        elif os.environ.get("LOCAL_RANK") == "0":
+            turn = 1
+        for _ in range(turn):
+            self.wait()
+        yield
+        for _ in range(turn, 2):
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Compute scaled_dot_product_attention by its formula inside, in bf16 where q, k, v are."""
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # for CPUs too, whatever its name
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
+
 
 def choose_device(wanted: str) -> torch.device:
-    """auto, cuda, mps or cpu -> the device; raises InputError for one that is not there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """Return the device that auto, cuda, mps or cpu means; raises InputError if it is not there."""
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
     if wanted == "auto":
         wanted = next(name for name in there if there[name])
     if not there[wanted]:
         raise InputError(f"--device {wanted} is not available here: take --device auto, or cpu")
+    if wanted != "cuda":
+        return torch.device(wanted)
+
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    if wanted == "cuda" and local_rank >= torch.cuda.device_count():
-        raise InputError(f"torchrun --nproc_per_node is more than the {torch.cuda.device_count()} GPUs here: lower it")
-    return torch.device("cuda", local_rank) if wanted == "cuda" else torch.device(wanted)
+    gpus = torch.cuda.device_count()
+    if local_rank >= gpus:
+        raise InputError(f"torchrun --nproc_per_node is more than the {gpus} GPUs here: lower it")
+    return torch.device("cuda", local_rank)
 
 
 def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """auto, fp32 or bf16 -> the type; auto takes bf16 where the hardware multiplies it."""
+    """Return the type that auto, fp32 or bf16 means; auto: bf16 where the hardware has it."""
     if wanted == "auto":
-        fast = {"cuda": lambda: torch.cuda.get_device_capability() >= (8, 0), "mps": lambda: False,
-                "cpu": lambda: torch.cpu.get_capabilities().get("avx512_bf16", False)}
-        wanted = "bf16" if fast[device.type]() else "fp32"
+        has_bf16 = False
+        if device.type == "cuda":
+            has_bf16 = torch.cuda.get_device_capability() >= (8, 0)
+        elif device.type == "cpu":
+            has_bf16 = torch.cpu.get_capabilities().get("avx512_bf16", False)
+        wanted = "bf16" if has_bf16 else "fp32"
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[wanted]
 
 
 @contextmanager
 def start(device: str = "auto", precision: str = "auto", patience: float = 30) -> Iterator[World]:
-    """Join the processes that torchrun started, if it did; leave them at the end. patience: minutes, with a late one.
+    """Join the processes that torchrun started, if it did, and leave them at the end.
 
-    Raises InputError where another process, or one of the loader's, is lost.
+    patience: minutes to wait for a process that is late.
+    Raises InputError if another process, or one of the loader, is lost.
     """
     chosen = choose_device(device)
+    dtype = choose_dtype(precision, chosen)
     launched = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    if launched and chosen.type == "mps":
-        raise InputError("several processes cannot share a Mac's GPU: start one, with python, or take --device cpu")
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    with losses_named(launched):
-        if launched:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
-                                    timeout=timedelta(minutes=patience))
+    if launched and chosen.type == "mps":
+        raise InputError(
+            "several processes cannot share a Mac's GPU: start one, with python, or take "
+            "--device cpu"
+        )
+    with losses_in_one_line(launched):
+        if not launched:
+            yield World(0, 1, chosen, dtype)
+            return
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=patience))
         try:
-            yield World(dist.get_rank() if launched else 0, dist.get_world_size() if launched else 1, chosen,
-                        choose_dtype(precision, chosen))
+            yield World(dist.get_rank(), dist.get_world_size(), chosen, dtype)
         finally:
-            if launched and dist.is_initialized():
+            if dist.is_initialized():
                 dist.destroy_process_group()
 
 
-LOST = r"gloo|NCCL|[Cc]onnection|[Tt]imed? ?out|[Ss]ocket|recvValue|TCPStore"  # what is said of a process that is gone
+# the words of PyTorch's errors about a process that is gone
+LOST = r"gloo|NCCL|[Cc]onnection|[Tt]imed? ?out|[Ss]ocket|recvValue|TCPStore"
 
 
 @contextmanager
-def losses_named(launched: bool) -> Iterator[None]:
-    """A loader's worker that was killed, another process that is gone: PyTorch's RuntimeErrors -> InputError."""
+def losses_in_one_line(launched: bool) -> Iterator[None]:
+    """Turn PyTorch's RuntimeError about a lost process, or worker, into an InputError."""
     try:
         yield
     except RuntimeError as error:
         if "DataLoader worker" in str(error):
-            raise InputError(f"a process of the loader was killed ({brief(error)}), as when memory is full: start "
-                             "again, with a lower --num_workers if that was it; what was saved is untouched") from None
+            raise InputError(
+                f"a process of the loader was killed ({brief(error)}), as when memory is full: "
+                "start again, with a lower --num_workers if that was it; what was saved is "
+                "untouched"
+            ) from None
         if launched and re.search(LOST, str(error)):
-            raise InputError(f"another process of this run is lost, or was not heard for too long ({brief(error)}): "
-                             "look for its own message; the same command goes on from what was saved") from None
+            raise InputError(
+                "another process of this run is lost, or was not heard for too long "
+                f"({brief(error)}): look for its own message; the same command continues from "
+                "what was saved"
+            ) from None
         raise
 
 
 def compile_hot_path(modules: list[nn.Module], wanted: str, world: World) -> str:
-    """Compile ViTs' blocks in place, convnets and the loss whole -> words that say what was done.
+    """Compile ViTs' blocks, and other modules whole, in place; return words that say what was done.
 
-    One graph serves all blocks but the last, whose single row would make second graphs of each, up to Dynamo's limit.
-    auto: on a GPU. On a CPU it gains nothing and costs minutes. Without a compiler training goes on as it is.
+    wanted: true, false, or auto, which compiles on a GPU. On a CPU compiling gains nothing.
     """
     if wanted == "false" or (wanted == "auto" and world.device.type != "cuda"):
         return "not compiled"
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=world.device))
-    except Exception as error:  # whatever the toolchain lacks, it must not stop the training
+    except Exception as error:  # whatever the compiler lacks, training can do without it
         return f"not compiled: torch.compile does not work here ({brief(error)})"
     for module in modules:
-        for part in module.blocks[:-1] if hasattr(module, "blocks") else [module]:
-            part.compile()
-    return "compiled"
+        if hasattr(module, "blocks"):
+            # One graph serves all of them. The last block computes [CLS] alone: it would need
+            # graphs of its own, up to Dynamo's limit.
+            for block in module.blocks[:-1]:
+                block.compile()
+        else:
+            module.compile()
+    return "compiled: the first steps take about half a minute"
 
 
 def average_gradients(network: nn.Module, world: World) -> nn.Module:
-    """The network as a training step calls it: with several processes, backward() averages its gradients over them."""
+    """Return the network as a step calls it: backward() averages gradients over the processes."""
     if world.size == 1:
         return network
-    return DistributedDataParallel(network, device_ids=[world.device] if world.device.type == "cuda" else None)
+    device_ids = [world.device] if world.device.type == "cuda" else None
+    return DistributedDataParallel(network, device_ids=device_ids)
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """Return the network that average_gradients was given."""
+    if isinstance(network, DistributedDataParallel):
+        return network.module
+    return network
 
 
 def share_cores(wanted: int, device: torch.device) -> int:
-    """Divide this process's cores between loader and network -> the number of loader workers.
+    """Divide this process's cores between loader and network; return the number of workers.
 
-    As many as wanted; with -1 one a core, at most 10. A network on the CPU needs the cores itself: then -1 is one in
-    four of them (of three and less none: training decodes between its steps), and the network's threads get the
-    others, unless OMP_NUM_THREADS says otherwise.
+    wanted: that many; -1: one a core, at most 10. A network on the CPU needs cores itself. Then
+    -1 is one worker in four cores, and the network's threads get the other cores.
     """
     if wanted >= 0:
         return wanted
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))  # fewer in a container or a Slurm job
     cores = max(1, cores // processes)
     if device.type != "cpu":
         return min(10, cores)
+
     workers = min(10, cores // 4)
     threads = os.environ.get("OMP_NUM_THREADS")
-    if threads is None or (threads == "1" and processes > 1):  # torchrun sets 1 for several processes, unasked
+    set_by_torchrun = threads == "1" and processes > 1  # which nobody asked it to
+    if threads is None or set_by_torchrun:
         torch.set_num_threads(cores - workers)
     return workers
 
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """A list that SIGTERM and Ctrl-C append to, so that the step at work can end first; a second Ctrl-C is at once."""
+    """Yield a list that SIGTERM and Ctrl-C append to, so that the step at work can end first.
+
+    A second Ctrl-C ends the program at once.
+    """
     received: list[int] = []
 
     def receive(number: int, frame) -> None:
         received.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {}
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before[number] = signal.signal(number, receive)
     try:
         yield received
     finally:
@@ -230,9 +308,9 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 def leave_signals_to_training(worker: int) -> None:
-    """For loader workers: signals are the training process's affair, also those that a scheduler sends to all.
+    """Make a loader's worker ignore signals, also those that a scheduler sends to all processes.
 
-    So a worker ends when training no longer wants it, when training's process is gone, or by `end_workers`.
+    It ends when training no longer wants it, when training is gone, or by `end_workers`.
     """
     if hasattr(os, "setsid"):
         os.setsid()
@@ -242,9 +320,9 @@ def leave_signals_to_training(worker: int) -> None:
 
 @atexit.register
 def end_workers() -> None:
-    """At exit, end the workers that an error left: Python waits for them, but sends only the SIGTERM they ignore."""
+    """Kill the workers that an error left: Python would wait for them at exit, without end."""
     if hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's own takes a worker's end for an accident
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's takes their end for an accident
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()

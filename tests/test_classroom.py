@@ -141,7 +141,7 @@ def test_what_is_not_solved_does_not_stand_in_the_way_of_others(workbook, tmp_pa
     assert body_of(copied, NUMBERED[CENTER].name) == body_of(LOSS, NUMBERED[CENTER].name)
     lines = [function(source, "DINOLoss.__init__").lineno for source in (copied, (workbook / "loss.py").read_text())]
     assert lines[0] == lines[1], "an error must name the line that it has in the student's file"
-    assert (tmp_path / "copy" / "tests" / "test_loss.py").exists() and (tmp_path / "copy" / "training/byol.py").exists()
+    assert (tmp_path / "copy" / "tests" / "test_loss.py").exists() and (tmp_path / "copy" / "ablations/byol.py").exists()
 
 
 def test_progress_tells_what_is_begun_and_what_passes_as_it_stands(workbook, capsys):

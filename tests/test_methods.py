@@ -1,6 +1,7 @@
-"""What Table 7 puts in place of DINO's parts, each against its own paper's equation; and Fig. 6's teachers."""
+"""BYOL's and MoCo's losses against their own papers' equations; the ablations' trainings as runs."""
 import math
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Barrier
 from types import SimpleNamespace
 
@@ -9,23 +10,19 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
-from tqdm import tqdm
 
-import train
+from ablations import train as ablations_train
+from ablations.byol import SquaredDistance
+from ablations.moco import InfoNCE, shuffle_batches
 from ablations.rows import BYOL_DEMO, MOCO_DEMO, PAIR_DEMO, SWAV_DEMO, as_flags
-from head import DINOHead, mlp
-from loss import DINOLoss, sinkhorn_knopp
-from multicrop import MultiCropNetwork
-from optimizer import make_optimizer
+from ablations.train import make_loss, make_student, parse, start_run
+from ablations.variants import SinkhornLoss
+from loss import DINOLoss
 from runtime.hardware import World
-from runtime.sampling import EpochBatches
 from settings import parse_settings
-from teacher import make_teacher, update_teacher
-from train import StepValues, epoch_record, train_epoch, train_step
-from training.byol import SquaredDistance
-from training.moco import InfoNCE, shuffle_batches
-from training.run_state import RunState, build_student, load_run, make_loss, save_run, start_run
-from vit import VisionTransformer
+from train import Schedules, train_step
+from training import run_state
+from training.run_state import build_student, load_run, save_run
 
 B, V, K, T = 3, 5, 7, 0.07
 HERE = World(0, 1, torch.device("cpu"), torch.float32)
@@ -34,72 +31,6 @@ HERE = World(0, 1, torch.device("cpu"), torch.float32)
 def random_logits(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(V * B, K, generator=generator).requires_grad_(), torch.randn(2 * B, K, generator=generator) / 10
-
-
-def naive_sinkhorn(scores: torch.Tensor, iterations: int) -> torch.Tensor:
-    """SwAV's algorithm as its paper writes it, in float64: q = exp(scores) / sum, prototypes, samples, ..."""
-    q = scores.double().exp()
-    for _ in range(iterations):
-        for k in range(q.shape[1]):
-            q[:, k] /= q[:, k].sum() * q.shape[1]
-        for i in range(q.shape[0]):
-            q[i] /= q[i].sum() * q.shape[0]
-    return q * q.shape[0]
-
-
-@pytest.mark.parametrize("iterations", [1, 3, 10])
-def test_sinkhorn_knopp_equals_the_algorithm_in_float64(iterations):
-    scores = torch.randn(11, 5, generator=torch.Generator().manual_seed(0)) / 0.3
-    error = (sinkhorn_knopp(scores, iterations).exp() - naive_sinkhorn(scores, iterations)).abs().max().item()
-    assert error < 1e-6, "in an iteration prototypes (columns) come first, the samples (rows) last; wanted is log q"
-
-
-def test_sinkhorns_rows_sum_to_one_and_its_columns_are_equal_in_the_end():
-    """n / K is each prototype's share of n samples; the paper's 3 iterations come near, 200 arrive."""
-    scores = torch.randn(22, 11, generator=torch.Generator().manual_seed(0)) / 0.2
-    for iterations, tolerance in ((3, 1.5), (200, 1e-4)):
-        q = sinkhorn_knopp(scores, iterations).exp()
-        torch.testing.assert_close(q.sum(dim=1), torch.ones(22), check_dtype=False,
-                                   msg="each sample must have weight 1: rows come last")
-        assert (q.sum(dim=0) - 2).abs().max() < tolerance, "each prototype must get an equal share"
-
-
-def test_one_iteration_is_the_papers_softmax_over_the_batch():
-    """Appendix: softmax(x / tau) over the batch, then each sample divided by its sum."""
-    scores = torch.randn(11, 5, generator=torch.Generator().manual_seed(0))
-    q = scores.softmax(dim=0)
-    torch.testing.assert_close(sinkhorn_knopp(scores, 1).exp(), q / q.sum(dim=1, keepdim=True))
-
-
-def test_sinkhorn_stays_finite_at_the_lowest_temperature():
-    logits = F.normalize(torch.randn(11, 257, generator=torch.Generator().manual_seed(0)), dim=-1)
-    finite = sinkhorn_knopp(torch.cat([logits, torch.eye(257)[:3]]) / 0.001, 3).isfinite().all().item()
-    assert finite, "exp(1 / 0.001) is out of range: take a column's largest off before the exponential"
-
-
-def test_sinkhorn_shares_the_prototypes_out_among_the_batch_of_all_processes():
-    """Two halves that are told the sums and maxima over both get what the whole batch gets."""
-    scores = torch.randn(22, 5, generator=torch.Generator().manual_seed(0)) / 0.1
-    halves, whole = list(scores.split(11)), sinkhorn_knopp(scores, 3)
-    for _ in range(3):  # what each process computes, step by step, with the other's part of each reduction
-        top = torch.stack([half.amax(dim=0) for half in halves]).amax(dim=0)
-        sums = sum((half - top).exp().sum(dim=0) for half in halves)
-        halves = [sinkhorn_knopp(half, 1, total=lambda _, sums=sums: sums, largest=lambda _, top=top: top)
-                  for half in halves]
-    torch.testing.assert_close(torch.cat(halves), whole, msg="a column's maximum and sum are over all processes: "
-                               "reduce them by largest and total")
-
-
-@pytest.mark.parametrize(("centering", "iterations"), [("sinkhorn", 3), ("batch_softmax", 1)])
-def test_the_loss_takes_the_assignments_as_targets_without_a_softmax_and_without_a_center(centering, iterations):
-    """Table 7, row 3: sum of -q log p over the pairs of different views."""
-    (student, teacher), loss_fn = random_logits(), DINOLoss(K, centering=centering)
-    loss_fn.center.normal_()
-    q = naive_sinkhorn(teacher / T, iterations).view(2, B, K)
-    log_p = (student.detach().double() / 0.1).log_softmax(dim=-1).view(V, B, K)
-    expected = [-(q[x] * log_p[v]).sum() / B for x in range(2) for v in range(V) if v != x]
-    assert loss_fn(student, teacher, T).item() == pytest.approx(sum(expected).item() / len(expected), rel=1e-5)
-    assert loss_fn.teacher_entropy.item() == pytest.approx(-(q * q.log()).sum().item() / (2 * B), rel=1e-5)
 
 
 def test_byols_loss_is_the_squared_distance_of_normalised_outputs():
@@ -146,7 +77,7 @@ def test_more_keys_than_the_queue_holds_leave_the_latest():
     torch.testing.assert_close(loss_fn.queue, F.normalize(teacher, dim=-1)[-4:])
 
 
-@pytest.mark.parametrize("loss_fn", [DINOLoss(K, centering="sinkhorn"), SquaredDistance(K), InfoNCE(K, 0.2, 11)])
+@pytest.mark.parametrize("loss_fn", [SinkhornLoss(K), SquaredDistance(K), InfoNCE(K, 0.2, 11)])
 def test_no_gradient_reaches_the_teacher_and_no_view_meets_itself(loss_fn):
     student, teacher = random_logits()
     teacher.requires_grad_()
@@ -158,7 +89,7 @@ def test_no_gradient_reaches_the_teacher_and_no_view_meets_itself(loss_fn):
     changed = only_one.grad.clone()
     only_one.grad = None
     loss_fn(only_one, torch.cat([teacher.detach()[:B], teacher.detach()[B:]]), T).backward()
-    if not isinstance(loss_fn, DINOLoss) or not loss_fn.iterations:  # whose targets share one batch
+    if not isinstance(loss_fn, SinkhornLoss):  # whose targets share one batch
         torch.testing.assert_close(changed[B:], only_one.grad[B:], msg="view 2 must not be compared with view 2")
         assert not torch.allclose(changed[:B], only_one.grad[:B])
 
@@ -196,108 +127,88 @@ def test_the_batch_is_shuffled_over_the_processes_and_the_order_restored():
         assert own & set(other_seen[view]) and own - set(other_seen[view]), "a process's images must go to both"
 
 
-def small(**head_options) -> MultiCropNetwork:
-    torch.manual_seed(0)
-    return MultiCropNetwork(VisionTransformer(7, 14, embed_dim=22, depth=2, num_heads=2, init_std=0.2),
-                            DINOHead(22, 13, hidden_dim=17, bottleneck_dim=5, init_std=0.2, **head_options))
+FLAGS = ("--arch vit_nano --patch_size 16 --global_crops_size 32 --local_crops_size 16 --local_crops_number 1 "
+         "--eval_size 32 --head_hidden_dim 29 --head_bottleneck_dim 7 --out_dim 31 --batch_size_per_gpu 4 "
+         "--warmup_epochs 0 --warmup_teacher_temp_epochs 0 --epochs 2").split()
+RUN = "--num_workers 0 --device cpu --precision fp32 --knn_every 0".split()
 
 
-def steps_of(kind: str, epochs: int = 3) -> tuple[list[dict], list[dict]]:
-    """Train epochs of two steps -> the student's weights in each step, and the teacher's that served in it."""
-    settings = parse_settings(["--teacher", kind, "--epochs", str(epochs), "--batch_size_per_gpu", "3",
-                               "--warmup_epochs", "0", "--lr", "9"])
-    student, students, teachers = small(), [], []
-    run = RunState(student, make_teacher(student), DINOLoss(13), make_optimizer("sgd", student))
+def write_images(folder: Path) -> Path:
+    """Eight images without labels: two steps."""
+    folder.mkdir()
+    for number in range(8):
+        Image.new("RGB", (40, 40), (30 * number, 0, 0)).save(folder / f"{number}.png")
+    return folder
+
+
+def steps_of(kind: str, folder: Path, monkeypatch) -> tuple[list[dict], list[dict]]:
+    """Train 3 epochs of two steps -> the student's weights in each step, and the teacher's that served in it."""
+    students, teachers, honest = [], [], ablations_train.start_run
     copy = lambda network: {name: value.clone() for name, value in network.state_dict().items()}
 
-    def note(*_) -> None:
-        students.append(copy(run.student)), teachers.append(copy(run.teacher))
+    def start_run(settings, world):
+        run = honest(settings, world)
 
-    run.teacher.register_forward_hook(note)
-    loader = [[torch.randn(3, 3, 14, 14) for _ in range(2)] for _ in range(2)]
-    batches = EpochBatches(len(loader) * 3, 3, 1, HERE.rank, HERE.size, seed=0)
-    for _ in range(epochs):
-        train_epoch(run, student, loader, batches, settings, HERE, [], tqdm(disable=True))
-        epoch_record(run, settings, batches)
+        def note(*_) -> None:
+            students.append(copy(run.student))
+            teachers.append(copy(run.teacher))
+
+        run.teacher.register_forward_hook(note)
+        return run
+
+    monkeypatch.setattr(ablations_train, "start_run", start_run)
+    ablations_train.main([*FLAGS, *RUN, "--data_path", str(write_images(folder / "images")), "--output_dir",
+                          str(folder / "run"), "--teacher", kind, "--epochs", "3", "--lr", "9"])
     return students, teachers
 
 
 @pytest.mark.parametrize(("kind", "source"), [("student", [0, 1, 2, 3, 4]), ("previous_iteration", [0, 0, 1, 2, 3]),
                                               ("previous_epoch", [0, 0, 2, 2, 4])])
-def test_fig_6s_teachers_are_the_student_of_the_step_that_their_name_says(kind, source):
+def test_fig_6s_teachers_are_the_student_of_the_step_that_their_name_says(kind, source, tmp_path, monkeypatch):
     """Which step's student serves as the teacher in steps 0 ... 4, of two an epoch."""
-    students, teachers = steps_of(kind)
+    students, teachers = steps_of(kind, tmp_path, monkeypatch)
     assert not torch.equal(students[1]["backbone.cls_token"], students[2]["backbone.cls_token"]), "nothing is trained"
     for step, origin in enumerate(source):
         assert all(torch.equal(value, students[origin][name]) for name, value in teachers[step].items()), \
             f"in step {step} the teacher must be the student of step {origin}"
 
 
-def test_a_predictor_is_the_students_alone_and_sits_on_the_projection():
-    student = small()
-    student.head.predictor = nn.Sequential(*mlp([student.head.projection_dim, 17, student.head.projection_dim], False,
-                                                "gelu", 0.2))
-    teacher, features = make_teacher(student), torch.randn(11, 22)
-    assert student.head.predictor is not None and not any("predictor" in name for name in teacher.state_dict())
-    bottleneck = F.normalize(student.head.predictor(student.head.mlp(features)), dim=-1)
-    torch.testing.assert_close(student.head(features), student.head.last_layer(bottleneck),
-                               msg="mlp, predictor, to length 1, last layer: the student's head in this order")
-    update_teacher(student, teacher, 0.0)
-    bottleneck = F.normalize(student.head.mlp(features), dim=-1)
-    torch.testing.assert_close(teacher.head(features), teacher.head.last_layer(bottleneck),
-                               msg="mlp, to length 1, last layer: a teacher predicts nothing")
-
-
-@pytest.mark.parametrize("nlayers", [0, 1, 3])
-def test_without_the_bottleneck_the_head_is_hidden_layers_and_a_linear_one(nlayers):
-    head, features = small(nlayers=nlayers, l2_bottleneck=False, activation="relu").head, torch.randn(11, 22)
-    x = features
-    for layer in [layer for layer in head.mlp if isinstance(layer, nn.Linear)]:
-        x = F.linear(x, layer.weight, layer.bias).clamp(min=0)
-    torch.testing.assert_close(head(features), F.linear(x, head.last_layer.weight, head.last_layer.bias),
-                               msg="without the bottleneck nothing is normalised: mlp, then the last layer")
-    assert head(features).shape == (11, 13) and head.projection_dim == 13 and len(head.mlp) == 2 * nlayers
-    without, head.predictor = head(features), nn.Linear(13, 13)
-    torch.testing.assert_close(head(features), head.predictor(without),
-                               msg="without the bottleneck a predictor comes behind the last layer")
-
-
-FLAGS = ("--arch vit_nano --patch_size 16 --global_crops_size 32 --local_crops_size 16 --local_crops_number 1 "
-         "--eval_size 32 --head_hidden_dim 29 --head_bottleneck_dim 7 --out_dim 31 --batch_size_per_gpu 4 "
-         "--warmup_epochs 0 --warmup_teacher_temp_epochs 0 --epochs 2").split()
 METHODS = {"BYOL": as_flags(BYOL_DEMO | PAIR_DEMO), "MoCo-v2": as_flags(MOCO_DEMO | PAIR_DEMO),
            "SwAV": as_flags(SWAV_DEMO)}
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_each_methods_state_survives_a_checkpoint_and_another_methods_is_refused(method, tmp_path):
-    settings = parse_settings([*FLAGS, *METHODS[method], "--output_dir", str(tmp_path)])
+    settings = parse([*FLAGS, *METHODS[method], "--output_dir", str(tmp_path)])
     run = start_run(settings, HERE)
     crops = [torch.randn(4, 3, 32, 32) for _ in range(2)]
-    train_step(run.student, run.student, run.teacher, run.dino_loss, run.optimizer, [crops],
-               StepValues(0.01, 0.0, 0.9, 0.05), 0.0, False, HERE)
+    train_step(run.student, run.teacher, run.dino_loss, run.optimizer, [crops], Schedules(0.01, 0.0, 0.9, 0.05),
+               settings, HERE)
     run.history.append({"epoch": -1})
     save_run(tmp_path / "checkpoint.pth", run, settings)
     again = start_run(settings, HERE)
+    load_run(tmp_path / "checkpoint.pth", again, settings)
     for part in ("student", "teacher", "dino_loss"):
         for name, value in getattr(run, part).state_dict().items():
             assert torch.equal(getattr(again, part).state_dict()[name], value), f"{part}'s {name} is lost"
-    other = parse_settings([*FLAGS, "--output_dir", "nowhere"])
-    with pytest.raises(ValueError, match="choose another --output_dir"):
-        load_run(tmp_path / "checkpoint.pth", start_run(other, HERE), other)
+    for read, begin in ((parse, start_run), (parse_settings, run_state.start_run)):  # by either command
+        other = read([*FLAGS, "--output_dir", "nowhere"])
+        with pytest.raises(ValueError, match="choose another --output_dir"):
+            load_run(tmp_path / "checkpoint.pth", begin(other, HERE), other)
 
 
 def test_each_setting_of_the_loss_makes_the_loss_it_names():
     for flags, kind in (("", DINOLoss), ("--loss mse", SquaredDistance), ("--loss infonce --queue_length 5", InfoNCE)):
-        assert type(make_loss(parse_settings([*FLAGS, *flags.split()]), HERE)) is kind
-    assert make_loss(parse_settings([*FLAGS, "--centering", "sinkhorn"]), HERE).iterations == 3
+        assert type(make_loss(parse([*FLAGS, *flags.split()]), HERE)) is kind
+    for centering, iterations in (("sinkhorn", 3), ("batch_softmax", 1)):
+        assert make_loss(parse([*FLAGS, "--centering", centering]), HERE).iterations == iterations
 
 
 def test_a_predictor_starts_fresh_on_weights_that_have_none(tmp_path):
-    settings = parse_settings([*FLAGS, "--output_dir", str(tmp_path)])
+    settings = parse([*FLAGS, "--output_dir", str(tmp_path)])
     run = start_run(settings, HERE)
     save_run(tmp_path / "checkpoint.pth", run, settings)
-    student = build_student(parse_settings([*FLAGS, "--init_from", str(tmp_path / "checkpoint.pth"), "--predictor"]))
+    student = make_student(parse([*FLAGS, "--init_from", str(tmp_path / "checkpoint.pth"), "--predictor"]), HERE)
     torch.testing.assert_close(student.head.mlp.state_dict(), run.student.head.mlp.state_dict())
     assert student.head.predictor is not None
 
@@ -305,17 +216,15 @@ def test_a_predictor_starts_fresh_on_weights_that_have_none(tmp_path):
 def test_other_heads_than_the_weights_were_trained_with_are_refused(tmp_path):
     """No shape tells the number of heads."""
     settings = parse_settings([*FLAGS, "--num_heads", "8", "--output_dir", str(tmp_path)])
-    save_run(tmp_path / "checkpoint.pth", start_run(settings, HERE), settings)
+    save_run(tmp_path / "checkpoint.pth", run_state.start_run(settings, HERE), settings)
     with pytest.raises(ValueError, match="pass --num_heads 8"):
         build_student(parse_settings([*FLAGS, "--init_from", str(tmp_path / "checkpoint.pth")]))
 
 
 def test_other_losses_are_logged_without_entropy_and_kl(tmp_path, capsys):
     """They have no such parts, so no collapse can be read off them."""
-    for number in range(8):
-        Image.new("RGB", (40, 40), (30 * number, 0, 0)).save(tmp_path / f"{number}.png")
-    train.main([*FLAGS, *METHODS["BYOL"], "--output_dir", str(tmp_path / "run"), "--data_path", str(tmp_path),
-                "--num_workers", "0", "--device", "cpu", "--precision", "fp32", "--knn_every", "0"])
+    ablations_train.main([*FLAGS, *METHODS["BYOL"], *RUN, "--output_dir", str(tmp_path / "run"), "--data_path",
+                          str(write_images(tmp_path / "images"))])
     told, log = capsys.readouterr().out, (tmp_path / "run" / "log.txt").read_text()
     assert "train_loss" in log and not any(word in told + log for word in ("KL", "COLLAPSE", "train_kl"))
     assert (tmp_path / "run" / "curves.png").stat().st_size

@@ -1,7 +1,6 @@
 """The Vision Transformer: shapes, names, equations, positions at any resolution."""
 import pytest
 import torch
-import torch.nn.functional as F
 
 import vit
 
@@ -39,6 +38,60 @@ def test_leaving_out_the_last_blocks_patches_changes_neither_the_feature_nor_a_g
         torch.testing.assert_close(weight.grad, other.grad, msg=f"the gradient of {name} differs")
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_forward_cls_is_row_0_of_the_whole_block(training):
+    """Also while paths are dropped: the same samples skip the same branches."""
+    block, x = vit.Block(22, 2, drop_path=0.5).train(training), torch.randn(7, 5, 22)
+    torch.manual_seed(1)
+    whole = block(x)
+    torch.manual_seed(1)
+    torch.testing.assert_close(block.forward_cls(x), whole[:, :1])
+
+
+def test_the_row_of_cls_alone_is_row_0_of_the_whole_attention():
+    network, images = small_vit(), torch.randn(3, 3, 14, 77)
+    whole = network.get_last_selfattention(images)
+    torch.testing.assert_close(network.get_last_selfattention(images, queries=1), whole[:, :, :1])
+
+
+def test_a_network_exported_with_a_free_batch_gives_the_same_features():
+    network = vit.vit_nano().eval()
+    batch = torch.export.Dim("batch", min=2, max=64)
+    exported = torch.export.export(network, (torch.randn(3, 3, 64, 64),), dynamic_shapes=({0: batch},)).module()
+    for size in (2, 5, 11):
+        images = torch.randn(size, 3, 64, 64)
+        torch.testing.assert_close(exported(images), network(images))
+
+
+def test_blocks_with_different_rates_share_one_compiled_graph():
+    """A rate that were a float would make a graph of each block, up to the compiler's limit."""
+    torch.compiler.reset()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    network = small_vit(drop_path_rate=0.5, depth=5).train()
+    for block in network.blocks[:-1]:
+        block.compile(backend=backend)
+    network(torch.randn(2, 3, 35, 35))
+    torch.compiler.reset()
+    assert len(graphs) == 1, f"4 blocks were compiled to {len(graphs)} graphs"
+
+
+@pytest.mark.parametrize(("build", "sizes"), [(vit.vit_nano, (8, 64, 128, 4, 4)), (vit.vit_tiny, (16, 224, 192, 12, 3)),
+                                              (vit.vit_small, (16, 224, 384, 12, 6)),
+                                              (vit.vit_base, (16, 224, 768, 12, 12))])
+def test_each_network_has_its_row_of_sizes_and_takes_others_by_keyword(build, sizes):
+    patch_size, _, dim, _, heads = sizes
+    with torch.device("meta"):
+        network, other = build(), build(7, img_size=35, depth=2)
+    assert (network.patch_size, network.grid * patch_size, network.embed_dim, len(network.blocks)) == sizes[:4]
+    assert network.blocks[0].attn.num_heads == heads
+    assert (other.patch_size, other.grid, len(other.blocks), other.embed_dim) == (7, 5, 2, dim)
+
+
 def test_the_feature_is_layer_normalised():
     feature = small_vit()(torch.randn(5, 3, 35, 35))
     torch.testing.assert_close(feature.mean(dim=1), torch.zeros(5), atol=1e-5, rtol=0)
@@ -46,7 +99,7 @@ def test_the_feature_is_layer_normalised():
 
 
 def test_attention_is_the_softmax_of_scaled_products_query_by_query():
-    q, k, v = torch.randn(3, 2, 3, 5, 7, dtype=torch.float64).unbind(0)
+    q, k = torch.randn(2, 2, 3, 5, 7, dtype=torch.float64).unbind(0)
     for b in range(2):
         for h in range(3):
             for i in range(5):
@@ -54,14 +107,24 @@ def test_attention_is_the_softmax_of_scaled_products_query_by_query():
                 weights = scores.exp() / scores.exp().sum()
                 torch.testing.assert_close(vit.attention_probs(q, k)[b, h, i], weights, msg="a query's weights are a "
                                            "softmax over the keys, the last axis, of products divided by sqrt(d)")
-                torch.testing.assert_close(vit.attend(q, k, v)[b, h, i], weights @ v[b, h])
 
 
-def test_explicit_attention_equals_the_fused_kernel():
-    q, k, v = torch.randn(3, 2, 3, 37, 16).unbind(0)
-    torch.testing.assert_close(vit.attention_probs(q, k) @ v, F.scaled_dot_product_attention(q, k, v))
-    half = [x.bfloat16() for x in (q, k, v)]
-    torch.testing.assert_close(vit.attend(*half).float(), vit.attend(q, k, v), atol=3e-2, rtol=3e-2)
+def test_attention_mixes_the_values_head_by_head_with_the_softmax_of_scaled_products():
+    """The fused kernel computes what Sec. 3.2 of "Attention is all you need" writes, and nothing else."""
+    torch.manual_seed(0)
+    B, N, h, d = 2, 5, 3, 7
+    attention, x = vit.Attention(h * d, h).double(), torch.randn(B, N, h * d, dtype=torch.float64)
+    q, k, v = attention.qkv(x).split(h * d, dim=-1)
+    heads = []
+    for one in range(h):
+        part = slice(one * d, (one + 1) * d)
+        scores = torch.einsum("b i d, b j d -> b i j", q[..., part], k[..., part]) / d ** 0.5
+        heads.append(torch.einsum("b i j, b j d -> b i d", scores.softmax(dim=-1), v[..., part]))
+    expected = attention.proj(torch.cat(heads, dim=-1))
+    torch.testing.assert_close(attention(x), expected, msg="each head mixes its values by a softmax over the keys of "
+                               "q k / sqrt(d); the heads stand one after the other before the last layer")
+    torch.testing.assert_close(attention(x, queries=2), expected[:, :2], msg="with queries=2 only the first two tokens "
+                               "ask, and they still look at all")
 
 
 def test_the_attention_shown_is_the_attention_used():
@@ -77,9 +140,11 @@ def test_the_attention_shown_is_the_attention_used():
     torch.testing.assert_close(last.attn(last.norm1(x)), by_hand)
 
 
-def test_patches_are_mapped_as_by_the_convolution_whose_weights_they_have():
+def test_a_patch_is_mapped_linearly_by_itself():
     embed, images = small_vit().patch_embed, torch.randn(2, 3, 14, 77)
-    torch.testing.assert_close(embed(images), embed.proj(images).permute(0, 2, 3, 1))
+    patch = images[1, :, 7:14, 21:28]
+    expected = embed.proj.weight.flatten(1) @ patch.flatten() + embed.proj.bias
+    torch.testing.assert_close(embed(images)[1, 1, 3], expected)
 
 
 def bicubic(t: float) -> list[float]:
@@ -150,26 +215,16 @@ def test_drop_path_grows_with_depth_and_spares_evaluation():
     assert not torch.allclose(network(images), network(images)), "in training, samples must skip branches at random"
 
 
-@pytest.mark.parametrize("keep", [0.0, 0.5, 1.0])
-def test_a_sample_that_skips_a_branch_costs_nothing_and_changes_nothing(keep):
-    """x + branch(x) kept / keep, value and gradient, though the branch is computed for the kept samples alone."""
-    x = torch.randn(7, 5, 3, requires_grad=True)
-    drop = vit.DropPath(1 - keep).train()
-    layer, seen = torch.nn.Linear(3, 3), []
-
-    def branch(x):
-        seen.append(len(x))
-        return layer(x)[:, :2]
-
-    torch.manual_seed(1)
-    out = drop(x, branch, 2)
-    torch.manual_seed(1)
-    kept = torch.rand(7) < keep
-    expected = x[:, :2] + layer(x)[:, :2] * (kept / max(keep, 1e-9)).view(7, 1, 1)
-    torch.testing.assert_close(out, expected)
-    assert seen == [int(kept.sum())], "the branch was computed for samples that skip it"
-    for got, want in zip(*(torch.autograd.grad(each.square().sum(), [x, layer.weight]) for each in (out, expected))):
-        torch.testing.assert_close(got, want)
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_a_sample_keeps_a_branch_whole_or_not_at_all(rate):
+    """Kept with chance 1 - rate and divided by it, so that the mean stays."""
+    torch.manual_seed(0)
+    drop = vit.DropPath(rate).train()
+    kept = drop(torch.ones(10007, 2, 3))
+    assert set(kept.unique().tolist()) <= {0.0, drop.keep.reciprocal().item()}
+    assert (kept == kept[:, :1, :1]).all(), "a sample is kept in part"
+    assert kept.mean() == pytest.approx(1, abs=0.03)
+    assert (drop.eval()(torch.ones(5, 2, 3)) == 1).all(), "paths are dropped in training only"
 
 
 def test_a_block_that_no_sample_takes_still_gives_every_weight_a_gradient():

@@ -1,9 +1,10 @@
-"""Checkpoints: written so that a crash leaves the last one whole, read without running code from them.
+"""Checkpoints: written whole or not at all, read without running code from them.
 
-Reads three kinds of file, told apart by their keys: ours and the release's full checkpoints (student, teacher, args
-...), the release's backbones, and timm's state dicts. Weights are always loaded with strict=True, after the key
-prefixes that wrappers leave were taken off; what does not fit is listed. The architecture is read from the file.
+Three kinds of file are read, told apart by their keys:
+full checkpoints (ours and the release's), the release's backbones, and timm's state dicts.
+The prefixes that wrappers leave in the keys are taken off; then loading is strict.
 """
+
 import argparse
 import codecs
 import hashlib
@@ -19,150 +20,290 @@ from torch import Tensor, nn
 
 from runtime.commandline import InputError, brief, write_whole
 from training.backbone import build_backbone
-from training.strict import check_flags, load_strictly, whole_numbers
 
 URL = "https://dl.fbaipublicfiles.com/dino/{0}/{0}.pth"
-PRETRAINED = {  # --pretrained name -> the authors' file, and the start of its MD5 or SHA-256 (no hash is published
-    # beside the files: the ViTs' are those that OpenMetricLearning checks, ResNet-50's that of a user's pinned copy)
+# --pretrained name -> the authors' file, and the start of its MD5 or SHA-256.
+# No hash is published beside the files. The ViTs' are those that OpenMetricLearning checks,
+# ResNet-50's is that of a user's pinned copy.
+PRETRAINED = {
     "dino_vits16": ("dino_deitsmall16_pretrain", "md5", "cf0f22"),
     "dino_vits8": ("dino_deitsmall8_pretrain", "md5", "230cd5"),
     "dino_vitb16": ("dino_vitbase16_pretrain", "md5", "552daf"),
     "dino_vitb8": ("dino_vitbase8_pretrain", "md5", "556550"),
     "dino_resnet50": ("dino_resnet50_pretrain", "sha256", "156f8c4166a23dc2951ae811e39d76a0"),
 }
-VIT_SHAPES = ("cls_token", "pos_embed", "patch_embed.proj.weight")
-SIZES = {(128, 4): "vit_nano", (192, 12): "vit_tiny", (384, 12): "vit_small", (768, 12): "vit_base"}  # width, blocks
-# what the release's full checkpoints hold beside tensors: their flags, and learning rates as NumPy numbers
-RELEASE_TYPES = [argparse.Namespace, np.dtype, type(np.dtype(np.float64)), codecs.encode,
-                 (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"), np.float64(0).__reduce__()[0]]
+
+# a ViT's width and number of blocks -> its arch
+ARCHS = {
+    (128, 4): "vit_nano",
+    (192, 12): "vit_tiny",
+    (384, 12): "vit_small",
+    (768, 12): "vit_base",
+}
+
+# The flags that are read back from a file, and their types.
+READ_FLAGS = {
+    "arch": str,
+    "patch_size": int,
+    "num_heads": int,
+    "eval_size": int,
+    "eval_crop": (int, float),
+    "mean": tuple,
+    "std": tuple,
+}
+
+# Settings of ablations/train.py, and the values that make them plain DINO.
+# Older files have all of them; with another value in one, the file is not train.py's to continue.
+PLAIN_DINO = {
+    "loss": "cross_entropy",
+    "centering": "center",
+    "predictor": False,
+    "queue_length": 65536,
+    "teacher": "momentum",
+    "head_l2_bottleneck": True,
+    "head_activation": "gelu",
+}
+
+# What the release's full checkpoints hold beside tensors: flags, and NumPy's learning rates.
+NUMPY_SCALAR = np.float64(0).__reduce__()[0]
+RELEASE_TYPES = [
+    argparse.Namespace,
+    np.dtype,
+    type(np.dtype(np.float64)),
+    codecs.encode,
+    NUMPY_SCALAR,
+    (NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
+]
 
 
 def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
-    """Write a checkpoint of tensors and plain values, which is on the disk before it gets its name: power may fail."""
+    """Write tensors and plain values; a crash or a loss of power leaves the old file whole."""
+
     def write(part: Path) -> None:
         with open(part, "wb") as file:
             torch.save(checkpoint, file)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # on the disk, before it gets its name
 
     write_whole(path, write)
 
 
 def read_checkpoint(path: str | Path) -> dict:
-    """Read a checkpoint onto the CPU without running code from it; raises InputError that says what is wrong."""
+    """Read a checkpoint onto the CPU; code in it is never run. Raises InputError."""
     if not os.path.isfile(path):
         raise InputError(f"no checkpoint at {str(path)!r}: check the path")
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as records:  # which PyTorch stores as they are
-                if sum(record.file_size for record in records.infolist()) > os.path.getsize(path):
-                    raise ValueError
-        with torch.serialization.safe_globals(RELEASE_TYPES), warnings.catch_warnings(action="ignore"):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a torn or hostile file raises can be anything
+        refuse_packed(path)
+        with torch.serialization.safe_globals(RELEASE_TYPES):
+            with warnings.catch_warnings(action="ignore"):
+                checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a torn or hostile file can raise anything
+        reason = "is truncated or no checkpoint of PyTorch"
         refused = re.search(r"GLOBAL \S+|Unsupported (operand|class)[^\n]*", str(error))
-        reason = (f"holds code or objects beside tensors ({refused[0]}), which are never run" if refused else
-                  "is truncated or no checkpoint of PyTorch")
+        if refused:
+            reason = f"holds code or objects beside tensors ({refused[0]}), which are never run"
         raise InputError(f"{str(path)!r} {reason}: use another copy of it") from None
     if not isinstance(checkpoint, dict):
-        raise InputError(f"{str(path)!r} holds a {type(checkpoint).__name__}, no checkpoint: use another file")
+        kind = type(checkpoint).__name__
+        raise InputError(f"{str(path)!r} holds a {kind}, no checkpoint: use another file")
     return checkpoint
 
 
-def checkpoint_args(checkpoint: dict) -> dict:
-    """The flags of the run that made it: a plain dict, empty where the file has none."""
-    args = checkpoint.get("args", {})
-    args = vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
-    scalars = lambda values: all(isinstance(value, (str, int, float)) for value in values)
-    return {name: value for name, value in args.items() if scalars(value if isinstance(value, tuple) else (value,))}
+def refuse_packed(path: str | Path) -> None:
+    """Raise ValueError for a zip that unpacks to more than its size: PyTorch does not pack."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            unpacked = sum(record.file_size for record in file.infolist())
+        if unpacked > os.path.getsize(path):
+            raise ValueError("packed")
 
 
-def split_weights(checkpoint: dict, key: str, path: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(backbone's weights, DINO head's weights or none), of `key` (teacher or student) or of a plain state dict.
+def checkpoint_args(checkpoint: dict, path: str | Path) -> dict:
+    """Return the flags of the run that made it, empty where the file has none.
 
-    Wrappers' prefixes are taken off; the classifier that timm or torchvision put on a plain backbone is left out.
+    Raises InputError if one that is read back has another type than a flag of that name.
     """
-    state = checkpoint.get("state_dict", checkpoint.get("model", checkpoint))
-    if "teacher" in checkpoint or "student" in checkpoint:
-        if key not in checkpoint:
-            raise InputError(f"{str(path)!r} has no {key!r}, but {brief(', '.join(map(str, checkpoint)))}: change "
-                             "--checkpoint_key")
-        state = checkpoint[key]
+    args = checkpoint.get("args", {})
+    if isinstance(args, argparse.Namespace):  # the release's
+        args = vars(args)
+    if not isinstance(args, dict):
+        return {}
+    for name, kind in READ_FLAGS.items():
+        value = args.get(name)
+        fits = value is None or isinstance(value, kind)
+        if fits and isinstance(value, tuple):
+            fits = len(value) == 3 and all(isinstance(number, float) for number in value)
+        if not fits:
+            kind = type(value).__name__
+            raise InputError(f"{str(path)!r} has a {kind} as its --{name}: use another copy of it")
+    return {name: value for name, value in args.items() if is_plain(value)}
+
+
+def is_plain(value: object) -> bool:
+    """Return whether a value can be one of a flag: text, a number, or a tuple of such."""
+    values = value if isinstance(value, tuple) else (value,)
+    return all(isinstance(one, (str, int, float)) for one in values)
+
+
+def named_tensors(state: object, path: str | Path) -> dict[str, Tensor]:
+    """Return the tensors of a state dict; raises InputError for what is none.
+
+    A file may claim shapes that its memory does not fill: such a tensor is refused, before a
+    network of that size is built.
+    """
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise InputError(f"{str(path)!r} holds no weights by name: use another file")
-    if not any(isinstance(value, Tensor) for value in state.values()):
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
         raise InputError(f"{str(path)!r} holds no tensors: use another file")
+    for name, tensor in tensors.items():
+        in_memory = tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not in_memory or tensor.nbytes > tensor.untyped_storage().nbytes():
+            claim = f"{brief(name)} of {str(path)!r} claims {tuple(tensor.shape)} and holds less"
+            raise InputError(f"{claim}: use another copy of it")
+    return tensors
+
+
+def load_strictly(module: nn.Module, state: object, path: str | Path) -> None:
+    """Load all weights, or raise InputError with the keys, shapes and types that do not fit."""
+    have = named_tensors(state, path)
+    want = module.state_dict()
+    problems = {
+        "missing": [name for name in want if name not in have],
+        "unexpected": [brief(name) for name in state if name not in want],
+        "other shapes": [],
+        "other types": [],
+        "not finite": [],
+    }
+    for name in want.keys() & have.keys():
+        ours, theirs = want[name], have[name]
+        if theirs.shape != ours.shape:
+            shapes = f"{tuple(theirs.shape)} for {tuple(ours.shape)}"
+            problems["other shapes"].append(f"{name} {shapes}")
+        elif theirs.is_floating_point() != ours.is_floating_point():
+            problems["other types"].append(f"{name} {theirs.dtype}")
+        elif not theirs.isfinite().all():
+            problems["not finite"].append(name)
+
+    found = []
+    for problem, names in problems.items():
+        if names:
+            more = " ..." if len(names) > 5 else ""
+            found.append(f"{problem} {len(names)} ({', '.join(names[:5])}{more})")
+    if found:
+        raise InputError(
+            f"the weights of {str(path)!r} do not fit the network: {', '.join(found)}: check "
+            "--arch, --patch_size, and --out_dim and the head's sizes"
+        )
+    module.load_state_dict(state, strict=True)
+
+
+def split_weights(checkpoint: dict, key: str, path: str | Path) -> tuple[dict, dict]:
+    """Return the weights of the backbone, and those of the DINO head or {}.
+
+    key: teacher or student, of a full checkpoint. Of a plain backbone the classifier that timm
+    or torchvision put on it is left out.
+    """
+    if "teacher" in checkpoint or "student" in checkpoint:
+        if key not in checkpoint:
+            keys = brief(", ".join(map(str, checkpoint)))
+            raise InputError(f"{str(path)!r} has no {key!r}, but {keys}: change --checkpoint_key")
+        state = checkpoint[key]
+    else:
+        state = checkpoint.get("state_dict", checkpoint.get("model", checkpoint))
+    named_tensors(state, path)
+
+    backbone, head, plain = {}, {}, {}
     for name, value in state.items():
-        if isinstance(value, Tensor) and value.numel() > whole_numbers(value):
-            raise InputError(f"{name[:50]} of {str(path)!r} claims {tuple(value.shape)} and holds less: use another "
-                             "copy of it")
-    state = {re.sub(r"^((module|_orig_mod)\.)+", "", name): value for name, value in state.items()}
-    parts = {part: {name.removeprefix(part): value for name, value in state.items() if name.startswith(part)}
-             for part in ("backbone.", "head.")}
-    if parts["backbone."]:
-        return parts["backbone."], parts["head."]
-    return {name: value for name, value in state.items() if not name.startswith(("head.", "fc."))}, {}
+        name = re.sub(r"^((module|_orig_mod)\.)+", "", name)  # DDP's and torch.compile's
+        if name.startswith("backbone."):
+            backbone[name.removeprefix("backbone.")] = value
+        elif name.startswith("head."):
+            head[name.removeprefix("head.")] = value
+        elif not name.startswith("fc."):
+            plain[name] = value
+    if backbone:
+        return backbone, head
+    return plain, {}
 
 
 def describe(state: dict[str, Tensor], path: str | Path) -> dict:
-    """A ViT's arch, patch_size, img_size and in_chans, read from its weights' shapes; of a convnet, nothing."""
+    """Return a ViT's arch, patch_size, img_size and in_chans, read off its weights' shapes.
+
+    {} for a convnet.
+    """
     if "cls_token" not in state:
         return {}
-    shapes = [tuple(getattr(state.get(name), "shape", ())) for name in VIT_SHAPES]
-    match shapes:
-        case [(1, 1, width), (1, _, wide), (deep, in_chans, patch_size, side)] if (wide, deep, side) == (
-                width, width, patch_size) and 0 not in (width, in_chans, side):
-            pass
-        case _:
-            raise InputError(f"{str(path)!r} lacks one of {', '.join(VIT_SHAPES)} in its usual shape: no ViT that this "
-                             "reads")
+    try:
+        _, _, width = state["cls_token"].shape
+        _, tokens, _ = state["pos_embed"].shape
+        wide, in_chans, patch_size, _ = state["patch_embed.proj.weight"].shape
+    except (KeyError, ValueError, AttributeError):
+        raise InputError(f"{str(path)!r} is no ViT that this reads: use another file") from None
+    if not tokens or not in_chans or not patch_size or wide != width:
+        raise InputError(f"{str(path)!r} is no ViT that this reads: use another file")
+
     depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
-    if (width, depth) not in SIZES:
-        raise InputError(f"{str(path)!r} is a ViT of width {width} with {depth} blocks: this reads "
-                         f"{', '.join(SIZES.values())}")
-    grid = round((state["pos_embed"].shape[1] - 1) ** 0.5)
-    return {"arch": SIZES[width, depth], "patch_size": patch_size, "img_size": grid * patch_size, "in_chans": in_chans}
+    if (width, depth) not in ARCHS:
+        known = ", ".join(ARCHS.values())
+        found = f"a ViT of width {width} with {depth} blocks"
+        raise InputError(f"{str(path)!r} is {found}: use the weights of one of {known}")
+    grid = round((tokens - 1) ** 0.5)  # patches a side; one token is [CLS]
+    return {
+        "arch": ARCHS[width, depth],
+        "patch_size": patch_size,
+        "img_size": grid * patch_size,
+        "in_chans": in_chans,
+    }
 
 
-def load_backbone(path: str | Path, key: str = "teacher", arch: str = "",
-                  patch_size: int = 0) -> tuple[nn.Module, dict]:
-    """A checkpoint file -> (backbone in evaluation mode, the flags it was made with, its arch among them).
+def load_backbone(
+    path: str | Path, key: str = "teacher", arch: str = "", patch_size: int = 0
+) -> tuple[nn.Module, dict]:
+    """Return a checkpoint's backbone in evaluation mode, and the flags it was made with.
 
-    arch and patch_size, where given, must be the file's: another is an InputError, not a silent mismatch.
+    The arch is among the flags. arch and patch_size, where given, must be the file's.
     """
     checkpoint = read_checkpoint(path)
-    state, args = split_weights(checkpoint, key, path)[0], checkpoint_args(checkpoint)
-    check_flags(args, path)
+    state, _ = split_weights(checkpoint, key, path)
+    args = checkpoint_args(checkpoint, path)
     found = {"arch": arch or args.get("arch")} | describe(state, path)
-    for flag, asked in (("arch", arch), ("patch_size", patch_size)):
-        if asked and found.get(flag) not in (None, asked):
-            raise InputError(f"--{flag} {asked}, but {str(path)!r} holds {found[flag]}: leave the flag out, or take "
-                             "another file")
+
+    for flag, wanted in (("arch", arch), ("patch_size", patch_size)):
+        if wanted and found.get(flag) not in (None, wanted):
+            holds = f"{str(path)!r} holds {found[flag]}"
+            raise InputError(f"--{flag} {wanted}, but {holds}: leave the flag out")
     if not found["arch"] and "layer4.2.conv3.weight" in state:
-        found["arch"] = "resnet50"  # what the authors released
-    if found.get("in_chans", 3) != 3:
-        raise InputError(f"{str(path)!r} reads images of {found['in_chans']} channels, and this program's have 3: "
-                         "use another file")
+        found["arch"] = "resnet50"  # the authors' file does not say so
     if not found["arch"]:
-        raise InputError(f"the arch of {str(path)!r} cannot be read from it: say which with --arch")
-    backbone = build_backbone(**found, num_heads=args.get("num_heads", 0))  # which no shape tells
+        raise InputError(f"the arch of {str(path)!r} is not in it: say which with --arch")
+    if found.get("in_chans", 3) != 3:
+        channels = f"images of {found['in_chans']} channels, not 3"
+        raise InputError(f"{str(path)!r} reads {channels}: use another file")
+
+    # no shape gives the number of heads
+    backbone = build_backbone(**found, num_heads=args.get("num_heads", 0))
     load_strictly(backbone, state, path)
-    return backbone.eval().requires_grad_(False), {**args, "patch_size": 1, **found}
+    backbone.eval().requires_grad_(False)
+    return backbone, {**args, "patch_size": 1, **found}
 
 
 def download_pretrained(name: str) -> Path:
-    """The authors' weights by name, from PyTorch's cache or over the network; the file's hash is checked each time."""
+    """Return the authors' weights, from PyTorch's cache or the network, with their hash checked."""
     if name not in PRETRAINED:
-        raise InputError(f"--pretrained {name} is unknown: choose one of {', '.join(PRETRAINED)}")
+        known = ", ".join(PRETRAINED)
+        raise InputError(f"--pretrained {name} is unknown: choose one of {known}")
     file, algorithm, start = PRETRAINED[name]
     path = Path(torch.hub.get_dir(), "checkpoints", f"{file}.pth")
-    url = URL.format(file)
     if not path.is_file():
+        url = URL.format(file)
         write_whole(path, lambda part: download(url, part))
     digest = hashlib.new(algorithm, path.read_bytes()).hexdigest()
     if not digest.startswith(start):
-        raise InputError(f"{str(path)!r} has the {algorithm} {digest}, not {start} ...: it is damaged or another "
-                         "file; remove it and start again, or pass a copy you trust as --pretrained_weights")
+        raise InputError(
+            f"{str(path)!r} has the {algorithm} {digest}, not {start} ...: it is damaged or "
+            "another file; remove it, or pass a copy you trust as --pretrained_weights"
+        )
     return path
 
 
@@ -171,20 +312,36 @@ def download(url: str, part: Path) -> None:
     try:
         torch.hub.download_url_to_file(url, str(part))
     except OSError as error:
-        raise InputError(f"cannot download {url} ({error}): get it where there is a network and pass it as "
-                         "--pretrained_weights") from None
+        raise InputError(
+            f"cannot download {url} ({error}): get it where there is a network and pass it as "
+            "--pretrained_weights"
+        ) from None
 
 
 def add_weights_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that say whose weights a script reads."""
-    add = parser.add_argument
-    add("--pretrained_weights", default="", metavar="FILE", help="a checkpoint of ours, of the release, or of timm")
-    add("--checkpoint_key", default="teacher", choices=("teacher", "student"), help="whose weights to take")
-    add("--pretrained", default="", metavar="NAME", help=f"the authors' weights: {', '.join(PRETRAINED)}")
+    """Add the flags that say whose weights a script reads."""
+    parser.add_argument(
+        "--pretrained_weights",
+        default="",
+        metavar="FILE",
+        help="a checkpoint of ours, of the release, or of timm",
+    )
+    parser.add_argument(
+        "--checkpoint_key",
+        default="teacher",
+        choices=("teacher", "student"),
+        help="whose weights to take",
+    )
+    parser.add_argument(
+        "--pretrained",
+        default="",
+        metavar="NAME",
+        help=f"the authors' weights: {', '.join(PRETRAINED)}",
+    )
 
 
 def weights_path(flags: argparse.Namespace) -> str | Path:
-    """The file that --pretrained_weights names or --pretrained fetches: exactly one of them must be given."""
+    """Return the file of --pretrained_weights or --pretrained; one of the two must be given."""
     if bool(flags.pretrained_weights) == bool(flags.pretrained):
         raise InputError("give the weights: --pretrained_weights FILE, or --pretrained NAME")
     return flags.pretrained_weights or download_pretrained(flags.pretrained)

@@ -1,120 +1,250 @@
-"""What a run shows: log.txt, curves.png, attention.png, and a last paragraph in plain words (Fig. 1, 4, 6 and 7).
+"""What a run reports: log.txt, curves.png, attention.png, and a last paragraph (Fig. 1, 4, 6, 7).
 
 Shapes: B images, S pixels, h heads, r x c patches.
 """
-import json
+
 import math
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from torch import Tensor, nn
 
-from attention import attention_scores, cls_attention, keep_mass, to_pixels
+from attention import attention_scores, cls_attention, keep_mass, overlay, to_pixels
 from data import Images
 from features import EvaluationView
-from runtime.commandline import write_whole
+from runtime.commandline import InputError, write_whole
 from runtime.hardware import World
 from settings import Settings
-from training.run_state import RunState
-from visualize_attention import overlay
+from training.run_state import FIX, RunState, first_bad
 
 
-def write_log(path: Path, history: list[dict]) -> None:
-    """log.txt: one JSON object an epoch, the release's keys and ours; before the first, the baselines as epoch -1."""
-    write_whole(path, lambda part: part.write_text("".join(json.dumps(record) + "\n" for record in history)))
+def epoch_record(run: RunState, now) -> dict:
+    """Return the epoch's line of log.txt: the release's keys, and ours.
+
+    now: the schedules of its last step. All values are means over the steps. Entropy and KL are
+    also given as curves, of the means over up to 20 parts of the epoch.
+    """
+    loss, entropy, kl = run.metrics.mean(dim=0).tolist()
+    record = {
+        "epoch": run.epoch,
+        "train_loss": loss,
+        "train_lr": now.lr,
+        "train_wd": now.weight_decay,
+        "teacher_temp": now.teacher_temp,
+        "teacher_momentum": now.teacher_momentum,
+        "images_per_s": round(run.images / run.seconds, 1),
+    }
+    if has_entropy(run.dino_loss):
+        parts = run.metrics.tensor_split(min(20, len(run.metrics)))
+        means = torch.stack([part.mean(dim=0) for part in parts])
+        record["train_entropy"] = entropy
+        record["train_kl"] = kl
+        record["entropy_curve"] = means[:, 1].tolist()
+        record["kl_curve"] = means[:, 2].tolist()
+    return record
 
 
-def kept_name(run: RunState, every: int) -> list[str]:
-    """The name of the checkpoint to keep of a run at the end of one of every so many epochs: checkpoint0020.pth."""
-    ended = every and run.epoch and not run.images and run.epoch % every == 0
-    return [f"checkpoint{run.epoch:04d}.pth"] if ended else []
+def has_entropy(loss: nn.Module) -> bool:
+    """Return whether a loss is the sum of an entropy and a KL divergence (Eq. 5), as DINO's is."""
+    return getattr(loss, "has_entropy", True)
+
+
+def require_finite(
+    metrics: Tensor,
+    own: Tensor,
+    epoch: int,
+    last_step: int,
+    micro_batches: list[list[Tensor]],
+    student: nn.Module,
+) -> None:
+    """Raise InputError at the first step whose loss or gradient is NaN or infinite.
+
+    metrics (steps, 4): loss, entropy, KL, gradient norm; means over the processes.
+    own: those of this process. last_step: the number of the last of these steps, from 1.
+    micro_batches: the crops of the last step. Only its tensors are still there to be searched.
+    """
+    finite = metrics.isfinite().all(dim=1)
+    if finite.all():
+        return
+    first = finite.int().argmin().item()
+    step = last_step - len(metrics) + 1 + first
+
+    if own[first].isfinite().all():
+        bad = "in another process, which names it"
+    elif step < last_step:
+        bad = "not known, since later steps took its place (--log_every 1 finds it)"
+    else:
+        bad = first_bad_tensor(own[first].tolist(), micro_batches, student)
+
+    loss, norm = metrics[first, 0].item(), metrics[first, 3].item()
+    what = f"a gradient's norm is {norm}"
+    if not math.isfinite(loss):
+        what = f"the loss is {loss}"
+    raise InputError(f"{what} at epoch {epoch}, step {step}, first bad: {bad}: {FIX}")
+
+
+def first_bad_tensor(
+    values: list[float], micro_batches: list[list[Tensor]], student: nn.Module
+) -> str:
+    """Return what is not finite first, in a step's order: crops, logits, gradients."""
+    loss, entropy, kl, _ = values
+    for crops in micro_batches:
+        for view, crop in enumerate(crops, start=1):
+            if not crop.isfinite().all():
+                return f"view {view} of the batch"
+    if not math.isfinite(entropy):
+        return "the teacher's logits"
+    if not math.isfinite(kl):
+        return "the student's logits"
+    if not math.isfinite(loss):
+        return "the logits"
+    gradients = []
+    for name, param in student.named_parameters():
+        if param.grad is not None:
+            gradients.append((name, param.grad))
+    name = first_bad(gradients) or "a frozen layer, or one whose square is too large"
+    return f"the gradient of {name}"
 
 
 def line(record: dict, epochs: int, out_dim: int) -> str:
-    """An epoch's record as a line for a person, with a loud one below it if the teacher has collapsed."""
+    """Return an epoch's record as a line to print, and a loud second one after a collapse."""
     text = f"epoch {record['epoch'] + 1}/{epochs}: loss {record['train_loss']:.3f}"
     if "train_kl" in record:
         text += f" = entropy {record['train_entropy']:.3f} + KL {record['train_kl']:.3f}"
     text += f", {record['images_per_s']:.0f} images/s"
     if "knn_teacher" in record:
-        text += f"; k-NN teacher {record['knn_teacher']:.1f} %, student {record['knn_student']:.1f} %"
-    warning = collapse(record, out_dim)
-    return f"{text}\n{warning}" if warning else text
+        text += f"; k-NN teacher {record['knn_teacher']:.1f} %"
+        text += f", student {record['knn_student']:.1f} %"
+    verdict = collapse(record, out_dim)
+    if verdict:
+        text += f"\n{verdict}"
+    return text
 
 
 def collapse(record: dict, out_dim: int) -> str:
-    """A loud line if the teacher says the same of every image, else "" (Sec. 5.3, Eq. 5, Fig. 7): KL -> 0 both ways.
+    """Return a loud line if the teacher gives all images the same output, else "" (Fig. 7).
 
-    Entropy -> ln K is the uniform output, as without sharpening; entropy -> 0 a one-hot output, as without centering.
+    The KL is near 0 in both collapses (Sec. 5.3). The entropy is near ln K for the uniform one,
+    as without sharpening, and near 0 for the one-hot one, as without centering.
     """
     if "train_kl" not in record:
         return ""
-    entropy, kl, log_k = record["train_entropy"], record["train_kl"], math.log(out_dim)
-    if entropy > (0.95 if kl < 0.01 * log_k else 0.99) * log_k:
-        return (f"COLLAPSE, uniform: entropy {entropy:.3f}, as good as ln K = {log_k:.3f}, and KL {kl:.3f}: nothing is "
-                "learnt: try a lower --teacher_temp and --warmup_teacher_temp, a lower --lr, a longer "
-                "--freeze_last_layer")
+    entropy, kl = record["train_entropy"], record["train_kl"]
+    log_k = math.log(out_dim)
+
+    uniform = 0.99 * log_k
+    if kl < 0.01 * log_k:
+        uniform = 0.95 * log_k
+    if entropy > uniform:
+        return (
+            f"COLLAPSE, uniform: entropy {entropy:.3f}, as good as ln K = {log_k:.3f}, and KL "
+            f"{kl:.3f}: nothing is learnt: try a lower --teacher_temp and --warmup_teacher_temp, "
+            "a lower --lr, a longer --freeze_last_layer"
+        )
     if entropy < 0.03 * log_k and kl < 0.03 * log_k:
-        return (f"COLLAPSE, one-hot: entropy near 0 ({entropy:.3f}) and KL too ({kl:.3f}), so every image seems to "
-                "get the same prototype: try --center_momentum 0.9, a higher --teacher_temp, a lower --lr")
+        return (
+            f"COLLAPSE, one-hot: entropy near 0 ({entropy:.3f}) and KL too ({kl:.3f}), so every "
+            "image seems to get the same prototype: try --center_momentum 0.9, a higher "
+            "--teacher_temp, a lower --lr"
+        )
     return ""
 
 
 def draw_curves(path: Path, history: list[dict], out_dim: int) -> None:
-    """Loss = entropy + KL under ln K; k-NN of teacher and student over the baselines; the schedules."""
-    baselines, epochs = history[0], history[1:]
-    at = [record["epoch"] + 1 for record in epochs]
+    """Draw loss = entropy + KL, k-NN over its baselines, and the schedules."""
+    baselines, *epochs = history
     figure, (losses, knn, schedules) = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
-    for key, label in (("train_loss", "loss"), ("train_entropy", "teacher's entropy"), ("train_kl", "KL")):
-        if all(key in record for record in epochs):
-            losses.plot(at, [record[key] for record in epochs], marker=".", label=label)
-    losses.set(title="loss", ylim=(0, None))
-    if "train_kl" in epochs[-1]:
-        losses.axhline(math.log(out_dim), color="grey", linestyle=":", label=f"ln K = {math.log(out_dim):.3f}")
-        losses.set(title="loss = entropy + KL", ylabel="nats")
-    for key in ("knn_teacher", "knn_student"):
-        points = [(record["epoch"] + 1, record[key]) for record in epochs if key in record]
-        if "knn_untrained" in baselines:
-            points.insert(0, (0, baselines["knn_untrained"]))
-        knn.plot(*zip(*points, strict=True) if points else ([], []), marker=".", label=key.replace("knn_", "k-NN, "))
-    if "knn_pixels" in baselines:
-        knn.axhline(baselines["knn_pixels"], color="grey", linestyle=":", label="raw pixels")
-    knn.set(title="k-NN top-1", ylabel="%")
-    for key in ("train_lr", "train_wd", "teacher_momentum", "teacher_temp"):
-        values = np.array([record[key] for record in epochs])
-        schedules.plot(at, values / max(values.max(), 1e-12), marker=".",
-                       label=f"{key.replace('train_', '')}: {values[0]:.4g} to {values[-1]:.4g}")
-    schedules.set(title="schedules, each over its largest value")
+    draw_losses(losses, epochs, out_dim)
+    draw_knn(knn, baselines, epochs)
+    draw_schedules(schedules, epochs)
     for axes in (losses, knn, schedules):
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend()
+        if axes.lines:
+            axes.legend()
     write_whole(path, figure.savefig)
     plt.close(figure)
 
 
+def plot(axes: Axes, records: list[dict], key: str, label: str) -> None:
+    """Draw a key of log.txt against the epochs that have it."""
+    points = [(record["epoch"] + 1, record[key]) for record in records if key in record]
+    if points:
+        at, values = zip(*points, strict=True)
+        axes.plot(at, values, marker=".", label=label)
+
+
+def draw_losses(axes: Axes, epochs: list[dict], out_dim: int) -> None:
+    """Draw the loss and its two parts (Eq. 5), under ln K."""
+    plot(axes, epochs, "train_loss", "loss")
+    plot(axes, epochs, "train_entropy", "teacher's entropy")
+    plot(axes, epochs, "train_kl", "KL")
+    axes.set(title="loss", ylim=(0, None))
+    if "train_kl" in epochs[-1]:
+        log_k = math.log(out_dim)
+        axes.axhline(log_k, color="grey", linestyle=":", label=f"ln K = {log_k:.3f}")
+        axes.set(title="loss = entropy + KL", ylabel="nats")
+
+
+def draw_knn(axes: Axes, baselines: dict, epochs: list[dict]) -> None:
+    """Draw k-NN top-1 of teacher and student, from the untrained network on."""
+    for network in ("teacher", "student"):
+        key = f"knn_{network}"
+        records = epochs
+        if "knn_untrained" in baselines:
+            records = [{"epoch": -1, key: baselines["knn_untrained"]}, *epochs]
+        plot(axes, records, key, f"k-NN, {network}")
+    if "knn_pixels" in baselines:
+        axes.axhline(baselines["knn_pixels"], color="grey", linestyle=":", label="raw pixels")
+    axes.set(title="k-NN top-1", ylabel="%")
+
+
+def draw_schedules(axes: Axes, epochs: list[dict]) -> None:
+    """Draw each schedule, divided by its largest value."""
+    at = [record["epoch"] + 1 for record in epochs]
+    for key in ("train_lr", "train_wd", "teacher_momentum", "teacher_temp"):
+        values = np.array([record[key] for record in epochs])
+        name = key.replace("train_", "")
+        label = f"{name}: {values[0]:.4g} to {values[-1]:.4g}"
+        axes.plot(at, values / max(values.max(), 1e-12), marker=".", label=label)
+    axes.set(title="schedules, each over its largest value")
+
+
 def unnormalised(views: Tensor, view: EvaluationView) -> Tensor:
-    """(..., 3, S, S) as a network reads it -> (..., S, S, 3) in 0 ... 1, for drawing."""
+    """Return images to draw: (..., 3, S, S) as a network reads it -> (..., S, S, 3) in 0 ... 1."""
     return (views.cpu() * view.std + view.mean).clamp(0, 1).movedim(-3, -1)
 
 
-def draw_attention(path: Path, views: Tensor, view: EvaluationView, attention: Tensor, untrained: Tensor,
-                   patch_size: int, mass: float = 0.6) -> None:
-    """One row an image: it, the mean over heads untrained and trained, each head, the mask of the mean's `mass`.
+def draw_attention(
+    path: Path,
+    views: Tensor,
+    view: EvaluationView,
+    attention: Tensor,
+    untrained: Tensor,
+    patch_size: int,
+    mass: float = 0.6,
+) -> None:
+    """Draw a row an image: the image, attention untrained and trained, each head, and the mask.
 
-    views (B, 3, S, S), attention and untrained (B, h, r, c).
+    The first two maps and the mask are of the mean over the heads; the mask keeps `mass` of it.
+    views (B, 3, S, S); attention and untrained (B, h, r, c).
     """
-    heads = attention.shape[1]
-    titles = ["image", "untrained", "trained", *(f"head {j}" for j in range(heads)), f"{mass:.0%} of trained"]
-    figure, grid = plt.subplots(len(views), len(titles), figsize=(1.4 * len(titles), 1.4 * len(views) + 0.3),
-                                layout="constrained", squeeze=False)
-    for row, image, trained, before in zip(grid, unnormalised(views, view), attention, untrained, strict=True):
-        mask = to_pixels(keep_mass(trained.mean(dim=0), mass), patch_size)
-        maps = [before.mean(dim=0), trained.mean(dim=0), *trained]
-        for axes, shown in zip(row, [image, *maps, overlay(image, mask)], strict=True):
-            axes.imshow(shown.numpy(), interpolation="nearest")
+    heads = [f"head {head}" for head in range(attention.shape[1])]
+    titles = ["image", "untrained", "trained", *heads, f"{mass:.0%} of trained"]
+    size = (1.4 * len(titles), 1.4 * len(views) + 0.3)
+    figure, grid = plt.subplots(
+        len(views), len(titles), figsize=size, layout="constrained", squeeze=False
+    )
+    images = unnormalised(views, view)
+    for row, image, trained, before in zip(grid, images, attention, untrained, strict=True):
+        mean = trained.mean(dim=0)
+        mask = to_pixels(keep_mass(mean, mass), patch_size)
+        panels = [image, before.mean(dim=0), mean, *trained, overlay(image, mask)]
+        for axes, panel in zip(row, panels, strict=True):
+            axes.imshow(panel.numpy(), interpolation="nearest")
             axes.axis("off")
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title, fontsize=9)
@@ -122,45 +252,88 @@ def draw_attention(path: Path, views: Tensor, view: EvaluationView, attention: T
     plt.close(figure)
 
 
-def finish(output: Path, run: RunState, untrained: nn.Module, images: Images, settings: Settings,
-           world: World) -> str:
+def finish(
+    output: Path,
+    run: RunState,
+    untrained: nn.Module,
+    images: Images,
+    settings: Settings,
+    world: World,
+) -> str:
     """Draw both figures and return the last paragraph."""
     draw_curves(output / "curves.png", run.history, settings.out_dim)
     baselines, last = run.history[0], run.history[-1]
-    text = [f"After {run.epoch} epoch(s) the loss is {last['train_loss']:.3f}"
-            + (f" nats; ln K = {math.log(settings.out_dim):.3f}." if "train_kl" in last else ".")]
+
+    text = [f"After {run.epoch} epoch(s) the loss is {last['train_loss']:.3f}."]
+    if "train_kl" in last:
+        log_k = math.log(settings.out_dim)
+        text = [f"{text[0].removesuffix('.')} nats; ln K = {log_k:.3f}."]
     if "knn_teacher" in last and "knn_untrained" in baselines:
-        text.append(f"k-NN top-1: {last['knn_teacher']:.1f} % with the teacher's features, "
-                    f"{baselines['knn_untrained']:.1f} % with the same network untrained, "
-                    f"{baselines['knn_pixels']:.1f} % with raw pixels.")
-        if last["knn_teacher"] < max(baselines["knn_untrained"] + 5, baselines["knn_pixels"]):
-            text.append("That is little: a longer run, or --help's advice for small data, may give more.")
+        teacher, before = last["knn_teacher"], baselines["knn_untrained"]
+        pixels = baselines["knn_pixels"]
+        text.append(
+            f"k-NN top-1: {teacher:.1f} % with the teacher's features, {before:.1f} % with the "
+            f"same network untrained, {pixels:.1f} % with raw pixels."
+        )
+        if teacher < max(before + 5, pixels):
+            text.append("That is little: try a longer run, or --help's advice for small data.")
+
     trained = run.teacher.backbone.eval()
     if hasattr(trained, "get_last_selfattention"):
         text += attention_report(output, trained, untrained.eval(), images, settings, world)
     if "train_kl" in last:
-        text.append(collapse(last, settings.out_dim) or
-                    f"No collapse in the last epoch: its entropy, {last['train_entropy']:.3f}, lies between 0 and "
-                    f"ln K, and its KL is {last['train_kl']:.3f}.")
+        healthy = (
+            f"No collapse in the last epoch: its entropy, {last['train_entropy']:.3f}, lies "
+            f"between 0 and ln K, and its KL is {last['train_kl']:.3f}."
+        )
+        text.append(collapse(last, settings.out_dim) or healthy)
     text.append(f"Everything is in {output}.")
     return "\n" + "\n".join(text)
 
 
-def attention_report(output: Path, trained: nn.Module, untrained: nn.Module, images: Images, settings: Settings,
-                     world: World) -> list[str]:
-    """Draw attention.png of ten images from everywhere -> lines with the scores, where object masks are known."""
-    n = min(len(images), 1000 if images.masks is not None else 10)
+def attention_report(
+    output: Path,
+    trained: nn.Module,
+    untrained: nn.Module,
+    images: Images,
+    settings: Settings,
+    world: World,
+) -> list[str]:
+    """Draw attention.png of ten images, evenly spaced.
+
+    Return lines with the scores over up to 1000 images, where their objects' masks are known.
+    """
+    n = min(len(images), 10)
+    if images.masks is not None:
+        n = min(len(images), 1000)
     images = images.subset(torch.linspace(0, len(images) - 1, n).long())
     view = EvaluationView(settings.eval_size, settings.eval_crop, settings.mean, settings.std)
-    views = torch.stack([view(images[i][0]) for i in range(n)])
-    before, after = (torch.cat([cls_attention(network, some.to(world.device)).cpu() for some in views.split(100)])
-                     for network in (untrained, trained))
-    draw_attention(output / "attention.png", views[:10], view, after[:10], before[:10], settings.patch_size)
+    views = torch.stack([view(images[index][0]) for index in range(n)])
+
+    before = attention_of(untrained, views, world)
+    after = attention_of(trained, views, world)
+    path = output / "attention.png"
+    draw_attention(path, views[:10], view, after[:10], before[:10], settings.patch_size)
     if images.masks is None:
         return []
-    was, now = (attention_scores(maps, images.masks[:n]) for maps in (before, after))
-    table = [f"    {name.replace('_', ' ')}, {percent} % of the mass: {was[key]:.1f} -> {now[key]:.1f} %"
-             for name in ("best_head", "head_mean") for percent in (60, 80) for key in [f"jaccard_{name}_{percent}"]]
-    return [f"[CLS] puts {100 * now['mass_on_object']:.1f} % of its attention on the object, untrained "
-            f"{100 * was['mass_on_object']:.1f} % ({now['mass_on_object'] / was['mass_on_object']:.2f} times).",
-            "Jaccard of attention's masks with the true masks, untrained -> trained:", *table]
+
+    was = attention_scores(before, images.masks)
+    now = attention_scores(after, images.masks)
+    on_object, on_object_before = now["mass_on_object"], was["mass_on_object"]
+    text = [
+        f"[CLS] puts {100 * on_object:.1f} % of its attention on the object, untrained "
+        f"{100 * on_object_before:.1f} % ({on_object / on_object_before:.2f} times).",
+        "Jaccard of attention's masks with the true masks, untrained -> trained:",
+    ]
+    for name in ("best_head", "head_mean"):
+        for percent in (60, 80):
+            key = f"jaccard_{name}_{percent}"
+            label = f"{name.replace('_', ' ')}, {percent} % of the mass"
+            text.append(f"    {label}: {was[key]:.1f} -> {now[key]:.1f} %")
+    return text
+
+
+def attention_of(network: nn.Module, views: Tensor, world: World) -> Tensor:
+    """Return the [CLS] token's attention on the CPU: (B, 3, S, S) -> (B, h, r, c)."""
+    maps = [cls_attention(network, some.to(world.device)).cpu() for some in views.split(100)]
+    return torch.cat(maps)
