@@ -16,13 +16,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ablations.rows import Row, Study, as_flags
-from attention import cls_attention, keep_mass, to_pixels
+from attention import cls_attention, keep_mass, overlay, to_pixels
 from data import Images
 from features import EvaluationView
 from runtime.commandline import write_whole
 from training.checkpoint import load_backbone
 from training.report import unnormalised
-from visualize_attention import overlay
 
 COSTS = {"train_per_s": ("hours", "training, images/s"), "features_per_s": ("images/s", "features, images/s"),
          "mib": ("GiB", "training, MiB")}  # the paper's number that each of ours stands beside, and our column's name

@@ -83,7 +83,7 @@ def finished(run: Run) -> bool:
 def stop_if_asked(signals: list[int]) -> None:
     """Exit if a signal has come; for moments at which all that is done is kept."""
     if signals:
-        print("stopped; the same command goes on there")
+        print("stopped; the same command continues there")
         sys.exit(128 + signals[0])
 
 

@@ -42,8 +42,8 @@ from runtime.sampling import seed_of
 from settings import PRESETS, Settings
 from training import evaluation as common
 from training.backbone import VITS, build_backbone
+from training.checkpoint import load_strictly
 from training.evaluation import Progress
-from training.strict import load_strictly
 
 PAPER = {  # Table 6, top-1; of its row "supervised" ImageNet alone: the other columns are of those weights, fine-tuned
     ("vit_small", 16): {"from scratch": {"imagenet": 79.9},

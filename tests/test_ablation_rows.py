@@ -7,7 +7,8 @@ import pytest
 from ablations import __main__ as ablations
 from ablations import runs
 from ablations.rows import STUDIES, Row
-from settings import PRESETS, Settings
+from ablations.train import AblationSettings
+from settings import PRESETS
 
 
 def flags_of(*argv: str):
@@ -20,7 +21,7 @@ def test_a_row_differs_from_its_base_in_exactly_what_the_table_says(name, preset
     """Through train.py's own command line; a row that starts from another preset is compared with that one's base."""
     flags, study = flags_of("--preset", preset), STUDIES[name]
 
-    def settings_with(changes: dict) -> Settings:
+    def settings_with(changes: dict) -> AblationSettings:
         return runs.make_run(study, Row("", changes), 0, flags).settings
 
     base = settings_with({})
@@ -53,7 +54,7 @@ TABLE_15 = [("momentum", "center"), ("momentum", "batch_softmax"), ("momentum", 
 def test_table_7_s_ticks_and_table_15_s_columns_are_what_is_trained(preset):
     flags = flags_of("--preset", preset)
 
-    def settings_of(name: str) -> list[Settings]:
+    def settings_of(name: str) -> list[AblationSettings]:
         return [runs.make_run(STUDIES[name], row, 0, flags).settings for row in STUDIES[name].rows]
 
     assert {row.name: (run.teacher == "momentum", run.centering == "sinkhorn", run.local_crops_number > 0, run.loss,
@@ -93,7 +94,7 @@ def test_the_other_methods_have_their_own_papers_settings_wherever_they_stand(me
     for study, row in found:
         settings = runs.make_run(study, row, 0, flags_of("--preset", preset)).settings
         recipe = PRESETS[row.changes(preset).get("preset", preset)]
-        wanted = {"lr": recipe.get("lr", Settings.lr)} | expected
+        wanted = {"lr": recipe.get("lr", AblationSettings.lr)} | expected
         wanted |= {"predictor": False} if "no predictor" in row.name else {}
         assert {name: getattr(settings, name) for name in wanted} == wanted, f"{study.where}: {row.name}"
 

@@ -17,9 +17,9 @@ from ablations import report
 from ablations import runs as ablation_runs
 from ablations.rows import STUDIES, Row, Study
 from ablations.runs import Run
+from ablations.train import AblationSettings
 from runtime.commandline import InputError
 from runtime.creatures import make_creatures
-from settings import Settings
 from training.backbone import build_backbone
 from training.checkpoint import save_checkpoint
 
@@ -41,7 +41,7 @@ def a_run(folder: Path, log: list[dict] | None, command: str = "raise SystemExit
     folder.mkdir(parents=True, exist_ok=True)
     if log:
         (folder / "log.txt").write_text("".join(json.dumps(record) + "\n" for record in log))
-    return Run(Row(name), seed, Settings(epochs=epochs, out_dim=K, **settings), {"out_dim": K}, folder,
+    return Run(Row(name), seed, AblationSettings(epochs=epochs, out_dim=K, **settings), {"out_dim": K}, folder,
                [sys.executable, "-c", command])
 
 
@@ -193,7 +193,7 @@ def test_sigterm_is_passed_on_and_the_line_says_that_the_same_command_goes_on(ca
         ablation_runs.execute([sys.executable, "-c", "import time; time.sleep(60)"], [signal.SIGTERM])
     assert stopped.value.code == 128 + signal.SIGTERM
     assert time.monotonic() - began < 20, "the child was not ended, but waited for"
-    assert "the same command goes on there" in capsys.readouterr().out
+    assert "the same command continues there" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["crops", "heads", "center"])
@@ -278,7 +278,9 @@ def test_fig_4_s_table_is_of_the_seeds_of_all_calls(tmp_path):
     ("center --data_path nowhere", "nowhere"),
     ("center -- --seed 3", "--seed stands behind --"),
     ("center --preset vitg14", "--preset vitg14 is unknown"),
-    ("center -- --lr -1", "--lr -1.0 must not be negative"),
+    ("center -- --lr -1", "--lr -1.0 must be at least 0"),
+    ("center -- --loss mse --centering sinkhorn", "--centering sinkhorn is for --loss cross_entropy"),
+    ("center -- --head_nlayers 0", "--head_nlayers 0 must be at least 1 (0 without the l2 bottleneck)"),
     ("center -- --nonsense 1", "unrecognized arguments: --nonsense"),
 ])
 def test_a_wrong_flag_is_told_before_anything_runs(argv, said, capsys, tmp_path):

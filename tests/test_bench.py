@@ -187,7 +187,7 @@ def test_memory_that_does_not_suffice_is_named():
     ("--threads -2", "--threads -2 must be at least 0"),
     ("--num_workers -2", "--num_workers -2 must be"),
     ("--data_path nowhere", "'nowhere' is not there"),
-    ("--drop_path_rate 1", "--drop_path_rate 1.0 must lie"),
+    ("--drop_path_rate 1", "--drop_path_rate 1.0 must be below 1"),
 ])
 def test_a_bad_flag_is_named_in_one_line(flags, said, capsys):
     """Exit status 2, before anything is measured."""

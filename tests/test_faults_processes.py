@@ -81,7 +81,7 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(photos, undistur
     flags = flags_of_two(photos, tmp_path / "run")
     ranks = start_ranks(flags, tmp_path, {1: Death("train_step", 8, signal.SIGTERM)})
     assert [status_of(child) for child in ranks] == [128 + signal.SIGTERM] * 2
-    assert "the same command goes on there" in (tmp_path / "said-0").read_text()
+    assert "the same command continues there" in (tmp_path / "said-0").read_text()
     saved = read_checkpoint(tmp_path / "run/checkpoint.pth")
     assert (saved["epoch"], saved["images"]) == (1, 2 * 4), "eight steps were made, of six an epoch: none is lost"
     finish_both(flags, tmp_path)

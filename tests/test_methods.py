@@ -1,6 +1,7 @@
 """BYOL's and MoCo's losses against their own papers' equations; the ablations' trainings as runs."""
 import math
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Barrier
 from types import SimpleNamespace
 
@@ -9,24 +10,19 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
-from tqdm import tqdm
 
-import train
+from ablations import train as ablations_train
 from ablations.byol import SquaredDistance
 from ablations.moco import InfoNCE, shuffle_batches
 from ablations.rows import BYOL_DEMO, MOCO_DEMO, PAIR_DEMO, SWAV_DEMO, as_flags
+from ablations.train import make_loss, make_student, parse, start_run
 from ablations.variants import SinkhornLoss
-from head import DINOHead
 from loss import DINOLoss
-from multicrop import MultiCropNetwork
-from optimizer import make_optimizer
 from runtime.hardware import World
-from runtime.sampling import EpochBatches
 from settings import parse_settings
-from teacher import make_teacher
-from train import StepValues, epoch_record, train_epoch, train_step
-from training.run_state import RunState, build_student, load_run, make_loss, save_run, start_run
-from vit import VisionTransformer
+from train import Schedules, train_step
+from training import run_state
+from training.run_state import build_student, load_run, save_run
 
 B, V, K, T = 3, 5, 7, 0.07
 HERE = World(0, 1, torch.device("cpu"), torch.float32)
@@ -131,80 +127,88 @@ def test_the_batch_is_shuffled_over_the_processes_and_the_order_restored():
         assert own & set(other_seen[view]) and own - set(other_seen[view]), "a process's images must go to both"
 
 
-def small(**head_options) -> MultiCropNetwork:
-    torch.manual_seed(0)
-    return MultiCropNetwork(VisionTransformer(7, 14, embed_dim=22, depth=2, num_heads=2, init_std=0.2),
-                            DINOHead(22, 13, hidden_dim=17, bottleneck_dim=5, init_std=0.2, **head_options))
+FLAGS = ("--arch vit_nano --patch_size 16 --global_crops_size 32 --local_crops_size 16 --local_crops_number 1 "
+         "--eval_size 32 --head_hidden_dim 29 --head_bottleneck_dim 7 --out_dim 31 --batch_size_per_gpu 4 "
+         "--warmup_epochs 0 --warmup_teacher_temp_epochs 0 --epochs 2").split()
+RUN = "--num_workers 0 --device cpu --precision fp32 --knn_every 0".split()
 
 
-def steps_of(kind: str, epochs: int = 3) -> tuple[list[dict], list[dict]]:
-    """Train epochs of two steps -> the student's weights in each step, and the teacher's that served in it."""
-    settings = parse_settings(["--teacher", kind, "--epochs", str(epochs), "--batch_size_per_gpu", "3",
-                               "--warmup_epochs", "0", "--lr", "9"])
-    student, students, teachers = small(), [], []
-    run = RunState(student, make_teacher(student), DINOLoss(13), make_optimizer("sgd", student))
+def write_images(folder: Path) -> Path:
+    """Eight images without labels: two steps."""
+    folder.mkdir()
+    for number in range(8):
+        Image.new("RGB", (40, 40), (30 * number, 0, 0)).save(folder / f"{number}.png")
+    return folder
+
+
+def steps_of(kind: str, folder: Path, monkeypatch) -> tuple[list[dict], list[dict]]:
+    """Train 3 epochs of two steps -> the student's weights in each step, and the teacher's that served in it."""
+    students, teachers, honest = [], [], ablations_train.start_run
     copy = lambda network: {name: value.clone() for name, value in network.state_dict().items()}
 
-    def note(*_) -> None:
-        students.append(copy(run.student)), teachers.append(copy(run.teacher))
+    def start_run(settings, world):
+        run = honest(settings, world)
 
-    run.teacher.register_forward_hook(note)
-    loader = [[torch.randn(3, 3, 14, 14) for _ in range(2)] for _ in range(2)]
-    batches = EpochBatches(len(loader) * 3, 3, 1, HERE.rank, HERE.size, seed=0)
-    for _ in range(epochs):
-        train_epoch(run, student, loader, batches, settings, HERE, [], tqdm(disable=True))
-        epoch_record(run, settings, batches)
+        def note(*_) -> None:
+            students.append(copy(run.student))
+            teachers.append(copy(run.teacher))
+
+        run.teacher.register_forward_hook(note)
+        return run
+
+    monkeypatch.setattr(ablations_train, "start_run", start_run)
+    ablations_train.main([*FLAGS, *RUN, "--data_path", str(write_images(folder / "images")), "--output_dir",
+                          str(folder / "run"), "--teacher", kind, "--epochs", "3", "--lr", "9"])
     return students, teachers
 
 
 @pytest.mark.parametrize(("kind", "source"), [("student", [0, 1, 2, 3, 4]), ("previous_iteration", [0, 0, 1, 2, 3]),
                                               ("previous_epoch", [0, 0, 2, 2, 4])])
-def test_fig_6s_teachers_are_the_student_of_the_step_that_their_name_says(kind, source):
+def test_fig_6s_teachers_are_the_student_of_the_step_that_their_name_says(kind, source, tmp_path, monkeypatch):
     """Which step's student serves as the teacher in steps 0 ... 4, of two an epoch."""
-    students, teachers = steps_of(kind)
+    students, teachers = steps_of(kind, tmp_path, monkeypatch)
     assert not torch.equal(students[1]["backbone.cls_token"], students[2]["backbone.cls_token"]), "nothing is trained"
     for step, origin in enumerate(source):
         assert all(torch.equal(value, students[origin][name]) for name, value in teachers[step].items()), \
             f"in step {step} the teacher must be the student of step {origin}"
 
 
-FLAGS = ("--arch vit_nano --patch_size 16 --global_crops_size 32 --local_crops_size 16 --local_crops_number 1 "
-         "--eval_size 32 --head_hidden_dim 29 --head_bottleneck_dim 7 --out_dim 31 --batch_size_per_gpu 4 "
-         "--warmup_epochs 0 --warmup_teacher_temp_epochs 0 --epochs 2").split()
 METHODS = {"BYOL": as_flags(BYOL_DEMO | PAIR_DEMO), "MoCo-v2": as_flags(MOCO_DEMO | PAIR_DEMO),
            "SwAV": as_flags(SWAV_DEMO)}
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_each_methods_state_survives_a_checkpoint_and_another_methods_is_refused(method, tmp_path):
-    settings = parse_settings([*FLAGS, *METHODS[method], "--output_dir", str(tmp_path)])
+    settings = parse([*FLAGS, *METHODS[method], "--output_dir", str(tmp_path)])
     run = start_run(settings, HERE)
     crops = [torch.randn(4, 3, 32, 32) for _ in range(2)]
-    train_step(run.student, run.student, run.teacher, run.dino_loss, run.optimizer, [crops],
-               StepValues(0.01, 0.0, 0.9, 0.05), 0.0, False, HERE)
+    train_step(run.student, run.teacher, run.dino_loss, run.optimizer, [crops], Schedules(0.01, 0.0, 0.9, 0.05),
+               settings, HERE)
     run.history.append({"epoch": -1})
     save_run(tmp_path / "checkpoint.pth", run, settings)
     again = start_run(settings, HERE)
+    load_run(tmp_path / "checkpoint.pth", again, settings)
     for part in ("student", "teacher", "dino_loss"):
         for name, value in getattr(run, part).state_dict().items():
             assert torch.equal(getattr(again, part).state_dict()[name], value), f"{part}'s {name} is lost"
-    other = parse_settings([*FLAGS, "--output_dir", "nowhere"])
-    with pytest.raises(ValueError, match="choose another --output_dir"):
-        load_run(tmp_path / "checkpoint.pth", start_run(other, HERE), other)
+    for read, begin in ((parse, start_run), (parse_settings, run_state.start_run)):  # by either command
+        other = read([*FLAGS, "--output_dir", "nowhere"])
+        with pytest.raises(ValueError, match="choose another --output_dir"):
+            load_run(tmp_path / "checkpoint.pth", begin(other, HERE), other)
 
 
 def test_each_setting_of_the_loss_makes_the_loss_it_names():
     for flags, kind in (("", DINOLoss), ("--loss mse", SquaredDistance), ("--loss infonce --queue_length 5", InfoNCE)):
-        assert type(make_loss(parse_settings([*FLAGS, *flags.split()]), HERE)) is kind
+        assert type(make_loss(parse([*FLAGS, *flags.split()]), HERE)) is kind
     for centering, iterations in (("sinkhorn", 3), ("batch_softmax", 1)):
-        assert make_loss(parse_settings([*FLAGS, "--centering", centering]), HERE).iterations == iterations
+        assert make_loss(parse([*FLAGS, "--centering", centering]), HERE).iterations == iterations
 
 
 def test_a_predictor_starts_fresh_on_weights_that_have_none(tmp_path):
-    settings = parse_settings([*FLAGS, "--output_dir", str(tmp_path)])
+    settings = parse([*FLAGS, "--output_dir", str(tmp_path)])
     run = start_run(settings, HERE)
     save_run(tmp_path / "checkpoint.pth", run, settings)
-    student = build_student(parse_settings([*FLAGS, "--init_from", str(tmp_path / "checkpoint.pth"), "--predictor"]))
+    student = make_student(parse([*FLAGS, "--init_from", str(tmp_path / "checkpoint.pth"), "--predictor"]), HERE)
     torch.testing.assert_close(student.head.mlp.state_dict(), run.student.head.mlp.state_dict())
     assert student.head.predictor is not None
 
@@ -212,17 +216,15 @@ def test_a_predictor_starts_fresh_on_weights_that_have_none(tmp_path):
 def test_other_heads_than_the_weights_were_trained_with_are_refused(tmp_path):
     """No shape tells the number of heads."""
     settings = parse_settings([*FLAGS, "--num_heads", "8", "--output_dir", str(tmp_path)])
-    save_run(tmp_path / "checkpoint.pth", start_run(settings, HERE), settings)
+    save_run(tmp_path / "checkpoint.pth", run_state.start_run(settings, HERE), settings)
     with pytest.raises(ValueError, match="pass --num_heads 8"):
         build_student(parse_settings([*FLAGS, "--init_from", str(tmp_path / "checkpoint.pth")]))
 
 
 def test_other_losses_are_logged_without_entropy_and_kl(tmp_path, capsys):
     """They have no such parts, so no collapse can be read off them."""
-    for number in range(8):
-        Image.new("RGB", (40, 40), (30 * number, 0, 0)).save(tmp_path / f"{number}.png")
-    train.main([*FLAGS, *METHODS["BYOL"], "--output_dir", str(tmp_path / "run"), "--data_path", str(tmp_path),
-                "--num_workers", "0", "--device", "cpu", "--precision", "fp32", "--knn_every", "0"])
+    ablations_train.main([*FLAGS, *METHODS["BYOL"], *RUN, "--output_dir", str(tmp_path / "run"), "--data_path",
+                          str(write_images(tmp_path / "images"))])
     told, log = capsys.readouterr().out, (tmp_path / "run" / "log.txt").read_text()
     assert "train_loss" in log and not any(word in told + log for word in ("KL", "COLLAPSE", "train_kl"))
     assert (tmp_path / "run" / "curves.png").stat().st_size

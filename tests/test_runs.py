@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 
 import train
+from training import backbone
+from vit import VisionTransformer
 
 REPO = Path(__file__).parent.parent
 TINY = ("--arch vit_nano --patch_size 16 --global_crops_size 32 --local_crops_size 16 --local_crops_number 2 "
@@ -200,7 +202,7 @@ def test_sigterm_to_the_whole_group_saves_and_the_same_command_goes_on(photos, t
         os.kill(int(worker), signal.SIGTERM)
     os.killpg(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM and "the same command goes on there" in output
+    assert process.returncode == 128 + signal.SIGTERM and "the same command continues there" in output
     checkpoint = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
     assert checkpoint["epoch"] >= 2 and len(log_of(tmp_path)) == checkpoint["epoch"] + 1
 
@@ -225,9 +227,8 @@ def test_two_trainings_do_not_share_an_output_folder(photos, tmp_path, capsys):
 
 def test_reading_the_metrics_every_few_steps_changes_nothing_but_when_they_are_read(photos, uninterrupted, tmp_path,
                                                                                   monkeypatch):
-    """A GPU's metrics wait for one another; the log is the same, and a loss that is not finite keeps its step."""
-    monkeypatch.setattr(train, "READ_EVERY", {"cpu": 4})  # of 6 steps an epoch
-    run(photos, tmp_path / "rarely")
+    """The log is the same, and a loss that is not finite keeps its step."""
+    run(photos, tmp_path / "rarely", "--log_every", "4")  # of 6 steps an epoch
     for rarely, always in zip(log_of(tmp_path / "rarely"), log_of(uninterrupted[0]), strict=True):
         assert rarely.keys() == always.keys()
         assert all(rarely[key] == pytest.approx(always[key]) for key in always), \
@@ -235,6 +236,42 @@ def test_reading_the_metrics_every_few_steps_changes_nothing_but_when_they_are_r
     steps, honest = iter(range(100)), train.train_step
     monkeypatch.setattr(train, "train_step", lambda *parts: honest(*parts) * (float("nan") if next(steps) == 8 else 1))
     with pytest.raises(SystemExit) as stopped:
-        run(photos, tmp_path / "broken")
+        run(photos, tmp_path / "broken", "--log_every", "4")
     assert stopped.value.code == 2
     assert torch.load(tmp_path / "broken" / "checkpoint.pth", weights_only=True)["epoch"] == 1
+
+
+@pytest.fixture
+def small_vit(monkeypatch) -> None:
+    """A ViT that is no arch of ours, so that its checkpoint is small enough to be stored."""
+    network = lambda patch_size, **sizes: VisionTransformer(
+        patch_size, embed_dim=6, depth=1, num_heads=1, **sizes)
+    monkeypatch.setitem(backbone.VITS, "vit_nano", network)
+
+
+STORED = REPO / "tests/stored/checkpoint_d805f4a.pth"  # after 8 of 18 steps
+OF_STORED = ("--patch_size 8 --head_hidden_dim 11 --out_dim 13 --lr 0.02 --momentum_teacher 0.9 --drop_path_rate 0 "
+             "--saveckp_freq 0").split()
+
+
+def test_a_checkpoint_of_an_older_version_is_continued_to_the_end(small_vit, photos, tmp_path, capsys):
+    """Commit d805f4a made it, stopped in mid-epoch, and its own end had this loss."""
+    (tmp_path / "checkpoint.pth").write_bytes(STORED.read_bytes())
+    checkpoint = run(photos, tmp_path, *OF_STORED)
+    assert "after 1 epochs and 8 images" in capsys.readouterr().out
+    assert checkpoint["epoch"] == 3 and checkpoint["images"] == 0 and "pictures" not in checkpoint
+    records = log_of(tmp_path)
+    assert [record["epoch"] for record in records] == [-1, 0, 1, 2]
+    assert [record["train_loss"] for record in records[1:]] == pytest.approx([0.942, 1.440, 1.915], abs=2e-3)
+
+
+def test_a_run_of_another_method_is_not_continued_as_plain_dino(small_vit, photos, tmp_path, capsys):
+    """One line names the command that does."""
+    for name, value in (("loss", "infonce"), ("teacher", "student"), ("head_l2_bottleneck", False)):
+        stored = torch.load(STORED, weights_only=True)
+        stored["args"][name] = value
+        torch.save(stored, tmp_path / "checkpoint.pth")
+        with pytest.raises(SystemExit):
+            run(photos, tmp_path, *OF_STORED)
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert f"python -m ablations.train --{name} {value}" in error

@@ -12,15 +12,16 @@ from head import DINOHead
 from loss import DINOLoss
 from multicrop import MultiCropNetwork, forward_crops
 from optimizer import LARS, clip_gradients, cosine, make_optimizer, parameter_groups
+from runtime import hardware
 from runtime.hardware import World
 from settings import Settings, parse_settings
 from teacher import make_teacher, update_teacher
-from train import StepValues, scheduled, train_step
+from train import Schedules, schedules, set_schedules, train_step
 from training import report
 from vit import VisionTransformer
 
 HERE = World(0, 1, torch.device("cpu"), torch.float32)
-VALUES = StepValues(lr=0.01, weight_decay=0.3, teacher_momentum=0.9, teacher_temp=0.05)
+VALUES = Schedules(lr=0.01, weight_decay=0.3, teacher_momentum=0.9, teacher_temp=0.05)
 K, B = 13, 3
 
 
@@ -35,13 +36,14 @@ def parts(seed: int = 0) -> SimpleNamespace:
     dino_loss = DINOLoss(K)
     dino_loss.center.normal_(std=0.1)
     crops = [torch.randn(B, 3, size, size) for size in (14, 14, 7, 7, 7)]
-    return SimpleNamespace(student=student, ddp_student=nn.Sequential(student), teacher=teacher, dino_loss=dino_loss,
+    return SimpleNamespace(student=student, ddp_student=student, teacher=teacher, dino_loss=dino_loss,
                            crops=crops, optimizer=make_optimizer("adamw", student))
 
 
 def step(p: SimpleNamespace, micro_batches=None, values=VALUES, clip=0.0, freeze=False, world=HERE) -> torch.Tensor:
-    return train_step(p.student, p.ddp_student, p.teacher, p.dino_loss, p.optimizer, micro_batches or [p.crops], values,
-                      clip, freeze, world)
+    set_schedules(p.optimizer, values)
+    return train_step(p.ddp_student, p.teacher, p.dino_loss, p.optimizer, micro_batches or [p.crops],
+                      values._replace(last_layer_frozen=freeze), Settings(clip_grad=clip), world)
 
 
 def step_by_hand(p: SimpleNamespace, clip: float) -> torch.Tensor:
@@ -86,11 +88,22 @@ def test_a_step_is_algorithm_1(optimizer, clip):
                                    msg="the center must average the logits of the teacher that made this loss")
 
 
-def test_a_step_calls_the_student_that_knows_the_other_processes():
+def test_a_step_calls_the_student_that_knows_the_other_processes(monkeypatch):
+    """And moves the teacher to the student inside of it, whose parameters have the teacher's names."""
+    class Wrapped(nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+        def forward(self, crops):
+            calls.append(1)
+            return self.module(crops)
+
     p, calls = parts(), []
-    p.ddp_student.register_forward_hook(lambda *_: calls.append(1))
+    monkeypatch.setattr(hardware, "DistributedDataParallel", Wrapped)
+    p.ddp_student = Wrapped(p.student)
     step(p)
-    assert calls == [1], "the crops go through ddp_student, which averages the gradients over the processes: once"
+    assert calls == [1], "the crops go through the wrapped student, which averages the gradients: once"
 
 
 class WithAnother(World):
@@ -182,11 +195,12 @@ def test_biases_and_norms_do_not_decay_but_positions_and_cls_do():
 
 def test_the_schedules_scale_lr_with_the_batch_and_end_where_the_paper_says():
     settings = Settings(epochs=20, warmup_epochs=10, warmup_teacher_temp_epochs=5, teacher_temp=0.07)
-    first, peak, last = (scheduled(settings, step, 7, 512) for step in (0, 70, 139))
+    first, peak, last = (schedules(settings, step, 7, 512) for step in (0, 70, 139))
     assert first.lr == 0 and peak.lr == pytest.approx(0.001) and last.lr == pytest.approx(1e-6, abs=2e-6)
     assert first.teacher_temp == 0.04 and last.teacher_temp == 0.07
     assert first.weight_decay == pytest.approx(0.04) and last.weight_decay == pytest.approx(0.4, abs=1e-3)
     assert peak.teacher_momentum == pytest.approx(cosine(70, 140, 0.996, 1.0))
+    assert [schedules(settings, step, 7, 512).last_layer_frozen for step in (0, 6, 7)] == [True, True, False]
 
 
 def test_lars_scales_matrices_to_a_share_of_their_norm_and_leaves_vectors_alone():

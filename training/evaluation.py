@@ -211,8 +211,10 @@ class Progress:
                 raise InputError(f"{str(self.path)!r} was made with another {name} ({old}, not {new}): choose another "
                                  "--output_dir, or what it was made with")
         for name, part in self.parts.items():
-            load = checkpoint.load_strictly if isinstance(part, nn.Module) else strict.load_optimizer
-            load(part, stored["parts"][name], self.path)
+            if isinstance(part, nn.Module):
+                checkpoint.load_strictly(part, stored["parts"][name], self.path)
+            else:
+                part.load_state_dict(stored["parts"][name])
         self.epoch, self.recipe = stored["epoch"], stored["recipe"]
 
 

@@ -12,14 +12,13 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
 
-from attention import attention_scores, cls_attention, keep_mass, to_pixels
+from attention import attention_scores, cls_attention, keep_mass, overlay, to_pixels
 from data import Images
 from features import EvaluationView
 from runtime.commandline import InputError, write_whole
 from runtime.hardware import World
 from settings import Settings
 from training.run_state import FIX, RunState, first_bad
-from visualize_attention import overlay
 
 
 def epoch_record(run: RunState, now) -> dict:
@@ -164,7 +163,8 @@ def draw_curves(path: Path, history: list[dict], out_dim: int) -> None:
     for axes in (losses, knn, schedules):
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend()
+        if axes.lines:
+            axes.legend()
     write_whole(path, figure.savefig)
     plt.close(figure)
 
