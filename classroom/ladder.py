@@ -335,8 +335,8 @@ LADDER = (
         task=(
             "Each patch of a frame takes the labels of those patches of earlier frames that are "
             "most like it: the topk largest cosines among those at most radius rows and columns "
-            "away, weighted by a softmax. At radius 0 all are near. If fewer than topk are near, all "
-            "count. Go row by row: all cosines at once would not fit into memory."
+            "away, weighted by a softmax. At radius 0 all are near. If fewer than topk are near, "
+            "all count. Go row by row: all cosines at once would not fit into memory."
         ),
         equation=(
             "label[i] = sum over the topk likest j near i of  w[i, j] label[j]\n"
