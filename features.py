@@ -14,9 +14,9 @@ from torchvision.transforms.v2.functional import center_crop, resize
 from tqdm import tqdm
 
 from data import Images
+from runtime.augment import IMAGENET_MEAN, IMAGENET_STD
 from runtime.commandline import InputError
 from runtime.hardware import World, leave_signals_to_training
-from settings import IMAGENET_MEAN, IMAGENET_STD
 
 MOST_PIXELS = 2**24  # of a whole image that a network reads: attention grows with their square
 

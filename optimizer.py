@@ -1,7 +1,8 @@
-"""The schedules and the optimiser (Sec. 3.2, "Implementation details"): AdamW, SGD or LARS; decay and clipping.
+"""The schedules and the optimiser (Sec. 3.2, "Implementation details").
 
-The schedules are pure functions of the step, counted from 0. The paper names AdamW and the decay's schedule alone:
-which tensors decay, clipping, SGD and LARS are the release's.
+Schedules are pure functions of the step, counted from 0.
+The paper names AdamW and the schedule of the decay.
+Which tensors decay, clipping, SGD and LARS are the release's.
 """
 import math
 
@@ -11,79 +12,116 @@ from torch.optim import Optimizer
 
 
 def cosine(step: int, total_steps: int, start: float, end: float, warmup_steps: int = 0) -> float:
-    """Linear from 0 to start over the warm-up, then start -> end on half a cosine.
+    """Return the value at a step: linear from 0 to start, then half a cosine from start to end.
 
-    Used for the learning rate (with warm-up), the weight decay and the teacher momentum (Sec. 3.1). As in the release,
-    the last warm-up step has the full value and the step after the last would have the end value.
+    For the learning rate (with warm-up), the weight decay and the teacher momentum (Sec. 3.1).
     """
     if step < warmup_steps:
+        # release: the last warm-up step has the full value already, hence the - 1
         return start * step / max(1, warmup_steps - 1)
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    return end + 0.5 * (start - end) * (1 + math.cos(math.pi * progress))
+    falling = 0.5 * (1 + math.cos(math.pi * progress))  # from 1 to 0
+    # release: the step after the last would have the end value
+    return end + (start - end) * falling
 
 
 def linear(step: int, warmup_steps: int, start: float, end: float) -> float:
-    """Linear from start to end over the warm-up, then end: the teacher temperature.
-
-    Paper: over the first 30 epochs; release: the same in jumps, one an epoch; here: one a step.
-    """
-    return end if step >= warmup_steps else start + (end - start) * step / warmup_steps
+    """Return the value at a step: linear from start to end, then end (the teacher temperature)."""
+    if step >= warmup_steps:
+        return end
+    # paper: over the first 30 epochs; release: in jumps, one an epoch; here: at each step
+    return start + (end - start) * step / warmup_steps
 
 
 def parameter_groups(student: nn.Module) -> list[dict]:
-    """Matrices decay, as in the release positions and [CLS] too; biases and the scales of normalisations do not.
+    """Return the weights that decay and those that do not, for an optimiser.
 
-    "decays" tells whoever sets a step's weight decay which group it is for.
+    "decays" says which group a step's weight decay is for.
     """
-    params = [param for param in student.parameters() if param.requires_grad]
-    return [{"params": [param for param in params if param.ndim > 1], "decays": True},
-            {"params": [param for param in params if param.ndim <= 1], "decays": False, "weight_decay": 0.0}]
+    decaying = []
+    others = []
+    for param in student.parameters():
+        if not param.requires_grad:  # the frozen gain of the prototypes
+            continue
+        if param.ndim > 1:  # release: matrices, and positions and [CLS] too
+            decaying.append(param)
+        else:  # biases and the scales of normalisations
+            others.append(param)
+    return [
+        {"params": decaying, "decays": True},
+        {"params": others, "decays": False, "weight_decay": 0.0},  # AdamW's default is 0.01
+    ]
 
 
 def clip_gradients(student: nn.Module, max_norm: float) -> Tensor:
-    """Scale each parameter's gradient down to at most max_norm, each tensor by itself (release), 0: not at all.
+    """Scale each gradient down to a norm of at most max_norm; 0: leave them as they are.
 
-    Returns the largest norm before, NaN if one is: a scalar, which a GPU need not be waited for.
+    Returns the largest norm before, as a scalar tensor; NaN if a gradient has one.
     """
     norms = []
     for param in student.parameters():
-        if param.grad is not None:
-            norms.append(param.grad.norm())
-            factor = max_norm / (norms[-1] + 1e-6)
-            if max_norm and (param.device.type != "cpu" or factor < 1):  # only a CPU can look without waiting
-                param.grad.mul_(factor.clamp(max=1))
+        if param.grad is None:
+            continue
+        norm = param.grad.norm()  # release: each tensor by itself, not the global norm
+        norms.append(norm)
+        if max_norm:
+            # clamp, not an if: a GPU would have to be waited for to compare
+            factor = (max_norm / (norm + 1e-6)).clamp(max=1)
+            param.grad.mul_(factor)
     return torch.stack(norms).max()
 
 
 class LARS(Optimizer):
-    """You et al. 2017, for large batches: SGD whose step for a matrix is a fixed share of the matrix's own norm.
+    """SGD whose step for a matrix is a fixed fraction of the matrix's norm (You et al. 2017).
 
-    g <- g + decay w; for tensors of 2 and more axes g <- g * eta ||w|| / ||g||; v <- m v + g; w <- w - lr v.
+    For large batches; the released ResNet-50 was trained with it.
     """
 
-    def __init__(self, params, lr: float, weight_decay: float = 0.0, momentum: float = 0.9, eta: float = 0.001):
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "eta": eta})
+    def __init__(
+        self,
+        params,
+        lr: float,
+        weight_decay: float = 0.0,
+        momentum: float = 0.9,
+        eta: float = 0.001,
+    ):
+        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "eta": eta}
+        super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
             for param in group["params"]:
-                if param.grad is None:
-                    continue
-                update = param.grad
-                if param.ndim > 1:
-                    update = update.add(param, alpha=group["weight_decay"])
-                    weight_norm, update_norm = param.norm(), update.norm()
-                    trust = group["eta"] * weight_norm / update_norm
-                    update = update * torch.where((weight_norm > 0) & (update_norm > 0), trust, 1.0)
-                velocity = self.state[param].setdefault("velocity", torch.zeros_like(param))
-                velocity.mul_(group["momentum"]).add_(update)
-                param.sub_(velocity, alpha=group["lr"])
+                if param.grad is not None:
+                    self.step_of(param, group)
+
+    def step_of(self, param: Tensor, group: dict) -> None:
+        """Move one tensor: v <- m v + g, w <- w - lr v."""
+        update = param.grad
+        if param.ndim > 1:  # biases and normalisations take plain SGD's step, undecayed
+            update = update.add(param, alpha=group["weight_decay"])  # g <- g + decay w
+            update = update * trust_ratio(param, update, group["eta"])
+        if "velocity" not in self.state[param]:
+            self.state[param]["velocity"] = torch.zeros_like(param)
+        velocity = self.state[param]["velocity"]
+        velocity.mul_(group["momentum"]).add_(update)
+        param.sub_(velocity, alpha=group["lr"])
 
 
-def make_optimizer(name: str, student: nn.Module) -> torch.optim.Optimizer:
-    """adamw, sgd or lars; learning rate and decay are set at each step."""
+def trust_ratio(param: Tensor, update: Tensor, eta: float) -> Tensor:
+    """Return eta ||w|| / ||g||, or 1 where a norm is 0."""
+    param_norm = param.norm()
+    update_norm = update.norm()
+    ratio = eta * param_norm / update_norm
+    return torch.where((param_norm > 0) & (update_norm > 0), ratio, 1.0)
+
+
+def make_optimizer(name: str, student: nn.Module) -> Optimizer:
+    """Return adamw, sgd or lars; a training sets learning rate and decay at each step."""
     groups = parameter_groups(student)
     if name == "adamw":
-        return torch.optim.AdamW(groups, lr=0.0, fused=True)
-    return torch.optim.SGD(groups, lr=0.0, momentum=0.9, weight_decay=0.0) if name == "sgd" else LARS(groups, lr=0.0)
+        return torch.optim.AdamW(groups, lr=0.0, fused=True)  # fused: one kernel for all tensors
+    if name == "sgd":
+        # 0.0, not the default 0: a stopped run's checkpoint must find a float here
+        return torch.optim.SGD(groups, lr=0.0, momentum=0.9, weight_decay=0.0)
+    return LARS(groups, lr=0.0)

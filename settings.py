@@ -10,11 +10,8 @@ from argparse import SUPPRESS
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from runtime.augment import IMAGENET_MEAN, IMAGENET_STD
 from runtime.commandline import CommandLine, InputError, true_or_false
-
-# mean and standard deviation of red, green and blue in 0 ... 1 over the images of ImageNet
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 VITS = ("vit_nano", "vit_tiny", "vit_small", "vit_base")
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")

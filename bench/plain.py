@@ -23,8 +23,8 @@ from torchvision import transforms
 from loss import DINOLoss
 from multicrop import MultiCropNetwork
 from optimizer import parameter_groups
+from runtime.augment import IMAGENET_MEAN, IMAGENET_STD
 from runtime.hardware import World
-from settings import IMAGENET_MEAN, IMAGENET_STD
 from train import Schedules
 from vit import Attention, VisionTransformer
 

@@ -1,15 +1,20 @@
-"""Batch normalisation where several processes share a batch: synchronised, or with running statistics averaged.
+"""Batch normalisation where several processes share a batch.
 
-The paper's ResNet-50 normalises with the statistics of all processes; MoCo shuffles the batches instead.
+Synchronised, as the paper's ResNet-50 has it, or with the running statistics averaged.
 """
+
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from runtime.hardware import World
 
 
 class TotalOverProcesses(torch.autograd.Function):
-    """`World.total` with a gradient: which is summed over all processes too, since all losses depend on the sum."""
+    """World.total with a gradient.
+
+    All processes' losses depend on the total, so the gradient is summed over them too.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, world: World) -> Tensor:
@@ -21,46 +26,49 @@ class TotalOverProcesses(torch.autograd.Function):
         return ctx.world.total(gradient), None
 
 
-class GlooBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch normalisation with the statistics of all processes: what nn.SyncBatchNorm is on GPUs, for CPUs.
-
-    Every process must hold equally many samples. (B, C, ...) -> the same shape.
-    """
+class GlooBatchNorm(_BatchNorm):
+    """nn.SyncBatchNorm for CPUs: (B, C, ...) -> the same shape, equally many B in each process."""
 
     world: World
 
     def _check_input_dim(self, x: Tensor) -> None:
-        """Any number of axes."""
+        """Any number of axes will do."""
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Return the mean of each channel over all processes: (B, C, ...) -> (1, C, 1 ...)."""
+        axes = [0, *range(2, x.ndim)]
+        mean = x.mean(axes, keepdim=True)
+        return TotalOverProcesses.apply(mean, self.world) / self.world.size
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        axes, world_size = [0, *range(2, x.ndim)], self.world.size
-        mean = TotalOverProcesses.apply(x.float().mean(axes, keepdim=True), self.world) / world_size
-        variance = TotalOverProcesses.apply((x - mean).square().mean(axes, keepdim=True), self.world) / world_size
+        mean = self.mean(x.float())
+        variance = self.mean((x - mean).square())
         with torch.no_grad():
-            n = x.numel() // x.shape[1] * world_size
+            n = x.numel() // x.shape[1] * self.world.size
             self.running_mean.lerp_(mean.flatten(), self.momentum)
             self.running_var.lerp_(variance.flatten() * n / (n - 1), self.momentum)
             self.num_batches_tracked += 1
-        shape = mean.shape
-        return (x - mean) / (variance + self.eps).sqrt() * self.weight.view(shape) + self.bias.view(shape)
+        weight, bias = self.weight.view(mean.shape), self.bias.view(mean.shape)
+        return (x - mean) / (variance + self.eps).sqrt() * weight + bias
 
 
 def average_buffers(network: nn.Module, world: World) -> None:
-    """Let all processes have the mean of their running statistics, where batch normalisation is not synchronised."""
+    """Give all processes the mean of their running statistics, which they made apart."""
     for buffer in network.buffers():
         if buffer.is_floating_point():
             buffer.copy_(world.mean(buffer))
 
 
 def synchronise_batch_norms(network: nn.Module, world: World) -> nn.Module:
-    """Make every batch normalisation use the batch of all processes, as the paper's ResNet-50 does."""
+    """Make every batch normalisation use the batch of all processes; return the network."""
     if world.size == 1:
         return network
     if world.device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)
     for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.__class__, module.world = GlooBatchNorm, world  # keeps its weights, buffers and names
+        if isinstance(module, _BatchNorm):
+            module.__class__ = GlooBatchNorm  # which keeps its weights, buffers and names
+            module.world = world
     return network

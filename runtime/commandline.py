@@ -1,4 +1,5 @@
-"""What every script shares: bad input becomes one clear line and exit status 2, never a traceback; and whole files."""
+"""What all scripts share: errors in one line with exit status 2, and files written whole."""
+
 import argparse
 import os
 import sys
@@ -8,39 +9,46 @@ from pathlib import Path
 
 
 class InputError(ValueError):
-    """Something the person can mend; the message is the line they see: it names the flag or file, and the mend."""
+    """Something a person can fix. The message is one line: the flag or file, and the fix."""
 
 
 def brief(said: object) -> str:
-    """The start of another library's message, or of what a file says, on one line, to stand in one of ours."""
+    """Return the start of a foreign text, on one line, to stand in a message of ours."""
     return " ".join(str(said).split())[:100]
 
 
 class CommandLine(argparse.ArgumentParser):
-    """An argument parser whose errors are one line; flags are never abbreviated, so that a typo is an error."""
+    """An argument parser whose errors are one line, and which takes no abbreviated flags."""
 
     def __init__(self, description: str | None):
-        module = getattr(sys.modules["__main__"], "__spec__", None)  # none where a file was started, not python -m
-        name = f"python -m {module.name.removesuffix('.__main__')}" if module else None
-        super().__init__(name, description=description, allow_abbrev=False,
-                         formatter_class=argparse.RawDescriptionHelpFormatter)
+        # python -m evals.linear: argparse would call it linear.py; a file has no __spec__
+        spec = getattr(sys.modules["__main__"], "__spec__", None)
+        name = None
+        if spec:
+            name = f"python -m {spec.name.removesuffix('.__main__')}"
+        super().__init__(
+            name,
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
 
-    def error(self, message: str):
+    def error(self, message: str) -> None:
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
 
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """Print an InputError as one line and exit with status 2; one from a loader's worker arrives wrapped in text.
-
-    Ctrl-C is one line too, and status 130. A folder's name that the terminal cannot show is printed as far as it can.
-    """
+    """Print an InputError as one line and exit with status 2; Ctrl-C: one line and status 130."""
     if hasattr(sys.stdout, "reconfigure"):
+        # for names of folders that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
     except InputError as error:
-        print(f"error: {str(error).rsplit('InputError: ', 1)[-1].strip()}", file=sys.stderr)
+        # from a loader's worker it arrives inside of a longer text
+        text = str(error).rsplit("InputError: ", 1)[-1].strip()
+        print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -48,7 +56,7 @@ def errors_in_one_line() -> Iterator[None]:
 
 
 def true_or_false(text: str) -> bool:
-    """The release's spelling of a switch: --norm_last_layer true."""
+    """Return what a switch is set to, spelled as in the release: --norm_last_layer true."""
     if text.lower() in ("true", "on", "1", "yes"):
         return True
     if text.lower() in ("false", "off", "0", "no"):
@@ -57,7 +65,10 @@ def true_or_false(text: str) -> bool:
 
 
 def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Call write(temporary path) and rename: the file at `path` is the old one or the new one, never a part."""
+    """Call write(temporary path), then rename: the file is the old one or the new, never a part.
+
+    Raises InputError if it cannot be written.
+    """
     path = Path(path)
     part = path.with_name(f".{path.name}.part{path.suffix}")
     try:
@@ -67,5 +78,7 @@ def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
         with suppress(OSError):  # there may be no such folder, or no right to write there
             part.unlink()
-        raise InputError(f"cannot write {str(path)!r} ({brief(error)}): let its folder be written, or "
-                         "free some space; what was saved before is untouched") from None
+        raise InputError(
+            f"cannot write {str(path)!r} ({brief(error)}): let its folder be written, or free "
+            "some space; what was saved before is untouched"
+        ) from None

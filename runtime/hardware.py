@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
 from runtime.commandline import InputError, brief
@@ -35,10 +36,17 @@ class World(NamedTuple):
         """Whether this process is the one that writes and prints."""
         return self.rank == 0
 
-    def autocast(self) -> torch.autocast:
-        """Return a context in which matrices are multiplied in the world's precision."""
-        enabled = self.dtype != torch.float32
-        return torch.autocast(self.device.type, self.dtype, enabled=enabled)
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Multiply matrices in the world's precision inside."""
+        low = self.dtype != torch.float32
+        with torch.autocast(self.device.type, self.dtype, enabled=low):
+            if low and self.device.type == "cpu" and torch.is_grad_enabled():
+                # a CPU's fused attention goes backward slowly in bf16
+                with plain_attention():
+                    yield
+            else:
+                yield
 
     def total(self, tensor: Tensor, operation=dist.ReduceOp.SUM) -> Tensor:
         """Return the sum over all processes, entry by entry."""
@@ -114,6 +122,18 @@ class World(NamedTuple):
         """Wait until all processes are here."""
         if self.size > 1:
             dist.barrier()
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Compute scaled_dot_product_attention by its formula inside, in bf16 where q, k, v are."""
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # for CPUs too, whatever its name
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
 
 
 def choose_device(wanted: str) -> torch.device:

@@ -1,7 +1,8 @@
-"""Which images a step sees, and which crops of them: functions of (seed, epoch, image) and of nothing else.
+"""Which images a step sees, and which crops of them: functions of (seed, epoch, image) alone.
 
-So neither the number of workers, nor that of processes, nor where a run was resumed changes what is learnt from.
+So the numbers of workers and processes change nothing, nor does the place where a run continues.
 """
+
 import zlib
 from collections.abc import Callable, Iterator
 
@@ -14,15 +15,20 @@ from runtime.hardware import World
 
 
 def seed_of(*numbers: int) -> int:
-    """A seed below 2^32, all that torch's CPU generator uses, that differs for neighbouring numbers."""
+    """Return a seed below 2^32, which is all that torch's CPU generator uses.
+
+    Neighbouring numbers have seeds far apart, and no two images of an epoch share one.
+    """
     return zlib.crc32(" ".join(map(str, numbers)).encode())
 
 
 class CropsDataset(Dataset):
-    """What crop, a MultiCrop or another random view, makes of an image: dataset[epoch, index] -> crop(image)."""
+    """Random views of images: dataset[epoch, index] -> crop(image), always the same ones."""
 
     def __init__(self, images: Dataset, crop: Callable[[Tensor], list[Tensor] | Tensor], seed: int):
-        self.images, self.crop, self.seed = images, crop, seed
+        self.images = images
+        self.crop = crop  # a MultiCrop, or another random view
+        self.seed = seed
 
     def __getitem__(self, key: tuple[int, int]) -> list[Tensor] | Tensor:
         epoch, index = key
@@ -32,18 +38,26 @@ class CropsDataset(Dataset):
 
 
 class EpochBatches(Sampler):
-    """The micro-batches of one process for one epoch, as lists of (epoch, index), from step `first_step` on.
+    """The micro-batches of one process for one epoch, as lists of (epoch, index).
 
-    A step takes the same images however many processes share it: process r of R takes its R-th part. The last,
-    incomplete step of an epoch is dropped.
+    They are those of `epoch`, from `first_step` on; whoever trains sets both.
+    A step takes the same images however many processes divide it between them.
+    An epoch's last step is dropped if it is incomplete.
     """
 
-    def __init__(self, images: int, batch_size: int, accumulate: int, rank: int, world_size: int, seed: int):
-        self.images, self.batch_size, self.accumulate, self.seed = images, batch_size, accumulate, seed
-        self.rank, self.world_size = rank, world_size
+    def __init__(
+        self, images: int, batch_size: int, accumulate: int, rank: int, world_size: int, seed: int
+    ):
+        self.images = images
+        self.batch_size = batch_size
+        self.accumulate = accumulate
+        self.rank = rank
+        self.world_size = world_size
+        self.seed = seed
         self.images_per_step = batch_size * accumulate * world_size
         self.steps = images // self.images_per_step
-        self.epoch = self.first_step = 0
+        self.epoch = 0
+        self.first_step = 0
 
     def __len__(self) -> int:
         return (self.steps - self.first_step) * self.accumulate
@@ -52,13 +66,26 @@ class EpochBatches(Sampler):
         generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
         order = torch.randperm(self.images, generator=generator)
         for step in range(self.first_step, self.steps):
-            this_step = order[step * self.images_per_step:(step + 1) * self.images_per_step]
-            for batch in this_step.view(self.accumulate, self.world_size, self.batch_size)[:, self.rank].tolist():
+            start = step * self.images_per_step
+            images = order[start : start + self.images_per_step]
+            images = images.view(self.accumulate, self.world_size, self.batch_size)
+            for batch in images[:, self.rank].tolist():
                 yield [(self.epoch, index) for index in batch]
 
 
-def make_loader(dataset: CropsDataset, batches: EpochBatches, num_workers: int, world: World) -> DataLoader:
-    """The dataset in this order, epoch after epoch, by workers that stay; num_workers as share_cores takes it."""
+def make_loader(
+    dataset: CropsDataset, batches: EpochBatches, num_workers: int, world: World
+) -> DataLoader:
+    """Return a loader of the dataset in this order; its workers stay from epoch to epoch.
+
+    num_workers: as share_cores takes it.
+    """
     workers = hardware.share_cores(num_workers, world.device)
-    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=world.device.type == "cuda",
-                      persistent_workers=workers > 0, worker_init_fn=hardware.leave_signals_to_training)
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        pin_memory=world.device.type == "cuda",
+        persistent_workers=workers > 0,
+        worker_init_fn=hardware.leave_signals_to_training,
+    )

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import vit
-from attention import attention_scores, cls_attention, jaccard, keep_mass, mass_on_object, to_pixels
+from attention import attention_scores, cls_attention, jaccard, keep_mass, mass_on_object, overlay, to_pixels
 
 
 def test_keep_mass_keeps_the_fewest_heaviest_patches_that_hold_the_mass():
@@ -63,3 +63,12 @@ def test_maps_have_the_images_shape_and_leave_out_cls():
     torch.testing.assert_close(maps[1, 0, 1, 3], network.get_last_selfattention(images)[1, 0, 0, 1 + 11 + 3])
     assert to_pixels(maps, 7).shape == (3, 2, 14, 77)
     assert torch.equal(to_pixels(maps, 7)[0, 0, 7:14, 21:28], maps[0, 0, 1, 3].expand(7, 7))
+
+
+def test_an_overlay_darkens_what_the_mask_leaves_out():
+    image = torch.rand(3, 5, 3)
+    mask = torch.zeros(3, 5, dtype=torch.bool)
+    mask[1, 2] = True
+    shown = overlay(image, mask)
+    assert torch.equal(shown[1, 2], image[1, 2])
+    torch.testing.assert_close(shown[0], image[0] / 4)

@@ -93,7 +93,7 @@ def test_a_image_that_is_lost_or_breaks_during_the_run_is_named(harm, workers, p
     assert status_of(start(flags, said, Death("train_step", 9, signal.SIGTERM))) == 128 + signal.SIGTERM
     victim = photos / "train/dark/03.png"
     whole = victim.read_bytes()
-    child = start([*flags, "--epochs", "3"], said, Death("train_epoch", 1, signal.SIGSTOP))  # its list is made by now
+    child = start([*flags, "--epochs", "3"], said, Death("start_run", 1, signal.SIGSTOP))  # its list is made by now
     wait_until_stopped(child.pid)
     victim.unlink()
     if harm == "broken":

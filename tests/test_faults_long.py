@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from killing import REPO
 
-from training import report
+from training import report, run_state
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 STEPS = """
@@ -19,7 +19,6 @@ import torch
 from PIL import Image
 import numpy as np
 import train
-from data import open_images
 from runtime.hardware import World
 from head import DINOHead
 from loss import DINOLoss
@@ -28,7 +27,6 @@ from optimizer import make_optimizer
 from training.run_state import RunState
 from settings import parse_settings
 from teacher import make_teacher
-from tqdm import tqdm
 from vit import VisionTransformer
 
 torch.set_num_threads(1)
@@ -38,24 +36,24 @@ for i in range(100):
 world = World(0, 1, torch.device("cpu"), torch.float32)
 settings = parse_settings("--preset demo --patch_size 8 --global_crops_size 8 --local_crops_size 8 --eval_size 8 "
                           "--local_crops_number 0 --batch_size_per_gpu 1 --num_workers 1 --device cpu --epochs 50 "
-                          "--warmup_epochs 1".split())
-images, _ = open_images(str(folder))
-loader, batches = train.make_loader(images, settings, world)
-student = MultiCropNetwork(VisionTransformer(8, 8, embed_dim=6, depth=1, num_heads=1), DINOHead(6, 7, hidden_dim=5,
-                           bottleneck_dim=3))
-run = RunState(student, make_teacher(student), DINOLoss(7), make_optimizer("adamw", student))
+                          "--warmup_epochs 1 --knn_every 0 --saveckp_freq 0 --out_dim 7".split()
+                          + ["--data_path", str(folder), "--output_dir", str(folder / "run")])
+
+def start_run(settings, world):
+    student = MultiCropNetwork(VisionTransformer(8, 8, embed_dim=6, depth=1, num_heads=1),
+                               DINOHead(6, 7, hidden_dim=5, bottleneck_dim=3))
+    return RunState(student, make_teacher(student), DINOLoss(7), make_optimizer("adamw", student))
 
 def use(pid):
     resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
     return resident, len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task"))
 
-with tqdm(disable=True) as bar:
-    for epoch in range(50):  # of 100 steps
-        train.train_epoch(run, student, loader, batches, settings, world, [], bar)
-        run.history.append(train.epoch_record(run, settings, batches))
-        if epoch in (9, 29, 49):
-            worker = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()[0]
-            print(json.dumps([use(os.getpid()), use(worker)]), flush=True)
+def note(run, world):  # before the checkpoint at the end of an epoch of 100 steps
+    if run.epoch in (10, 30, 50):
+        worker = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()[0]
+        print("used", json.dumps([use(os.getpid()), use(worker)]), flush=True)
+
+train.train(settings, world, [], start_run=start_run, before_save=note)
 """
 
 
@@ -66,7 +64,8 @@ def test_memory_files_and_threads_stay_flat_over_five_thousand_steps(tmp_path):
     ended = subprocess.run([sys.executable, "-c", STEPS, str(tmp_path)], cwd=REPO, capture_output=True, text=True,
                            env=os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}, timeout=600)
     assert ended.returncode == 0, ended.stderr
-    measured = [json.loads(line) for line in ended.stdout.splitlines()]
+    lines = [line for line in ended.stdout.splitlines() if line.startswith("used")]
+    measured = [json.loads(line.removeprefix("used")) for line in lines]
     print(measured)
     assert len(measured) == 3
     for who in (0, 1):
@@ -86,7 +85,7 @@ def test_the_log_and_the_curves_of_a_million_steps_are_quick(tmp_path):
     """A line an epoch, and up to 20 values of entropy and KL in it: 50,000 epochs have a million of each."""
     history = [{"epoch": -1, "knn_untrained": 20.0, "knn_pixels": 50.0}, *map(record, range(50_000))]
     began = time.process_time()
-    report.write_log(tmp_path / "log.txt", history)
+    run_state.write_log(tmp_path / "log.txt", history)
     written = time.process_time()
     report.draw_curves(tmp_path / "curves.png", history, 4096)
     drawn = time.process_time()

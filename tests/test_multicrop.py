@@ -1,57 +1,14 @@
-"""Multi-crop: each operation against torchvision's, the law of the augmentations, one pass per resolution."""
+"""Multi-crop: the law of the augmentations, one pass per resolution."""
 import pytest
 import torch
 import torchvision.transforms.functional as TF
 from PIL import Image
 from torch import nn
-from torchvision.transforms import ColorJitter
 
-import multicrop
 from multicrop import MultiCrop, MultiCropNetwork, forward_crops
+from runtime.augment import grey
 
 IMAGE = torch.rand(3, 41, 37, generator=torch.Generator().manual_seed(0))
-HUNDREDTH_OF_A_GREY_LEVEL = 0.01 / 255
-
-
-def close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
-    return (ours - theirs).abs().max().item() < HUNDREDTH_OF_A_GREY_LEVEL
-
-
-@pytest.mark.parametrize("turn", [-0.5, -0.1, 0.0, 0.07, 0.5])
-def test_the_hue_turns_as_torchvision_turns_it(turn):
-    grey_too = torch.cat([IMAGE, torch.full((3, 2, 37), 0.3), torch.zeros(3, 1, 37), torch.ones(3, 1, 37)], dim=1)
-    assert close(multicrop.shift_hue_(grey_too.clone(), turn), TF.adjust_hue(grey_too, turn))
-
-
-@pytest.mark.parametrize("factor", [0.6, 1.0, 1.4])
-def test_brightness_contrast_and_saturation_are_torchvisions(factor):
-    grey = multicrop.grey(IMAGE)
-    assert close(multicrop.blend_(IMAGE.clone(), multicrop.BLACK, factor), TF.adjust_brightness(IMAGE, factor))
-    assert close(multicrop.blend_(IMAGE.clone(), grey.mean(), factor), TF.adjust_contrast(IMAGE, factor))
-    assert close(multicrop.blend_(IMAGE.clone(), grey, factor), TF.adjust_saturation(IMAGE, factor))
-
-
-def test_grey_and_solarise_are_torchvisions():
-    assert close(multicrop.grey(IMAGE), TF.rgb_to_grayscale(IMAGE))
-    assert close(multicrop.solarize(IMAGE), TF.solarize(IMAGE, 128 / 255))
-
-
-@pytest.mark.parametrize("sigma", [0.1, 0.7, 2.0])
-def test_the_blur_is_a_gaussian_convolution(sigma):
-    taps = 2 * round(3 * sigma) + 1
-    assert close(multicrop.gaussian_blur(IMAGE, sigma), TF.gaussian_blur(IMAGE, [taps, taps], [sigma, sigma]))
-
-
-def test_the_taps_left_out_of_the_blur_are_worth_less_than_a_grey_level():
-    """Between black and white, at the sigma whose taps end soonest; most images have no such edge."""
-    edge = torch.zeros(1, 29, 31).index_fill(2, torch.arange(17), 1)
-    for sigma in (0.16, 0.49, 0.83, 1.16, 1.49, 1.83):  # 3 sigma just below a half number
-        whole = TF.gaussian_blur(edge, [25, 25], [sigma, sigma])
-        assert (multicrop.gaussian_blur(edge, sigma) - whole).abs().max() < 1 / 255, f"sigma {sigma}"
-
-
-def test_the_blur_works_on_crops_smaller_than_its_kernel():
-    assert multicrop.gaussian_blur(IMAGE[:, :3, :3], 2.0).shape == (3, 3, 3)
 
 
 def test_views_are_two_globals_then_the_locals():
@@ -80,30 +37,18 @@ def test_a_tensor_and_a_image_give_the_same_views():
         torch.testing.assert_close(ours, theirs)
 
 
-def test_colour_jitter_is_drawn_by_the_law_of_torchvision():
-    """Order, factors and turn: the mean and the spread of what comes of one colour beside another one."""
-    torch.manual_seed(0)
-    colours = torch.tensor([[0.9, 0.2], [0.4, 0.3], [0.1, 0.8]]).view(3, 1, 2)
-    theirs = ColorJitter(0.4, 0.4, 0.2, 0.1)
-    ours = torch.stack([multicrop.color_jitter_(colours.clone(), (0.4, 0.4, 0.2, 0.1)) for _ in range(2000)])
-    theirs = torch.stack([theirs(colours) for _ in range(2000)])
-    for moment in (torch.mean, torch.std):
-        error = (moment(ours, dim=0) - moment(theirs, dim=0)).abs().max().item()
-        assert error < 0.01, f"the {moment.__name__} differs by {error}"
-
-
 def test_views_are_normalised_by_mean_and_std():
-    grey = torch.full((3, 50, 50), 128, dtype=torch.uint8)
+    image = torch.full((3, 50, 50), 128, dtype=torch.uint8)
     plain = MultiCrop(20, 10, jitter=(0, 0, 0, 0), solarize=0, mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))
     expected = (128 / 255 - torch.tensor([0.5, 0.4, 0.3])) / torch.tensor([0.1, 0.2, 0.3])
-    gen_grey = multicrop.grey(torch.full((3, 1, 1), 128 / 255)).item()
-    for view in plain(grey):
+    gen_grey = grey(torch.full((3, 1, 1), 128 / 255)).item()
+    for view in plain(image):
         was_greyed = abs(view[0, 0, 0].item() * 0.1 + 0.5 - gen_grey) < 1e-6
         wanted = (gen_grey - torch.tensor([0.5, 0.4, 0.3])) / torch.tensor([0.1, 0.2, 0.3]) if was_greyed else expected
         torch.testing.assert_close(view, wanted.view(3, 1, 1).expand_as(view), atol=1e-4, rtol=1e-4)
 
 
-def share(happened: list[bool]) -> float:
+def fraction(happened: list[bool]) -> float:
     return sum(happened) / len(happened)
 
 
@@ -116,15 +61,15 @@ def test_the_chances_of_the_augmentations_are_the_papers():
              "global_size": 64, "local_size": 64, "local_number": 1}
     views = [MultiCrop(**still, blur=(0, 0, 0), solarize=0.2)(stripes) for _ in range(1500)]
     greyed = [bool((view[0] - view[1]).abs().max() < 1e-3) for one in views for view in one]
-    assert share(greyed) == pytest.approx(0.2, abs=0.04)
+    assert fraction(greyed) == pytest.approx(0.2, abs=0.04)
     for number, expected in enumerate((0.0, 0.2, 0.0)):
         coloured = [one[number] for one in views if not one[number][0].eq(one[number][1]).all()]
         solarized = [bool(view[0].amax() < 0.5) for view in coloured]
-        assert share(solarized) == pytest.approx(expected, abs=0.04), f"solarise on view {number}"
+        assert fraction(solarized) == pytest.approx(expected, abs=0.04), f"solarise on view {number}"
     views = [MultiCrop(**still, solarize=0)(stripes) for _ in range(1500)]
     for number, expected in enumerate((1.0, 0.1, 0.5)):
         coloured = [one[number][0] for one in views if not one[number][0].eq(one[number][1]).all()]
-        blurred = share([bool((red[:, 1:] - red[:, :-1]).abs().amax() < 0.75) for red in coloured])
+        blurred = fraction([bool((red[:, 1:] - red[:, :-1]).abs().amax() < 0.75) for red in coloured])
         visible = 0.9 * expected  # a sigma below 0.3 pixels leaves the stripes as they are
         assert blurred == pytest.approx(visible, abs=0.05), f"blur on view {number}"
 
@@ -134,7 +79,7 @@ def test_half_of_the_views_are_flipped():
     ramp = torch.arange(64, dtype=torch.uint8).mul(3).expand(3, 64, 64).contiguous()
     crop = MultiCrop(64, 64, local_number=0, blur=(0, 0, 0), solarize=0, jitter=(0, 0, 0, 0))
     flipped = [bool(view[0, 0, 0] > view[0, 0, -1]) for _ in range(500) for view in crop(ramp)]
-    assert share(flipped) == pytest.approx(0.5, abs=0.05)
+    assert fraction(flipped) == pytest.approx(0.5, abs=0.05)
 
 
 def test_crops_cover_areas_within_their_scale():

@@ -1,9 +1,11 @@
-"""The schedules: end points, shapes, and the release's rule for the warm-up."""
+"""The schedules: end points, shapes, and the release's rule for the warm-up; clipping, and what decays."""
 import math
 
 import pytest
+import torch
+from torch import nn
 
-from optimizer import cosine, linear
+from optimizer import clip_gradients, cosine, linear, parameter_groups
 
 
 def test_the_cosine_falls_from_start_to_end_through_the_middle():
@@ -34,3 +36,29 @@ def test_the_teacher_momentum_rises_to_one_and_never_beyond():
 def test_the_temperature_warms_up_linearly_and_stays():
     assert [linear(step, 4, 0.04, 0.08) for step in (0, 1, 2, 4, 99)] == pytest.approx([0.04, 0.05, 0.06, 0.08, 0.08])
     assert linear(0, 0, 0.04, 0.07) == 0.07, "without a warm-up the final value holds from the start"
+
+
+def layer_with_gradients(weight: float, bias: float) -> nn.Linear:
+    layer = nn.Linear(3, 5)
+    layer.weight.grad, layer.bias.grad = torch.full((5, 3), weight), torch.full((5,), bias)
+    return layer
+
+
+def test_each_gradient_is_clipped_by_its_own_norm_and_the_largest_norm_is_returned():
+    layer = layer_with_gradients(2.0, 0.1)
+    norm = clip_gradients(layer, 3.0)
+    assert norm.item() == pytest.approx(2 * 15 ** 0.5), "the largest norm, as it was before"
+    assert layer.weight.grad.norm().item() == pytest.approx(3, abs=1e-5)
+    assert layer.bias.grad.eq(0.1).all(), "a gradient below the limit stays as it is, to the last bit"
+
+
+def test_a_gradient_that_is_nan_is_seen_in_the_norm_that_is_returned():
+    assert clip_gradients(layer_with_gradients(2.0, math.nan), 3.0).isnan()
+
+
+def test_each_weight_that_takes_a_gradient_is_in_one_group():
+    layer = nn.Sequential(nn.Linear(3, 5), nn.LayerNorm(5), nn.Linear(5, 7))
+    layer[2].weight.requires_grad_(False)
+    decaying, others = parameter_groups(layer)
+    assert [id(param) for param in decaying["params"]] == [id(layer[0].weight)], "only matrices decay"
+    assert len(others["params"]) == 4 and decaying["decays"] and not others["decays"]

@@ -28,8 +28,9 @@ TRAINING = (f"train {' '.join(test_runs.TINY)} --drop_path_rate 0" +  # each pro
 LEARNING = {
     "training": TRAINING,
     "training with batch normalisation": TRAINING + " --use_bn_in_head true",
-    "training with Sinkhorn-Knopp": TRAINING + " --centering sinkhorn",
-    "training by InfoNCE": TRAINING + " --loss infonce --queue_length 48",  # whole steps, whose order differs inside
+    "training with Sinkhorn-Knopp": "ablations." + TRAINING + " --centering sinkhorn",
+    # the queue holds whole steps: their order inside differs
+    "training by InfoNCE": "ablations." + TRAINING + " --loss infonce --queue_length 48",
     "linear": "evals.linear --data_path {data}/creatures --output_dir {output} --epochs 3 --lr 0.03 0.3 "
               "--batch_size {batch}" + PICTURES,
     "fine-tuning": f"evals.transfer {' '.join(test_transfer.TINY)} --from_scratch --lr 0.2 --mixup 0 --cutmix 0 "

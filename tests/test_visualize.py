@@ -11,7 +11,8 @@ from PIL import Image
 import visualize_attention
 from attention import cls_attention, keep_mass
 from data import decode
-from evals.film import film_frames
+from evals import attention_film
+from evals.attention_film import film_frames
 from features import mean_and_std, normalise
 from training.backbone import build_backbone
 from visualize_attention import principal_colours
@@ -111,7 +112,7 @@ def test_a_film_is_looked_at_frame_by_frame_in_the_order_of_the_numbers(weights,
         frame.save(folder / f"f{number}.png")
     monkeypatch.setenv("PATH", "")  # no ffmpeg: a GIF
     common = ["--pretrained_weights", str(weights), "--image_size", "48", "--device", "cpu"]
-    visualize_attention.main([*common, "--video", str(folder), "--output_dir", str(tmp_path / "film")])
+    attention_film.main([*common, "--video", str(folder), "--output_dir", str(tmp_path / "film")])
     visualize_attention.main([*common, "--image_path", str(folder / "f10.png"), "--output_dir", str(tmp_path / "one")])
     for part in ("img", "attn-mean", "attn-head3"):
         assert sorted(path.name for path in (tmp_path / "film" / part).iterdir()) == [f"0000{i}.png" for i in range(3)]
@@ -137,7 +138,7 @@ def test_a_video_file_gives_its_frames_and_an_mp4(weights, tmp_path, pixels):
                    check=True)
     for read, drawn in zip(film_frames(film), frames_of(48, 3), strict=True):
         assert (read.movedim(0, -1) - torch.from_numpy(np.array(drawn)).float()).abs().max() < 16
-    visualize_attention.main(["--pretrained_weights", str(weights), "--video", str(film), "--image_size", "48",
+    attention_film.main(["--pretrained_weights", str(weights), "--video", str(film), "--image_size", "48",
                               "--output_dir", str(tmp_path / "out"), "--device", "cpu"])
     assert len(list(film_frames(tmp_path / "out" / "attention.mp4"))) == 3
 
@@ -147,22 +148,22 @@ def test_frames_of_a_longer_film_before_do_not_stay(weights, tmp_path, monkeypat
     for count in (3, 2):
         first, *others = frames_of(48, count)
         first.save(tmp_path / "film.gif", save_all=True, append_images=others)
-        visualize_attention.main(["--pretrained_weights", str(weights), "--video", str(tmp_path / "film.gif"),
+        attention_film.main(["--pretrained_weights", str(weights), "--video", str(tmp_path / "film.gif"),
                                   "--image_size", "48", "--output_dir", str(tmp_path / "out"), "--device", "cpu"])
     assert len(list((tmp_path / "out" / "attn-head0").iterdir())) == 2
 
 
-@pytest.mark.parametrize("name, text, mend", [
-    ("lost.mp4", None, "check the path"), ("empty", "folder", "folder of frames"), ("torn.gif", "GIF89a", "mend it"),
+@pytest.mark.parametrize("name, text, fix", [
+    ("lost.mp4", None, "check the path"), ("empty", "folder", "folder of frames"), ("torn.gif", "GIF89a", "fix it"),
     ("torn.mp4", "no film", "folder of frames")])
-def test_what_is_no_film_gets_one_line(weights, tmp_path, capsys, name, text, mend):
+def test_what_is_no_film_gets_one_line(weights, tmp_path, capsys, name, text, fix):
     path = tmp_path / name
     if text == "folder":
         path.mkdir()
     elif text:
         path.write_text(text)
     with pytest.raises(SystemExit) as stopped:
-        visualize_attention.main(["--pretrained_weights", str(weights), "--video", str(path), "--device", "cpu",
+        attention_film.main(["--pretrained_weights", str(weights), "--video", str(path), "--device", "cpu",
                                   "--output_dir", str(tmp_path / "out")])
-    told = capsys.readouterr().err.strip().splitlines()[-1]
-    assert stopped.value.code == 2 and name in told and mend in told, told
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stopped.value.code == 2 and name in said and fix in said, said

@@ -136,7 +136,13 @@ def checkpoint_args(checkpoint: dict, path: str | Path) -> dict:
         if not fits:
             kind = type(value).__name__
             raise InputError(f"{str(path)!r} has a {kind} as its --{name}: use another copy of it")
-    return {name: value for name, value in args.items() if value is not None}
+    return {name: value for name, value in args.items() if is_plain(value)}
+
+
+def is_plain(value: object) -> bool:
+    """Return whether a value can be one of a flag: text, a number, or a tuple of such."""
+    values = value if isinstance(value, tuple) else (value,)
+    return all(isinstance(one, (str, int, float)) for one in values)
 
 
 def named_tensors(state: object, path: str | Path) -> dict[str, Tensor]:
@@ -151,8 +157,8 @@ def named_tensors(state: object, path: str | Path) -> dict[str, Tensor]:
     if not tensors:
         raise InputError(f"{str(path)!r} holds no tensors: use another file")
     for name, tensor in tensors.items():
-        is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
-        if not is_plain or tensor.nbytes > tensor.untyped_storage().nbytes():
+        in_memory = tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not in_memory or tensor.nbytes > tensor.untyped_storage().nbytes():
             claim = f"{brief(name)} of {str(path)!r} claims {tuple(tensor.shape)} and holds less"
             raise InputError(f"{claim}: use another copy of it")
     return tensors

@@ -1,0 +1,164 @@
+"""Draw where the [CLS] token looks, frame by frame, on films of your own.
+
+Not in the paper: the release's video_generation.py draws attention on films.
+
+    python -m evals.attention_film --pretrained dino_vits8 --video clip.mp4
+    python -m evals.attention_film --pretrained_weights runs/demo/checkpoint.pth --video frames/
+
+The panels are those of visualize_attention.py. Each becomes a folder of frames: img/00000.png,
+attn-mean/00000.png, attn-head0/00000.png .... And attention.mp4 shows all side by side, or
+attention.gif where ffmpeg is not installed.
+
+--video: a folder of frames, an animated image, or, where ffmpeg is installed, a film.
+"""
+import re
+import shutil
+import subprocess
+import tempfile
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib import animation
+from PIL import Image, ImageSequence
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
+from tqdm import tqdm
+
+from data import EXTENSIONS, UNREADABLE, decode, find_images, to_rgb
+from features import fit_to_patches
+from runtime.commandline import InputError, brief, errors_in_one_line
+from visualize_attention import (
+    Panel,
+    attention_command_line,
+    attention_of,
+    draw_figure,
+    load_network,
+    make_panels,
+)
+
+
+def frame_number(file: Path) -> list[int | str]:
+    """Return a key that sorts frame 10 after frame 9."""
+    parts = re.split(r"(\d+)", str(file))
+    return [int(part) if part.isdecimal() else part for part in parts]
+
+
+def film_frames(path: Path) -> Iterator[Tensor]:
+    """Yield the frames of a folder, an animated image or a video file: uint8 (3, H, W) each."""
+    if path.is_dir():
+        files = sorted(find_images(path), key=frame_number)
+        if not files:
+            raise InputError(f"no images in {str(path)!r}: --video takes a folder of frames")
+        for file in files:
+            yield decode(file)
+    elif not path.is_file():
+        raise InputError(f"no film at {str(path)!r}: check the path")
+    elif path.suffix.lower() in EXTENSIONS:
+        try:
+            with Image.open(path) as image:
+                for frame in ImageSequence.Iterator(image):
+                    yield pil_to_tensor(to_rgb(frame.copy()))
+        except UNREADABLE as error:
+            raise InputError(
+                f"cannot read the film {str(path)!r} ({brief(error)}): fix it, or take another"
+            ) from None
+    else:
+        yield from video_frames(path)
+
+
+def video_frames(path: Path) -> Iterator[Tensor]:
+    """Yield the frames of a video file, decoded by the program ffmpeg: uint8 (3, H, W) each."""
+    if not shutil.which("ffmpeg"):
+        raise InputError(
+            f"{str(path)!r} can only be read by ffmpeg, which is not installed: install it, or "
+            "give a folder of frames"
+        )
+    command = ["ffmpeg", "-nostdin", "-v", "error", "-i", f"file:{path}"]
+    command += ["-f", "image2pipe", "-c:v", "ppm", "-pix_fmt", "rgb24", "-"]
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as ffmpeg,
+    ):
+        # one PPM after the other: a line P6, a line of width and height, a line 255, the pixels
+        while ffmpeg.stdout.readline():
+            width, height = map(int, ffmpeg.stdout.readline().split())
+            ffmpeg.stdout.readline()
+            pixels = bytearray(ffmpeg.stdout.read(3 * width * height))
+            yield torch.frombuffer(pixels, dtype=torch.uint8).view(height, width, 3).movedim(-1, 0)
+        if ffmpeg.wait():
+            errors.seek(0)
+            reason = brief(errors.read().decode(errors="replace"))
+            raise InputError(
+                f"ffmpeg cannot read {str(path)!r} ({reason}): fix it, or give a folder of frames"
+            )
+
+
+def animation_writer(path: Path, fps: int) -> tuple[animation.AbstractMovieWriter, Path]:
+    """Return what writes an animation, and its file: path.mp4 with ffmpeg, else path.gif."""
+    if animation.FFMpegWriter.isAvailable():
+        return animation.FFMpegWriter(fps), path.with_suffix(".mp4")
+    return animation.PillowWriter(fps), path.with_suffix(".gif")
+
+
+def write_frame(output: Path, panels: list[Panel], number: int) -> None:
+    """Write each panel of frame `number`: img/00000.png, attn-head0/00000.png ..."""
+    for panel in panels:
+        folder = output / panel.file_name
+        folder.mkdir(parents=True, exist_ok=True)
+        if number == 0:  # an earlier film may have been longer
+            for old in folder.glob("[0-9][0-9][0-9][0-9][0-9].png"):
+                old.unlink()
+        plt.imsave(folder / f"{number:05}.png", panel.image.numpy())
+
+
+def draw_film(flags: Namespace) -> None:
+    """Look at each frame, and write its panels and the animation."""
+    if flags.fps < 1:
+        raise InputError(f"--fps {flags.fps} must be at least 1, such as 10")
+    backbone, args = load_network(flags)
+    output = Path(flags.output_dir)
+    writer, path = animation_writer(output / "attention", flags.fps)
+    unfinished = path.with_name(f".part{path.suffix}")
+    figure = None
+    frames = tqdm(film_frames(Path(flags.video)), "frames", leave=False)
+    for number, frame in enumerate(frames):
+        image = fit_to_patches(frame, flags.image_size, backbone.patch_size)
+        attention = attention_of(backbone, image, args)
+        panels = make_panels(image, attention, backbone.patch_size, flags.threshold)
+        write_frame(output, panels, number)
+        if figure is None:
+            figure, drawn = draw_figure([panels])
+            writer.setup(figure, unfinished, dpi=110)
+        for panel, artist in zip(panels, drawn, strict=True):
+            artist.set_data(panel.image.numpy())
+            artist.autoscale()  # each frame's map from its own least to its own most
+        writer.grab_frame()
+    if figure is None:
+        raise InputError(f"{flags.video!r} has no frames: give another film")
+    writer.finish()
+    unfinished.replace(path)
+    plt.close(figure)
+    print(f"wrote {path}, and the frames of its parts in the folders beside it")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = attention_command_line(__doc__)
+    add = parser.add_argument
+    add("--video", required=True, metavar="FRAMES/|FILE", help="the film, as described above")
+    add("--fps", type=int, default=10, help="the animation's frames a second [10]")
+    flags = parser.parse_args(argv)
+    with errors_in_one_line():
+        try:
+            draw_film(flags)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise InputError(
+                f"cannot write to {flags.output_dir!r} ({brief(error)}): choose another "
+                "--output_dir"
+            ) from None
+
+
+if __name__ == "__main__":
+    main()
