@@ -61,7 +61,7 @@ SCHEDULE = {
         ("(step - warmup_steps) / max(1, total_steps - warmup_steps)", "step / total_steps")
     ],
     "the warm-up ends a step late": [("max(1, warmup_steps - 1)", "warmup_steps")],
-    "start and end exchanged": [("end + 0.5 * (start - end)", "start + 0.5 * (end - start)")],
+    "start and end exchanged": [("end + (start - end)", "start + (end - start)")],
 }
 
 HEAD = {
