@@ -1,15 +1,14 @@
-"""Exercises made from the source itself: a function's body is taken out, and its tests say when yours does the same.
+"""Exercises made from the source itself: you write a function, and its tests say what is wrong.
 
-    python -m classroom list
-    python -m classroom start 2 --hints     # writes workbook/loss.py, with a blank where the center is computed
-    python -m classroom check 2             # the tests of that function, with yours in its place
+    python -m classroom list                # the exercises, and how far you are
+    python -m classroom start 2             # write workbook/loss.py, with a blank for the center
+    python -m classroom start 2 --hints     # print the reference's comments and what it calls
+    python -m classroom check 2             # run that function's tests, with yours in its place
     python -m classroom diff 2              # yours, and the reference
-    python -m classroom progress
-    python -m classroom run train.py --epochs 4 --output_dir runs/my-own    # any script, with your functions in it
+    python -m classroom run train.py --epochs 4 --output_dir runs/my-own    # with your functions
 
-There is no copy of a solution: `ast` finds the body, and its comments become the hints. What to write is data
-(classroom/ladder.py). A check copies the sources to a temporary folder, your files over them, and runs pytest there: so
-modules that import yours find it, and processes that a test, or torchrun, starts too.
+A check copies the sources to a temporary folder, your files over them, and runs pytest there.
+So modules that import yours find it, and so do processes that a test or torchrun starts.
 """
 import argparse
 import ast
@@ -21,215 +20,281 @@ import signal
 import subprocess
 import sys
 import tokenize
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from textwrap import indent, wrap
+from textwrap import fill, indent, wrap
 
 from classroom.ladder import LADDER, Exercise
 from classroom.workbook import (
     NUMBERED,
     REPO,
-    body_of,
+    completed_text,
     error_of_blank,
-    forget,
-    function,
+    find_function,
     function_text,
+    head_text,
     lines_of,
-    path_of,
-    reference,
+    read_record,
+    reference_text,
     remember,
     state,
-    with_body,
+    student_path,
+    student_text,
     with_function,
-    workbook_text,
-    write,
+    write_text,
 )
 from runtime.commandline import CommandLine, InputError, errors_in_one_line
 
+# -- what is shown of the reference
 
-def number_of_lines(one: Exercise) -> int:
-    """The body's lines of code, without comments and empty lines."""
-    return sum(not line.lstrip().startswith(("#", "\n")) for line in body_of(reference(one), one.name).splitlines(True))
+
+def body_text(one: Exercise) -> str:
+    """Return the reference's lines below signature and docstring."""
+    source = reference_text(one)
+    return function_text(source, one.name).removeprefix(head_text(source, one.name))
+
+
+def count_lines(one: Exercise) -> int:
+    """Return the number of lines of code in the reference's body."""
+    lines = [line.strip() for line in body_text(one).splitlines()]
+    return sum(line != "" and not line.startswith("#") for line in lines)
 
 
 def hints(one: Exercise) -> list[str]:
-    """The comments in the reference's body, and the functions that it calls, in their order."""
-    body, node = body_of(reference(one), one.name), function(reference(one), one.name)
-    comments = [token.string.lstrip("# ") for token in tokenize.generate_tokens(io.StringIO(body).readline)
-                if token.type == tokenize.COMMENT]
-    calls = [call for line in node.body for call in ast.walk(line) if isinstance(call, ast.Call)]
-    calls.sort(key=lambda call: (call.end_lineno, call.end_col_offset))  # what is inside comes first
-    names = dict.fromkeys(ast.unparse(call.func).rpartition(".")[2] for call in calls)
-    return [*(f"hint: {comment}" for comment in comments), f"hint: the reference calls {', '.join(names)}"]
+    """Return the comments in the reference's body, and the functions that it calls, in order."""
+    found = []
+    for token in tokenize.generate_tokens(io.StringIO(body_text(one)).readline):
+        if token.type == tokenize.COMMENT:
+            found.append(f"hint: {token.string.lstrip('# ')}")
+
+    calls = []
+    for node in ast.walk(find_function(reference_text(one), one.name)):
+        if isinstance(node, ast.Call):
+            calls.append(node)
+    calls.sort(key=lambda call: (call.end_lineno, call.end_col_offset))  # inner calls come first
+    names = [ast.unparse(call.func).rpartition(".")[2] for call in calls]
+    found.append(f"hint: the reference calls {', '.join(dict.fromkeys(names))}")
+    return found
 
 
-def blank(number: int, with_hints: bool) -> str:
-    """The body that stands for what is to be written: all there is to know, and an error that says what is missing."""
-    one, depth = NUMBERED[number], function(reference(NUMBERED[number]), NUMBERED[number].name).body[0].col_offset
-    told = [f"Exercise {number}: {one.title}.", *wrap(one.text, 112 - depth), "", *one.equation.splitlines(), "",
-            f"The reference's lines: {number_of_lines(one)}. Yours is tested by: python -m classroom check {number}",
-            *(line for hint in hints(one) for line in wrap(hint, 112 - depth) if with_hints)]
-    comment = "".join(f"# {line}".rstrip() + "\n" for line in told)
-    return indent(comment + error_of_blank(number) + "\n", " " * depth)
+def blank(number: int) -> str:
+    """Return the function with its task as a comment, and an error where its body is missing."""
+    one = NUMBERED[number]
+    source = reference_text(one)
+    depth = find_function(source, one.name).body[0].col_offset
+    lines = [
+        f"Exercise {number}: {one.title}.",
+        *wrap(one.task, 98 - depth),
+        "",
+        *one.equation.splitlines(),
+        "",
+        f"The reference has {count_lines(one)} lines. "
+        f"Test yours: python -m classroom check {number}",
+    ]
+    comment = ""
+    for line in lines:
+        comment += f"# {line}".rstrip() + "\n"
+    body = indent(comment + error_of_blank(number) + "\n", " " * depth)
+    return head_text(source, one.name) + body
 
 
-def wings() -> list[str]:
-    """The files of the source's own packages: bench/*.py and so on."""
-    return [f"{file.parent.name}/*.py" for file in REPO.glob("*/__init__.py")]
+# -- commands
 
 
-def copy_sources(folder: Path, wanted: Callable[[int], bool]) -> None:
-    """The sources and tests as they are, the student's files over them; what is not wanted of these is the reference's.
-
-    So an exercise that is not solved yet does not stand in another's way, nor does a broken file where it is not
-    wanted.
-    """
-    for file in (file for kind in ("*.py", "*.md", "*.toml", "tests/*.py", *wings()) for file in REPO.glob(kind)):
-        (folder / file.relative_to(REPO)).parent.mkdir(exist_ok=True)
-        shutil.copyfile(file, folder / file.relative_to(REPO))
-    texts = {}
+def list_exercises() -> None:
+    """Print the ladder, and how far each exercise is."""
+    states = {number: state(number) for number in NUMBERED}
     for number, one in NUMBERED.items():
-        try:
-            if path_of(one).exists():
-                texts[one.file] = workbook_text(number)
-        except InputError:
-            if wanted(number):
-                raise
-    for number, one in NUMBERED.items():
-        if one.file in texts and not wanted(number):
-            mine, real = function_text(workbook_text(number), one.name), function_text(reference(one), one.name)
-            real += "\n" * (mine.count("\n") - real.count("\n"))  # errors name the student's lines
-            texts[one.file] = with_function(texts[one.file], one.name, real)
-    for file, text in texts.items():
-        (folder / file).write_text(text, encoding="utf-8")
-
-
-def pytest_arguments(one: Exercise) -> list[str]:
-    return ["-q", "--tb=short", "--no-header", "-rN", "--show-capture=stdout", "-p", "no:cacheprovider",
-            *(f"tests/{test}" for test in one.tests)]
+        place = f"{one.place}, {count_lines(one)} lines"
+        print(f"{number:3}  {states[number]:9}  {one.title:47}  {place}")
+    print(f"{list(states.values()).count('passes')} of {len(states)} pass")
+    if any(place.isdigit() for place in read_record()):
+        print("workbook/progress.json knows exercises by number, as older versions wrote it: "
+              "check them again")
 
 
 def start(number: int, with_hints: bool, again: bool) -> None:
-    """Put the blank into the workbook's file, which begins as a copy of the real one; once begun, only give hints."""
-    one, path = NUMBERED[number], path_of(NUMBERED[number])
-    source = workbook_text(number) if path.exists() else reference(one)
-    if state(number) != "not begun" and not again:
-        if with_hints:
-            print("\n".join(hints(one)))
-            return
-        raise InputError(f"exercise {number} is begun in workbook/{one.file}: go on there (--hints tells more), or add "
-                         "--again to lose what you wrote")
-    blanked = function_text(with_body(reference(one), one.name, blank(number, with_hints)), one.name)
-    source = with_function(source, one.name, blanked)
+    """Write the blanks of the exercise's file, if there is none yet, and print the task."""
+    one = NUMBERED[number]
+    path = student_path(one)
     if not path.exists():
-        forget(one.file)
-    write(path, source)
-    remember(number, "")
-    line = function(source, one.name).lineno
-    print(f"{number}. {one.title}: write {one.name}, workbook/{one.file}, line {line}\n\n"
-          + "\n".join(wrap(one.text, 100)) + "\n\n" + indent(one.equation, "    ")
-          + f"\n\nthe reference's lines: {number_of_lines(one)}; then: python -m classroom check {number}")
+        source = reference_text(one)
+        for other in NUMBERED:  # all of this file, since whoever writes one reads its neighbours
+            if NUMBERED[other].file == one.file:
+                source = with_function(source, NUMBERED[other].name, blank(other))
+        write_text(path, source)
+    elif again:
+        write_text(path, with_function(student_text(number), one.name, blank(number)))
+
+    source = student_text(number)
+    if state(number) == "blank":
+        line = find_function(source, one.name).lineno
+        print(f"{number}. {one.title}: write {one.name}, workbook/{one.file}, line {line}\n")
+        print(fill(one.task, 98) + "\n\n" + indent(one.equation, "    ") + "\n")
+    elif not with_hints:
+        raise InputError(
+            f"exercise {number} is begun in workbook/{one.file}: write on there, add --hints, or "
+            "add --again for a new blank, which loses what you wrote"
+        )
+    if with_hints:
+        print("\n".join(hints(one)) + "\n")
+    print(f"the reference has {count_lines(one)} lines; "
+          f"then: python -m classroom check {number}")
 
 
 def check(number: int) -> None:
-    """Run the exercise's tests; exit status 1 if they fail."""
+    """Run the exercise's tests; exit with status 1 if they fail."""
     one = NUMBERED[number]
-    if state(number) == "not begun":
-        raise InputError(f"exercise {number} is not begun: python -m classroom start {number}")
-    body = body_of(workbook_text(number), one.name)
+    written = function_text(student_text(number), one.name)
+    # what does not pass yet stands in no other exercise's way
+    keep = {other for other in NUMBERED if state(other) == "passes"} | {number}
+    files = {NUMBERED[other].file for other in keep}
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        copy_sources(Path(folder), lambda other: other == number or state(other) == "passes")
+        copy_sources(Path(folder), files, keep)
         command = [sys.executable, "-m", "pytest", *pytest_arguments(one)]
-        failed = subprocess.run(command, cwd=folder).returncode
+        failed = subprocess.run(command, cwd=folder).returncode != 0
     if failed:
-        files = sorted({test.partition("::")[0] for test in one.tests})
-        print(f"not yet: read the lines that begin with E; the tests are in tests/{', tests/'.join(files)}")
+        tests = sorted({f"tests/{test.partition('::')[0]}" for test in one.tests})
+        print(f"not yet: read the lines that begin with E; the tests are in {', '.join(tests)}")
         sys.exit(1)
-    remember(number, body)
+    remember(number, written)
     print(f"exercise {number} passes. Look at: {one.look}")
 
 
 def diff(number: int) -> None:
-    """The student's function and the reference's, as a unified diff."""
+    """Print the student's function and the reference's as a unified diff."""
     one = NUMBERED[number]
-    functions = [lines_of(function_text(source, one.name)) for source in (workbook_text(number), reference(one))]
-    print("".join(difflib.unified_diff(*functions, f"workbook/{one.file}", one.file)) or "no difference")
+    mine = lines_of(function_text(student_text(number), one.name))
+    real = lines_of(function_text(reference_text(one), one.name))
+    difference = "".join(difflib.unified_diff(mine, real, f"workbook/{one.file}", one.file))
+    print(difference or "no difference")
 
 
-def progress() -> None:
-    states = {number: state(number) for number in NUMBERED}
-    for number, word in states.items():
-        if word != "not begun":
-            print(f"{number:3}  {word:7} {NUMBERED[number].title}")
-    print(f"{list(states.values()).count('passes')} of {len(states)} pass")
+def run(words: list[str]) -> None:
+    """Run a script with the student's functions, and exit with its status.
 
-
-def table() -> str:
-    """The ladder, as this folder's README.md has it."""
-    rows = [f"| {number} | {one.title} | `{one.place}` | {number_of_lines(one)} |" for number, one in NUMBERED.items()]
-    return "\n".join(["| | exercise | function | lines |", "|---|---|---|---|", *rows])
-
-
-def script_in(folder: Path, words: Sequence[str]) -> list[str]:
-    """train.py or -m bench, and flags -> the same in the folder of copies; raises InputError for anything else."""
-    name = " ".join(words[:2] if words[:1] == ("-m",) else words[:1])
-    if name in {file.name for file in REPO.glob("*.py")}:
-        return [str(folder / name), *words[1:]]
-    modules = [file.relative_to(REPO).with_suffix("").parts for wing in wings() for file in REPO.glob(wing)
-               if file.parent != Path(__file__).parent]
-    if name in {f"-m {'.'.join(parts)}".removesuffix(".__main__") for parts in modules}:
-        return list(words)
-    raise InputError(f"there is no script {name!r}: run takes the name of one, such as train.py or -m bench")
-
-
-def run(*words: str) -> None:
-    """A script with all that was written so far in it; blanks are the reference's. Its exit status becomes ours."""
+    What is still blank is the reference's.
+    """
+    keep = {number for number in NUMBERED if state(number) not in ("not begun", "blank")}
+    files = {one.file for one in LADDER if student_path(one).exists()}
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         command = [sys.executable, *script_in(Path(folder), words)]
-        copy_sources(Path(folder), lambda number: state(number) != "blank")
-        # python -m would look into the current folder first, which may be this one: the copies must win, also in the
-        # processes that the script starts
-        path = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
-        process = subprocess.Popen(command, env=os.environ | {"PYTHONSAFEPATH": "1", "PYTHONPATH": path})
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the script's: a training saves and then stops
+        copy_sources(Path(folder), files, keep)
+
+        # python -m looks into the current folder first, which may be the real sources.
+        # The environment is what the script's own processes get too.
+        environment = dict(os.environ)
+        environment["PYTHONSAFEPATH"] = "1"
+        path = [folder]
+        if os.environ.get("PYTHONPATH"):
+            path.append(os.environ["PYTHONPATH"])
+        environment["PYTHONPATH"] = os.pathsep.join(path)
+
+        process = subprocess.Popen(command, env=environment)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the script's: training then saves
         signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
         sys.exit(process.wait())
 
 
+# -- copies of the sources
+
+
+def wing_files() -> list[Path]:
+    """Return the source's files in folders: bench/step.py and so on."""
+    files = []
+    for init in REPO.glob("*/__init__.py"):
+        files += init.parent.glob("*.py")
+    return files
+
+
+def copy_sources(folder: Path, files: set[str], keep: set[int]) -> None:
+    """Copy the sources and tests, and over them those of the student's files that are named.
+
+    In these the reference's functions stand in place of all exercises that are not in `keep`.
+    """
+    for pattern in ("*.py", "*.md", "*.toml", "tests/*.py"):
+        for file in REPO.glob(pattern):
+            copy_file(file, folder)
+    for file in wing_files():
+        copy_file(file, folder)
+    for file in files:
+        (folder / file).write_text(completed_text(file, keep), encoding="utf-8")
+
+
+def copy_file(file: Path, folder: Path) -> None:
+    target = folder / file.relative_to(REPO)
+    target.parent.mkdir(exist_ok=True)
+    shutil.copyfile(file, target)
+
+
+def pytest_arguments(one: Exercise) -> list[str]:
+    return [
+        *("-q", "--tb=short", "--no-header", "-rN", "--show-capture=stdout"),
+        *("-p", "no:cacheprovider"),
+        *(f"tests/{test}" for test in one.tests),
+    ]
+
+
+def script_in(folder: Path, words: list[str]) -> list[str]:
+    """Return `train.py FLAGS` or `-m bench FLAGS` as Python takes it, for a folder of copies.
+
+    Raises InputError for anything else.
+    """
+    scripts = {file.name for file in REPO.glob("*.py")}
+    modules = set()
+    for file in wing_files():
+        if file.parent != Path(__file__).parent:
+            parts = file.relative_to(REPO).with_suffix("").parts
+            modules.add(".".join(parts).removesuffix(".__main__"))
+
+    name = " ".join(words[:1])
+    if name == "-m":
+        name = " ".join(words[:2])
+        if name.removeprefix("-m ") in modules:
+            return words
+    elif name in scripts:
+        return [str(folder / name), *words[1:]]
+    raise InputError(
+        f"there is no script {name!r}: run takes the name of one, such as train.py or "
+        "-m evals.linear"
+    )
+
+
+# -- the command line
+
+
 def obey(flags: argparse.Namespace) -> None:
-    """Any command but run."""
+    """Carry out any command but run."""
     if (flags.hints or flags.again) and flags.command != "start":
         raise InputError(f"--hints and --again are for start: leave them out of {flags.command}")
-    needs_number = flags.command in ("start", "check", "diff")
-    if needs_number != (flags.number is not None) or (needs_number and flags.number not in NUMBERED):
-        raise InputError(f"{flags.command} takes " + (f"a number from 1 to {len(LADDER)}" if needs_number else
-                         "no number"))
-    match flags.command:
-        case "list":
-            print(table())
-        case "start":
-            start(flags.number, flags.hints, flags.again)
-        case "check":
-            check(flags.number)
-        case "diff":
-            diff(flags.number)
-        case "progress":
-            progress()
+    if flags.command == "list":
+        if flags.number is not None:
+            raise InputError("list takes no number")
+        list_exercises()
+        return
+    if flags.number not in NUMBERED:
+        raise InputError(f"{flags.command} takes a number from 1 to {len(LADDER)}")
+    if flags.command == "start":
+        start(flags.number, flags.hints, flags.again)
+    elif flags.command == "check":
+        check(flags.number)
+    else:
+        diff(flags.number)
 
 
 def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        argv = sys.argv[1:]
     parser = CommandLine(__doc__)
     add = parser.add_argument
-    add("command", choices=("list", "start", "check", "diff", "progress", "run"))
+    add("command", choices=("list", "start", "check", "diff", "run"))
     add("number", type=int, nargs="?", help="of the exercise; for run the script and its flags")
-    add("--hints", action="store_true", help="start: what the reference calls, and its comments, too")
-    add("--again", action="store_true", help="start: over what was written before")
+    add("--hints", action="store_true", help="start: the reference's comments, and what it calls")
+    add("--again", action="store_true", help="start: a new blank over what was written before")
     with errors_in_one_line():
         try:
             if argv[:1] == ["run"] and argv[1:2] != ["--help"]:
-                run(*argv[1:])
+                run(list(argv[1:]))
             obey(parser.parse_args(argv))
         except OSError as error:
             raise InputError(f"cannot use {str(error.filename)!r}: {error.strerror}") from None

@@ -1,7 +1,7 @@
-"""What a student has written: the exercise's file in workbook/, how far each exercise is, and which text passed.
+"""What a student has written: the files in workbook/, and which functions passed.
 
-`ast` finds a function in the text of a module, and all else stays as it was written, comments too; a method is named
-Class.method. The reference of an exercise is the source itself; a blank is known by the error in its place.
+`ast` finds a function in the text of a file; all else stays as it was written, comments too.
+The reference of an exercise is the source itself.
 """
 import ast
 import io
@@ -16,141 +16,164 @@ WORKBOOK = REPO / "workbook"
 NUMBERED = {number: one for number, one in enumerate(LADDER, start=1)}
 
 
-def function(source: str, name: str) -> ast.FunctionDef:
-    """The function, or Class.method, of this name; raises StopIteration if there is none."""
+# -- functions in the text of a file
+
+
+def find_function(source: str, name: str) -> ast.FunctionDef:
+    """Return the function, or Class.method, of this name; raise LookupError if there is none."""
     node = ast.parse(source)
     for part in name.split("."):
-        node = next(child for child in node.body if getattr(child, "name", None) == part)
+        named = [child for child in node.body if getattr(child, "name", None) == part]
+        if not named:
+            raise LookupError(name)
+        node = named[0]
     if not isinstance(node, ast.FunctionDef):
-        raise StopIteration
+        raise LookupError(name)
     return node
 
 
 def lines_of(source: str) -> list[str]:
-    """As `ast` counts them: str.splitlines would also end a line at a form feed."""
-    return io.StringIO(source).readlines()
-
-
-def whole_lines(source: str, name: str) -> slice:
-    """Which lines of the source are the function, from its def to its end."""
-    node = function(source, name)
-    return slice(node.lineno - 1, node.end_lineno)
-
-
-def body_lines(source: str, name: str) -> slice:
-    """Which lines of the source are the function's body, behind its signature and its docstring."""
-    node = function(source, name)
-    before = node.body[0] if ast.get_docstring(node) is not None else node.returns or [*node.body, *node.args.args][-1]
-    return slice(before.end_lineno, node.end_lineno)
-
-
-def body_of(source: str, name: str) -> str:
-    return "".join(lines_of(source)[body_lines(source, name)])
-
-
-def with_lines(source: str, which: slice, text: str) -> str:
-    """The source with this text in place of those lines."""
-    lines = lines_of(source)
-    lines[which] = [text]
-    return "".join(lines)
+    """Return the lines as `ast` counts them."""
+    return io.StringIO(source).readlines()  # str.splitlines would end one at a form feed too
 
 
 def function_text(source: str, name: str) -> str:
-    return "".join(lines_of(source)[whole_lines(source, name)])
+    """Return the function from its def to its end."""
+    node = find_function(source, name)
+    return "".join(lines_of(source)[node.lineno - 1 : node.end_lineno])
 
 
-def with_body(source: str, name: str, body: str) -> str:
-    """The source with another body in the function."""
-    return with_lines(source, body_lines(source, name), body)
+def head_text(source: str, name: str) -> str:
+    """Return the function's signature and docstring; the signature says what it returns."""
+    node = find_function(source, name)
+    end = node.returns.end_lineno
+    if ast.get_docstring(node) is not None:
+        end = node.body[0].end_lineno
+    return "".join(lines_of(source)[node.lineno - 1 : end])
 
 
 def with_function(source: str, name: str, text: str) -> str:
-    """The source with this text in place of the function, its signature too."""
-    return with_lines(source, whole_lines(source, name), text)
+    """Return the source with this text in place of the function."""
+    node = find_function(source, name)
+    lines = lines_of(source)
+    lines[node.lineno - 1 : node.end_lineno] = [text]
+    return "".join(lines)
 
 
-def path_of(one: Exercise) -> Path:
-    """The student's file, which may not be there."""
-    return WORKBOOK / one.file
+# -- the student's files
 
 
-def reference(one: Exercise) -> str:
-    """The real source of the exercise's file."""
+def reference_text(one: Exercise) -> str:
+    """Return the real source of the exercise's file."""
     return (REPO / one.file).read_text(encoding="utf-8")
 
 
-def error_of_blank(number: int) -> str:
+def student_path(one: Exercise) -> Path:
+    return WORKBOOK / one.file
+
+
+def student_text(number: int) -> str:
+    """Return the student's file; raise InputError if it is missing or lacks the function."""
     one = NUMBERED[number]
-    return f'raise NotImplementedError("exercise {number}: write {one.name} in workbook/{one.file}")'
-
-
-def is_blank(source: str, number: int) -> bool:
-    """Whether the blank's error still stands in the function; in a comment it does not count."""
-    error = ast.dump(ast.parse(error_of_blank(number)).body[0])
-    return error in map(ast.dump, function(source, NUMBERED[number].name).body)
-
-
-def workbook_text(number: int) -> str:
-    """The student's file; raises InputError where it is missing, cannot be parsed, or has lost the function."""
-    one, path = NUMBERED[number], path_of(NUMBERED[number])
+    path = student_path(one)
     if not path.exists():
         raise InputError(f"exercise {number} is not begun: python -m classroom start {number}")
     try:
         source = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
-        function(source, one.name)
-        return source
+        find_function(source, one.name)
     except SyntaxError as error:
-        where = f", line {error.lineno}" if error.lineno else ""
-        raise InputError(f"workbook/{one.file}{where}: {error.msg}: mend it") from None
+        place = f"workbook/{one.file}"
+        if error.lineno:
+            place += f", line {error.lineno}"
+        raise InputError(f"{place}: {error.msg}: fix it") from None
     except UnicodeDecodeError:
         raise InputError(f"workbook/{one.file} is no UTF-8 text: save it as that") from None
-    except StopIteration:
-        raise InputError(f"workbook/{one.file} has no {one.name} any more: write its def line as in {one.file}, or "
-                         "delete the workbook's file, with all that is in it, and start again") from None
+    except LookupError:
+        raise InputError(
+            f"workbook/{one.file} has no {one.name} any more: write its def line as in {one.file}, "
+            "or delete the workbook's file, with all that is in it, and start again"
+        ) from None
+    return source
 
 
-def write(path: Path, text: str) -> None:
-    """A file of the workbook, which may hold other solutions too."""
+def completed_text(file: str, keep: set[int]) -> str:
+    """Return the student's file with the reference's functions in place of those not in `keep`."""
+    source = None
+    for number, one in NUMBERED.items():
+        if one.file != file:
+            continue
+        mine = student_text(number)
+        if source is None:
+            source = mine
+        if number not in keep:
+            real = function_text(reference_text(one), one.name)
+            missing = function_text(mine, one.name).count("\n") - real.count("\n")
+            real += "\n" * missing  # so that errors name the student's lines
+            source = with_function(source, one.name, real)
+    return source
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file of the workbook whole: it may hold other solutions too."""
     write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
+# -- how far an exercise is
+
+
+def error_of_blank(number: int) -> str:
+    """Return the statement that stands where the student is to write."""
+    one = NUMBERED[number]
+    message = f"exercise {number}: write {one.name} in workbook/{one.file}"
+    return f'raise NotImplementedError("{message}")'
+
+
+def is_blank(source: str, one: Exercise) -> bool:
+    """Return whether the blank's error still stands in the function; in a comment it is none."""
+    for statement in find_function(source, one.name).body:
+        if isinstance(statement, ast.Raise) and f"write {one.name} in " in ast.unparse(statement):
+            return True
+    return False
+
+
 def read_record() -> dict[str, str]:
-    """workbook/progress.json: the number of each exercise begun -> the body that passed, or ""."""
+    """Return workbook/progress.json: file.py:function -> the text that passed."""
     path = WORKBOOK / "progress.json"
+    if not path.exists():
+        return {}
     try:
-        record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         record = None
     if not isinstance(record, dict):
-        raise InputError("workbook/progress.json cannot be read: delete it, and check again what had passed")
+        raise InputError(
+            "workbook/progress.json cannot be read: delete it, and check again what had passed"
+        )
     return record
 
 
-def write_record(record: dict[str, str]) -> None:
-    write(WORKBOOK / "progress.json", json.dumps(record, indent=1))
-
-
-def remember(number: int, body: str) -> None:
-    """The exercise is begun, and this body passed, if it is not empty."""
-    write_record(read_record() | {str(number): body})
-
-
-def forget(file: str) -> None:
-    """None of the file's exercises is begun."""
-    gone = {str(number) for number, one in NUMBERED.items() if one.file == file}
-    write_record({number: body for number, body in read_record().items() if number not in gone})
+def remember(number: int, text: str) -> None:
+    """Record that this text of the function passed."""
+    record = {place: old for place, old in read_record().items() if not place.isdigit()}
+    record[NUMBERED[number].place] = text
+    write_text(WORKBOOK / "progress.json", json.dumps(record, indent=1))
 
 
 def state(number: int) -> str:
-    """not begun, broken (its file cannot be read as Python), passes (this very text did), blank, or begun."""
-    one, passed = NUMBERED[number], read_record().get(str(number))
-    if not path_of(one).exists():
+    """Return how far the exercise is.
+
+    "not begun": it has no file. "broken": its file is no Python, or lacks the function.
+    "blank": nothing is written. "passes": this very text did. "begun": anything else.
+    """
+    one = NUMBERED[number]
+    if not student_path(one).exists():
         return "not begun"
     try:
-        source = workbook_text(number)
+        source = student_text(number)
     except InputError:
-        return "not begun" if passed is None else "broken"
-    body = body_of(source, one.name)
-    if passed is None and body == body_of(reference(one), one.name):
-        return "not begun"
-    return "passes" if passed and body == passed else "blank" if is_blank(source, number) else "begun"
+        return "broken"
+    if read_record().get(one.place) == function_text(source, one.name):
+        return "passes"
+    if is_blank(source, one):
+        return "blank"
+    return "begun"

@@ -3,6 +3,7 @@ import ast
 import contextlib
 import gc
 import io
+import json
 import multiprocessing
 import os
 import re
@@ -13,14 +14,25 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
+from classroom_answers import WRONG
 
 from classroom import __main__ as exercises
 from classroom import workbook as attempts
-from classroom.workbook import NUMBERED, body_of, function, function_text, reference, with_body
+from classroom.workbook import (
+    NUMBERED,
+    find_function,
+    function_text,
+    head_text,
+    reference_text,
+    with_function,
+)
 
 REPO = Path(__file__).parent.parent
-CENTER, TEACHER, SAME_VIEW = 2, 3, 4  # the first and the last in loss.py
-LOSS = reference(NUMBERED[CENTER])
+PLACES = {one.place: number for number, one in NUMBERED.items()}
+FORWARD = PLACES["loss.py:DINOLoss.forward"]
+CENTER = PLACES["loss.py:DINOLoss.update_center"]
+TEACHER = PLACES["teacher.py:update_teacher"]
+LOSS = reference_text(NUMBERED[CENTER])
 
 
 @pytest.fixture
@@ -29,13 +41,25 @@ def workbook(tmp_path, monkeypatch) -> Path:
     return tmp_path / "workbook"
 
 
-def refusal(capsys, *flags) -> str:
+def command(*words) -> None:
+    exercises.main([str(word) for word in words])
+
+
+def refusal(capsys, *words) -> str:
     """The one line before exit status 2."""
     with pytest.raises(SystemExit) as stopped:
-        exercises.main([str(flag) for flag in flags])
+        command(*words)
     lines = capsys.readouterr().err.splitlines()
     assert stopped.value.code == 2 and len(lines) == 1, f"one line was wanted: {lines}"
     return lines[0]
+
+
+def body_of(source: str, name: str) -> str:
+    return function_text(source, name).removeprefix(head_text(source, name))
+
+
+def with_body(source: str, name: str, body: str) -> str:
+    return with_function(source, name, head_text(source, name) + body)
 
 
 def write(workbook: Path, number: int, body: str) -> None:
@@ -44,160 +68,193 @@ def write(workbook: Path, number: int, body: str) -> None:
     path.write_text(with_body(path.read_text(), NUMBERED[number].name, body))
 
 
+def remember_as_it_is(number: int) -> None:
+    """As a check that passes does."""
+    exercises.remember(number, function_text(attempts.student_text(number), NUMBERED[number].name))
+
+
 @pytest.mark.parametrize("number", NUMBERED)
 def test_a_blank_keeps_signature_and_docstring_and_all_else_of_its_file(number, workbook):
-    exercises.main(["start", str(number)])
+    command("start", number)
     one = NUMBERED[number]
     source = (workbook / one.file).read_text()
-    blank, real = function(source, one.name), function(reference(one), one.name)
+    blank, real = (find_function(text, one.name) for text in (source, reference_text(one)))
     assert "raise NotImplementedError" in ast.unparse(blank.body.pop())
     real.body[bool(ast.get_docstring(real)):] = []
     assert ast.dump(blank) == ast.dump(real), "signature, decorators and docstring must stay as they are"
-    told = body_of(source, one.name)
-    assert all(line in told for line in one.equation.splitlines()), "the blank must show the equation"
-    assert f"The reference's lines: {exercises.number_of_lines(one)}." in told
-    assert with_body(source, one.name, body_of(reference(one), one.name)) == reference(one), "something else changed"
+    comment = body_of(source, one.name)
+    assert all(line in comment for line in one.equation.splitlines()), "the blank must show the equation"
+    assert f"The reference has {exercises.count_lines(one)} lines." in comment
+    assert max(map(len, comment.splitlines()[:-1])) <= 100
+    for other in NUMBERED.values():
+        if other.file == one.file:
+            source = with_body(source, other.name, body_of(reference_text(other), other.name))
+    assert source == reference_text(one), "something else changed"
+
+
+def test_whoever_starts_an_exercise_finds_no_answer_of_another_in_the_file(workbook):
+    command("start", CENTER)
+    source = (workbook / "loss.py").read_text()
+    assert "NotImplementedError" in body_of(source, NUMBERED[FORWARD].name)
+    assert exercises.state(FORWARD) == exercises.state(CENTER) == "blank"
+    assert exercises.state(TEACHER) == "not begun"
 
 
 def test_hints_are_the_comments_of_the_reference_and_are_given_when_asked_for(workbook, capsys):
-    (positions,) = [number for number, one in NUMBERED.items() if one.name.endswith("positions")]
-    exercises.main(["start", str(positions)])
-    assert "hint:" not in (workbook / "vit.py").read_text()
+    positions = PLACES["vit.py:VisionTransformer.positions"]
+    command("start", positions)
     before = (workbook / "vit.py").read_text()
-    capsys.readouterr()
-    exercises.main(["start", str(positions), "--hints"])
-    told = capsys.readouterr().out
+    assert "hint:" not in capsys.readouterr().out + before
+    command("start", positions, "--hints")
+    given = capsys.readouterr().out
     assert (workbook / "vit.py").read_text() == before, "what is begun gets its hints on the terminal, and stays"
-    exercises.main(["start", str(positions), "--again", "--hints"])
-    for given in (told, (workbook / "vit.py").read_text()):
-        assert "hint: paper: bicubic interpolation; release" in given and "calls rearrange, interpolate" in given
+    assert "hint: paper: bicubic; release" in given and "calls rearrange, interpolate" in given
+    write(workbook, positions, "        return self.pos_embed\n")
+    command("start", positions, "--hints")
+    assert "hint: paper: bicubic; release" in capsys.readouterr().out
 
 
 def test_an_attempt_is_overwritten_by_again_only(workbook, capsys):
-    exercises.main(["start", str(CENTER)])
+    command("start", CENTER)
     for mine in ("        pass\n", body_of(LOSS, NUMBERED[CENTER].name)):  # also where it is the reference's very text
         write(workbook, CENTER, mine)
         before = (workbook / "loss.py").read_text()
         assert "--again" in refusal(capsys, "start", CENTER)
         assert (workbook / "loss.py").read_text() == before
-        exercises.main(["start", str(CENTER), "--again"])
-        assert "NotImplementedError" in (workbook / "loss.py").read_text()
+        command("start", CENTER, "--again")
+        assert exercises.state(CENTER) == "blank"
+
+
+def test_again_leaves_the_files_other_exercises_alone(workbook):
+    command("start", CENTER)
+    write(workbook, CENTER, "        pass  # mine\n")
+    command("start", FORWARD, "--again")
+    assert "pass  # mine" in body_of((workbook / "loss.py").read_text(), NUMBERED[CENTER].name)
 
 
 def test_a_file_that_was_deleted_begins_anew(workbook):
-    for number in (CENTER, SAME_VIEW):
-        exercises.main(["start", str(number)])
+    command("start", CENTER)
+    write(workbook, CENTER, "        pass\n")
+    remember_as_it_is(CENTER)
     (workbook / "loss.py").unlink()
-    exercises.main(["start", str(CENTER)])
-    assert exercises.state(CENTER) == "blank" and exercises.state(SAME_VIEW) == "not begun"
+    assert exercises.state(CENTER) == "not begun"
+    command("start", CENTER)
+    assert exercises.state(CENTER) == "blank"
 
 
 def test_a_file_that_comes_back_brings_what_had_passed(workbook):
-    exercises.main(["start", str(CENTER)])
+    command("start", CENTER)
     write(workbook, CENTER, "        pass\n")
-    exercises.remember(CENTER, "        pass\n")
+    remember_as_it_is(CENTER)
     (workbook / "loss.py").rename(workbook / "away.py")
-    exercises.main(["start", str(TEACHER)])
+    command("start", TEACHER)
     assert exercises.state(CENTER) == "not begun"
     (workbook / "away.py").rename(workbook / "loss.py")
     assert exercises.state(CENTER) == "passes", "another file's exercise was begun meanwhile"
 
 
 def test_what_could_not_be_written_is_not_begun(workbook, capsys):
-    """A folder stands where the new text is written first, as a full disk would; its body is the reference's still."""
-    exercises.main(["start", str(CENTER)])
-    (workbook / ".loss.py.part.py").mkdir()
-    with pytest.raises(SystemExit):
-        exercises.main(["start", str(SAME_VIEW)])
-    assert "let its folder be written" in capsys.readouterr().err
-    assert exercises.state(SAME_VIEW) == "not begun", "else the reference passes as the student's"
+    """A folder stands where the new text is written first, as a full disk would."""
+    (workbook / ".loss.py.part.py").mkdir(parents=True)
+    assert "let its folder be written" in refusal(capsys, "start", CENTER)
+    assert exercises.state(CENTER) == "not begun"
 
 
 def test_a_function_that_became_a_class_is_one_line(workbook, capsys):
-    exercises.main(["start", str(TEACHER)])
+    command("start", TEACHER)
     (workbook / "teacher.py").write_text(f"class {NUMBERED[TEACHER].name}: pass\n")
-    with pytest.raises(SystemExit):
-        exercises.main(["check", str(TEACHER)])
-    assert f"teacher.py has no {NUMBERED[TEACHER].name} any more" in capsys.readouterr().err
-
-
-def test_classroom_of_one_file_add_up(workbook):
-    exercises.main(["start", str(CENTER)])
-    write(workbook, CENTER, "        pass  # mine\n")
-    exercises.main(["start", str(SAME_VIEW)])
-    source = (workbook / "loss.py").read_text()
-    assert "pass  # mine" in body_of(source, NUMBERED[CENTER].name), "the first attempt must stay"
-    assert "NotImplementedError" in body_of(source, NUMBERED[SAME_VIEW].name)
+    assert f"teacher.py has no {NUMBERED[TEACHER].name} any more" in refusal(capsys, "check", TEACHER)
 
 
 def test_what_is_not_solved_does_not_stand_in_the_way_of_others(workbook, tmp_path):
-    """In the copied sources it is the reference's; what is wanted is the student's, in the file and in its siblings."""
-    for number in (CENTER, SAME_VIEW):
-        exercises.main(["start", str(number)])
-    write(workbook, SAME_VIEW, "    return terms.mean()\n")
-    exercises.copy_sources(tmp_path / "copy", lambda number: number == SAME_VIEW)
-    copied = (tmp_path / "copy" / "loss.py").read_text()
-    assert body_of(copied, NUMBERED[SAME_VIEW].name) == "    return terms.mean()\n"
-    assert body_of(copied, NUMBERED[CENTER].name) == body_of(LOSS, NUMBERED[CENTER].name)
-    lines = [function(source, "DINOLoss.__init__").lineno for source in (copied, (workbook / "loss.py").read_text())]
+    """In the copied sources it is the reference's; what is kept is the student's, in the file and in its siblings."""
+    command("start", CENTER)
+    write(workbook, CENTER, "        pass\n")
+    exercises.copy_sources(tmp_path / "copy", {"loss.py"}, {CENTER})
+    copied, mine = ((folder / "loss.py").read_text() for folder in (tmp_path / "copy", workbook))
+    assert body_of(copied, NUMBERED[CENTER].name) == "        pass\n"
+    assert body_of(copied, NUMBERED[FORWARD].name).strip() == body_of(LOSS, NUMBERED[FORWARD].name).strip()
+    for file in ("tests/test_loss.py", "ablations/byol.py", "pyproject.toml"):
+        assert (tmp_path / "copy" / file).exists()
+    write(workbook, FORWARD, "        # a line\n" * 40 + "        return 1 / 0\n")
+    exercises.copy_sources(tmp_path / "copy", {"loss.py"}, {CENTER})
+    copied, mine = ((folder / "loss.py").read_text() for folder in (tmp_path / "copy", workbook))
+    lines = [find_function(source, NUMBERED[CENTER].name).lineno for source in (copied, mine)]
     assert lines[0] == lines[1], "an error must name the line that it has in the student's file"
-    assert (tmp_path / "copy" / "tests" / "test_loss.py").exists() and (tmp_path / "copy" / "ablations/byol.py").exists()
 
 
-def test_progress_tells_what_is_begun_and_what_passes_as_it_stands(workbook, capsys):
-    exercises.main(["start", str(CENTER)])
-    assert exercises.state(CENTER) == "blank" and exercises.state(SAME_VIEW) == "not begun"
+def test_the_list_says_what_is_begun_and_what_passes_as_it_stands(workbook, capsys):
+    command("start", CENTER)
     write(workbook, CENTER, "        pass\n")
     assert exercises.state(CENTER) == "begun"
-    exercises.remember(CENTER, "        pass\n")
-    assert exercises.state(CENTER) == "passes"
+    remember_as_it_is(CENTER)
     capsys.readouterr()
-    exercises.main(["progress"])
-    assert capsys.readouterr().out.splitlines() == [f"  {CENTER}  passes  the center", f"1 of {len(NUMBERED)} pass"]
+    command("list")
+    *lines, total = capsys.readouterr().out.splitlines()
+    words = [tuple(line.split()[:2]) for line in lines]
+    assert words[FORWARD - 1] == (str(FORWARD), "blank") and words[CENTER - 1] == (str(CENTER), "passes")
+    assert words[TEACHER - 1] == (str(TEACHER), "not") and total == f"1 of {len(NUMBERED)} pass"
     write(workbook, CENTER, "        return\n")
     assert exercises.state(CENTER) == "begun", "what passed was another text"
 
 
+def test_progress_is_kept_by_the_functions_place_and_a_record_by_numbers_is_ignored_in_one_line(workbook, capsys):
+    """So that another ladder, in which it has another number, finds it again."""
+    command("start", CENTER)
+    write(workbook, CENTER, "        pass\n")
+    record = workbook / "progress.json"
+    record.write_text(json.dumps({str(CENTER): "        pass\n", "16": ""}))
+    assert exercises.state(CENTER) == "begun"
+    capsys.readouterr()
+    command("list")
+    assert sum("by number" in line for line in capsys.readouterr().out.splitlines()) == 1
+    remember_as_it_is(CENTER)
+    assert json.loads(record.read_text()).keys() == {"loss.py:DINOLoss.update_center"}
+    command("list")
+    assert "by number" not in capsys.readouterr().out
+
+
 def test_what_was_only_emptied_does_not_pass(workbook):
     """Neither with the error taken out, nor in one line; and an error in a comment is no blank any more."""
-    exercises.main(["start", str(CENTER)])
+    command("start", CENTER)
     path = workbook / "loss.py"
-    blank, error = path.read_text(), exercises.error_of_blank(CENTER)
+    blank, error = path.read_text(), attempts.error_of_blank(CENTER)
     path.write_text(blank.replace(error + "\n", "\n"))
     assert exercises.state(CENTER) == "begun"
     path.write_text(blank.replace(error, f"# {error}\n        self.center.zero_()"))
     assert exercises.state(CENTER) == "begun", "run takes what is begun, and the reference for a blank"
-    exercises.remember(CENTER, body_of(path.read_text(), NUMBERED[CENTER].name))
+    remember_as_it_is(CENTER)
     assert exercises.state(CENTER) == "passes"
 
 
 def test_what_a_student_changed_beside_the_bodies_harms_nobody(workbook, tmp_path):
     """A form feed from a PDF, a mark at the file's start, and another signature of what is not solved yet."""
-    for number in (CENTER, SAME_VIEW):
-        exercises.main(["start", str(number)])
+    command("start", CENTER)
     path = workbook / "loss.py"
-    text = path.read_text().replace("def mean_over_pairs(terms: Tensor)", "def mean_over_pairs(t)")
-    path.write_text("\ufeff" + text.replace("# Exercise 2", "# \x0cExercise 2"))
-    assert exercises.state(CENTER) == exercises.state(SAME_VIEW) == "blank" and exercises.state(14) == "not begun"
-    exercises.copy_sources(tmp_path / "copy", lambda number: False)
+    signature = "def update_center(self, teacher_logits: Tensor) -> None:"
+    text = path.read_text().replace(signature, "def update_center(self, t):")
+    path.write_text("\ufeff" + text.replace("# Exercise 1", "# \x0cExercise 1"))
+    assert exercises.state(FORWARD) == exercises.state(CENTER) == "blank"
+    exercises.copy_sources(tmp_path / "copy", {"loss.py"}, set())
     copied = (tmp_path / "copy/loss.py").read_text()
-    for name in (NUMBERED[CENTER].name, NUMBERED[SAME_VIEW].name):
+    for number in (FORWARD, CENTER):
+        name = NUMBERED[number].name
         assert function_text(copied, name) == function_text(LOSS, name), "the reference's, its signature too"
-    exercises.main(["start", str(SAME_VIEW), "--again"])
-    assert "def mean_over_pairs(terms: Tensor)" in path.read_text()
+    command("start", CENTER, "--again")
+    assert signature in path.read_text()
 
 
 def test_a_diff_shows_both(workbook, capsys):
-    exercises.main(["start", str(CENTER)])
+    command("start", CENTER)
     write(workbook, CENTER, "        self.center.zero_()\n")
     capsys.readouterr()
-    exercises.main(["diff", str(CENTER)])
+    command("diff", CENTER)
     lines = capsys.readouterr().out.splitlines()
     assert "-        self.center.zero_()" in lines and "+++ loss.py" in lines
     assert any(line.startswith("+        self.center.lerp_") for line in lines)
 
 
-@pytest.mark.parametrize(("flags", "said"), [
+@pytest.mark.parametrize(("words", "said"), [
     ("start", "start takes a number from 1 to"), ("check 0", "check takes a number from 1"), ("list 3", "no number"),
     ("check 99", "from 1 to"), ("check 2", "exercise 2 is not begun"), ("diff 2", "exercise 2 is not begun"),
     ("check 2 --hints", "are for start"), ("solve 2", "invalid choice: 'solve'"), ("run nothing.py", "'nothing.py'"),
@@ -205,8 +262,8 @@ def test_a_diff_shows_both(workbook, capsys):
     ("run -m torch.distributed.run", "-m torch"), ("run README.md", "'README.md'"),
     ("run -m classroom list", "'-m classroom'"), ("run tests/test_loss.py", "'tests/test_loss.py'"),
     ("start two", "invalid int value")])
-def test_bad_input_is_one_line(flags, said, workbook, capsys):
-    assert said in refusal(capsys, *flags.split())
+def test_bad_input_is_one_line(words, said, workbook, capsys):
+    assert said in refusal(capsys, *words.split())
 
 
 @pytest.mark.parametrize(("harm", "said"), [
@@ -214,67 +271,92 @@ def test_bad_input_is_one_line(flags, said, workbook, capsys):
     (lambda source: source.replace("def update_center", "def centre"), "has no DINOLoss.update_center any more"),
     (lambda source: source + "# \ud83d", "is no UTF-8 text")])
 def test_a_file_that_is_no_longer_one_is_named(harm, said, workbook, capsys):
-    exercises.main(["start", str(CENTER)])
+    command("start", CENTER)
     harmed = harm((workbook / "loss.py").read_text())
     (workbook / "loss.py").write_text(harmed, encoding="utf-8", errors="surrogatepass")
-    for command in ("check", "diff", "start"):
-        assert said in refusal(capsys, command, CENTER)
+    for word in ("check", "diff", "start"):
+        assert said in refusal(capsys, word, CENTER)
 
 
 def test_another_exercises_lost_function_is_named(workbook, capsys):
-    exercises.main(["start", str(CENTER)])
+    command("start", CENTER)
     path = workbook / "loss.py"
-    path.write_text(path.read_text().replace("def mean_over_pairs", "def mean_of_pairs"))
-    assert "has no mean_over_pairs any more" in refusal(capsys, "check", CENTER)
+    path.write_text(path.read_text().replace("def forward", "def forwards"))
+    assert "has no DINOLoss.forward any more" in refusal(capsys, "check", CENTER)
 
 
 def test_a_workbook_that_is_no_folder_and_a_record_that_is_none_are_one_line(workbook, capsys):
     workbook.write_text("")
     assert "workbook" in refusal(capsys, "start", CENTER)
     workbook.unlink()
-    exercises.main(["start", str(CENTER)])
+    command("start", CENTER)
     (workbook / "progress.json").write_text("[]")
-    assert "progress.json cannot be read" in refusal(capsys, "progress")
+    assert "progress.json cannot be read" in refusal(capsys, "list")
 
 
-def test_a_broken_file_does_not_stand_in_another_exercises_way(workbook, tmp_path, capsys):
+def test_a_broken_file_does_not_stand_in_another_exercises_way(workbook, monkeypatch, capsys):
     """But a script that would run without what was written there is refused."""
     for number in (CENTER, TEACHER):
-        exercises.main(["start", str(number)])
+        command("start", number)
     (workbook / "loss.py").write_text("def (:\n")
-    exercises.copy_sources(tmp_path / "copy", lambda number: number == TEACHER)
-    assert (tmp_path / "copy/loss.py").read_text() == LOSS, "the reference takes the broken file's place"
-    assert "NotImplementedError" in (tmp_path / "copy/teacher.py").read_text(), "the other file is the student's"
-    exercises.main(["progress"])
-    assert "2  broken  the center" in capsys.readouterr().out
+
+    def look(command, cwd):
+        assert (Path(cwd) / "loss.py").read_text() == LOSS, "the reference takes the broken file's place"
+        assert "NotImplementedError" in (Path(cwd) / "teacher.py").read_text(), "the other file is the student's"
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(exercises.subprocess, "run", look)
+    command("check", TEACHER)
+    command("list")
+    assert f"{CENTER}  broken " in capsys.readouterr().out
     assert "workbook/loss.py, line 1" in refusal(capsys, "run", "train.py")
 
 
-def test_the_page_has_the_ladder_and_changes_lines_that_are_there():
+def test_the_page_has_the_ladder():
+    rows = [f"| {number} | {one.title} | `{one.place}` |\n" for number, one in NUMBERED.items()]
     page = (REPO / "classroom/README.md").read_text()
-    assert exercises.table() in page, "the page has another ladder than python -m classroom list prints"
-    changed = re.findall(r"^    - +(.+)$", page, re.MULTILINE)
-    assert changed and all(line in LOSS for line in changed), "the lab changes lines that loss.py does not have"
-    source = LOSS
-    for old, new in zip(changed, re.findall(r"^    \+ +(.+)$", page, re.MULTILINE), strict=True):
-        source = source.replace(old, new)
-    ast.parse(source)
+    assert "|---|---|---|\n" + "".join(rows) in page, "the page has another ladder than classroom/ladder.py"
+
+
+def test_the_page_changes_lines_that_are_there():
+    page = (REPO / "classroom/README.md").read_text()
+    removed = re.findall(r"^    -(.+)$", page, re.MULTILINE)
+    code = [line.partition("  #")[0] for line in LOSS.splitlines()]
+    assert removed and all(code.count(line) == 1 for line in removed), "loss.py has no such lines any more"
+    ast.parse("\n".join(line for line in code if line not in removed))
 
 
 def test_each_exercise_has_wrong_answers_and_tests_that_exist():
+    assert WRONG.keys() == PLACES.keys()
     for one in NUMBERED.values():
-        assert one.tests and len(one.wrong) >= 2, f"{one.place} wants tests, and wrong answers that they tell"
+        assert one.tests and len(WRONG[one.place]) >= 2, f"{one.place} wants tests, and wrong answers that they catch"
         for test in one.tests:
             file, _, name = test.partition("::")
             assert f"def {name.partition('[')[0]}(" in (REPO / "tests" / file).read_text(), f"{test} is not there"
 
 
-def wrong_body(number: int, changes: list[tuple[str, str]]) -> str:
-    body = body_of(reference(NUMBERED[number]), NUMBERED[number].name)
+def test_what_a_student_writes_in_a_file_of_the_top_is_what_training_calls():
+    wings = {one.place for one in NUMBERED.values() if "/" in one.file}
+    assert wings == {"ablations/variants.py:sinkhorn_knopp", "evals/video_segmentation.py:propagate"}
+
+
+def answer(number: int, changes: list[tuple[str, str]] | str) -> str:
+    """The file with a wrong answer: a whole body, or changes of the reference's function."""
+    one = NUMBERED[number]
+    source = reference_text(one)
+    if isinstance(changes, str):
+        return with_body(source, one.name, changes)
+    text = function_text(source, one.name)
     for old, new in changes:
-        assert body.count(old) == 1, f"exercise {number}: {old!r} stands {body.count(old)} times in the reference"
-        body = body.replace(old, new)
-    return body
+        assert text.count(old) == 1, f"{one.place}: {old!r} stands {text.count(old)} times in the reference"
+        text = text.replace(old, new)
+    return with_function(source, one.name, text)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_each_wrong_answer_changes_text_that_is_there(place):
+    for changes in WRONG[place].values():
+        assert answer(PLACES[place], changes) != reference_text(NUMBERED[PLACES[place]])
 
 
 class Failures:
@@ -310,7 +392,7 @@ def outcomes(tmp_path_factory) -> dict[tuple[int, str], list[str]]:
     The processes begin with torch loaded, and with nothing of the project's own.
     """
     folder, found = tmp_path_factory.mktemp("exercises") / "copy", {}
-    exercises.copy_sources(folder, lambda number: False)
+    exercises.copy_sources(folder, set(), set())
     server = "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if server else "spawn")
     if server:
@@ -318,10 +400,12 @@ def outcomes(tmp_path_factory) -> dict[tuple[int, str], list[str]]:
                                         "matplotlib.pyplot"])
     with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
         for number, one in NUMBERED.items():
-            bodies = {"blank": exercises.blank(number, True), "reference": wrong_body(number, [])} | {
-                name: wrong_body(number, changes) for name, changes in one.wrong.items()}
-            for name, body in bodies.items():
-                (folder / one.file).write_text(with_body(reference(one), one.name, body))
+            blanked = with_function(reference_text(one), one.name, exercises.blank(number))
+            sources = {"blank": blanked, "reference": reference_text(one)}
+            for name, changes in WRONG[one.place].items():
+                sources[name] = answer(number, changes)
+            for name, source in sources.items():
+                (folder / one.file).write_text(source)
                 for cache in (folder / one.file).parent.glob(f"__pycache__/{Path(one.file).stem}.*"):
                     cache.unlink()  # two versions of one second and one size would be taken for the same
                 found[number, name] = pool.submit(outcome, folder, exercises.pytest_arguments(one)).result()
@@ -336,7 +420,7 @@ def test_an_exercises_tests_tell_blank_right_and_wrong_apart_in_words(outcomes, 
     assert outcomes[number, "reference"] == [], "the reference must pass its tests"
     blank = outcomes[number, "blank"]
     assert blank and all(f"exercise {number}: write" in message for message in blank), blank
-    for name in NUMBERED[number].wrong:
+    for name in WRONG[NUMBERED[number].place]:
         messages = outcomes[number, name]
         assert messages, f"{name}: passes, though it is wrong"
         for message in messages:
@@ -354,13 +438,13 @@ def in_process(workbook: Path, *flags: str) -> subprocess.CompletedProcess:
 @pytest.mark.slow
 def test_check_and_run_take_the_students_file_also_in_a_process_that_imports_it(workbook):
     """A check fails and then passes, which is kept; train.py, in a process of its own, meets what the file does."""
-    (schedules,) = [number for number, one in NUMBERED.items() if one.name == "cosine"]
-    exercises.main(["start", str(schedules)])
+    schedules = PLACES["optimizer.py:cosine"]
+    command("start", schedules)
     write(workbook, schedules, "    return start\n")
     wrong = in_process(workbook, "check", str(schedules))
     assert wrong.returncode == 1 and "step 50 must have 0.22" in wrong.stdout and "not yet" in wrong.stdout, wrong
     assert exercises.state(schedules) == "begun"
-    write(workbook, schedules, wrong_body(schedules, []))
+    write(workbook, schedules, body_of(reference_text(NUMBERED[schedules]), "cosine"))
     right = in_process(workbook, "check", str(schedules))
     assert right.returncode == 0 and exercises.state(schedules) == "passes", right
     (workbook / "optimizer.py").write_text("raise SystemExit('mine')\n" + (workbook / "optimizer.py").read_text())

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import ablations.train
 from ablations.rows import STUDIES
 from classroom.ladder import LADDER
 from settings import parse_settings
@@ -69,11 +70,12 @@ def test_every_study_stands_beside_its_place_in_the_paper(study):
 def test_every_training_that_is_shown_has_allowed_settings_and_a_folder_of_its_own():
     """A finished folder refuses other settings, and trains nothing with the same ones."""
     folders = {}
-    started = r"(?:python|torchrun[^\n`#]*?) train\.py ([^\n`#]*)"
+    started = r"(?:python|torchrun[^\n`#]*?) (train\.py|-m ablations\.train) ([^\n`#]*)"
     trainings = re.findall(started, COMMANDS.replace("--seed N", "--seed 0"))
     assert len(trainings) > 10
-    for command in trainings:
-        folder = parse_settings(shlex.split(command)).output_dir
+    for script, command in trainings:
+        parse = parse_settings if script == "train.py" else ablations.train.parse
+        folder = parse(shlex.split(command)).output_dir
         if "--output_dir" in command:
             first = folders.setdefault(folder, command.strip())
             assert first == command.strip(), f"two trainings are shown in {folder}"
@@ -88,7 +90,7 @@ def test_every_flag_of_the_other_scripts_that_is_shown_exists():
     """A flag is written in the script itself, or in what gives all evaluations their flags."""
     shared = (REPO / "training/evaluation.py").read_text() + (REPO / "training/checkpoint.py").read_text()
     for script, flags in OTHERS:
-        if script in ("train.py", "-m bench"):  # their flags are made from the settings
+        if script in ("train.py", "-m ablations.train", "-m bench"):  # their flags are made from the settings
             continue
         source = file_of(script).read_text(encoding="utf-8") + shared
         for flag in re.findall(r"--(\w+)", flags):
