@@ -1,16 +1,16 @@
-"""k-NN classification with frozen features (Table 2; Sec. 3.2, appendix F.1): the quickest measure of what was learnt.
+"""k-NN classification with frozen features (Table 2; Sec. 3.2, appendix F.1).
 
-The k images whose features have the largest cosine with an image's vote for their label, each with
-exp(cosine / 0.07). Nothing is trained and nothing is augmented. ViT-S/16 after DINO: 74.5 % on ImageNet at k = 20;
-89.1 % on Flowers (Table 10).
+The quickest measure of what was learnt: nothing is trained and nothing is augmented. The k train
+images whose features have the largest cosine with a test image's vote for their label, each with
+exp(cosine / 0.07). ViT-S/16 after DINO: 74.5 % on ImageNet at k = 20; 89.1 % on Flowers (Table 10).
 
     python eval_knn.py --pretrained_weights runs/mine/checkpoint.pth --data_path photos/
     python eval_knn.py --pretrained dino_vits16 --data_path imagenet/ --dump_features vits16.pth
-    python eval_knn.py --load_features vits16.pth --nb_knn 5 20
 
---data_path: a folder of class folders (every fifth image is asked, the others vote), or with train/ and val/ in it.
+--data_path: a folder of class folders (every fifth image is a test image), or with train/ and val/
+in it. --dump_features keeps features and labels for programs of your own: torch.load reads them.
 
-Shapes: N images that vote, n images asked, D width, C classes.
+Shapes: N train images, n test images, D numbers a feature, C classes.
 """
 from argparse import Namespace
 from typing import NamedTuple
@@ -21,36 +21,23 @@ from torch import Tensor, nn
 
 from data import Images
 from features import EvaluationView, Pixels, among_first, extract_features
-from runtime.commandline import InputError
 from runtime.hardware import World
-from training import evaluation as common
-from training.checkpoint import read_checkpoint, save_checkpoint
+from training import evaluation
+from training.checkpoint import save_checkpoint
 
-PAPER = {("vit_small", 16): 74.5, ("vit_small", 8): 78.3, ("vit_base", 16): 76.1, ("vit_base", 8): 77.4,
-         ("resnet50", 1): 67.5}  # Table 2: top-1 on ImageNet, k = 20
-ALONE = World(0, 1, torch.device("cpu"), torch.float32)  # where no other process shares the work
-
-
-def nearest_neighbours(train_features: Tensor, test_features: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest cosines of each row and whose they are, falling: (N, D), (n, D) -> (n, k) twice."""
-    train_features, k = F.normalize(train_features, dim=1), min(k, len(train_features))
-    some = F.normalize(test_features, dim=1).split(1000)  # so that n x N never stands in memory
-    found = [(rows @ train_features.T).topk(k, dim=1) for rows in some]
-    return torch.cat([cosine for cosine, _ in found]), torch.cat([index for _, index in found])
-
-
-def knn_votes(cosines: Tensor, labels: Tensor, num_classes: int, temperature: float = 0.07) -> Tensor:
-    """votes[i, c] = sum of exp(cosine / T) over the neighbours of label c, up to a factor of the row i.
-
-    (n, k), (n, k) -> (n, C).
-    """
-    largest = cosines.max(dim=1, keepdim=True).values  # taken off, a row's votes neither overflow nor all vanish
-    weights = ((cosines - largest) / temperature).exp()
-    return torch.zeros(len(cosines), num_classes).scatter_add_(1, labels, weights)
+PAPER = {  # Table 2: top-1 on ImageNet in %, k = 20
+    ("vit_small", 16): 74.5,
+    ("vit_small", 8): 78.3,
+    ("vit_base", 16): 76.1,
+    ("vit_base", 8): 77.4,
+    ("resnet50", 1): 67.5,
+}
+ALONE = World(0, 1, torch.device("cpu"), torch.float32)  # one process
+ROWS = 1000  # test images at a time, so that no n x N or n x C numbers stand in memory
 
 
 class LabelledFeatures(NamedTuple):
-    """Features (N, D) and labels (N,) that vote, features (n, D) and labels (n,) of the images asked."""
+    """Features (N, D) and labels (N,) of the train images, (n, D) and (n,) of the test images."""
 
     train_features: Tensor
     train_labels: Tensor
@@ -58,91 +45,140 @@ class LabelledFeatures(NamedTuple):
     test_labels: Tensor
 
 
-def extract(network: nn.Module, split: tuple[Images, Images], view: EvaluationView, world: World,
-            **loading) -> LabelledFeatures:
-    """The network's features of both parts, shared over the processes."""
-    return LabelledFeatures(*(tensor for part in split for tensor in (
-        extract_features(network, part, view, world, **loading), part.labels)))
+def extract(
+    network: nn.Module,
+    split: tuple[Images, Images],
+    view: EvaluationView,
+    world: World,
+    **loading,
+) -> LabelledFeatures:
+    """Return the network's features of the train and the test images."""
+    train, test = split
+    train_features = extract_features(network, train, view, world, **loading)
+    test_features = extract_features(network, test, view, world, **loading)
+    return LabelledFeatures(train_features, train.labels, test_features, test.labels)
 
 
-def right_answers(data: LabelledFeatures, rows: Tensor, ks: tuple[int, ...], temperature: float) -> Tensor:
-    """How many of these of the images asked get the right label, first and among five -> a row (2,) for each k."""
-    cosines, nearest = nearest_neighbours(data.train_features, data.test_features[rows], max(ks))
-    classes = 1 + int(torch.cat([data.train_labels, data.test_labels]).max())
+def nearest_neighbours(
+    train_features: Tensor, test_features: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
+    """Return the k largest cosines of each test image, falling, and the train images they are with.
+
+    (N, D), (n, D) -> (n, k), (n, k).
+    """
+    train_features = F.normalize(train_features, dim=1)
+    test_features = F.normalize(test_features, dim=1)
+    k = min(k, len(train_features))
+    found = []
+    for rows in test_features.split(ROWS):
+        found.append((rows @ train_features.T).topk(k, dim=1))
+    cosines, nearest = zip(*found)
+    return torch.cat(cosines), torch.cat(nearest)
+
+
+def knn_votes(
+    cosines: Tensor, labels: Tensor, num_classes: int, temperature: float = 0.07
+) -> Tensor:
+    """Return votes[i, c] = sum of exp(cosine / T) over the neighbours with label c.
+
+    Each row may have a factor of its own: (n, k), (n, k) -> (n, C).
+    """
+    # without its largest cosine, a row's votes neither overflow nor all vanish at a low T
+    largest = cosines.max(dim=1, keepdim=True).values
+    weights = ((cosines - largest) / temperature).exp()
+    votes = torch.zeros(len(cosines), num_classes)
+    return votes.scatter_add_(1, labels, weights)
+
+
+def count_right(
+    data: LabelledFeatures, tests: Tensor, ks: tuple[int, ...], temperature: float
+) -> Tensor:
+    """Return how many of these test images get the right label, first and among five.
+
+    tests: their indices. -> double (number of ks, 2).
+    """
+    test_features = data.test_features[tests]
+    test_labels = data.test_labels[tests]
+    cosines, nearest = nearest_neighbours(data.train_features, test_features, max(ks))
+    labels = data.train_labels[nearest]
+    num_classes = 1 + int(torch.cat([data.train_labels, data.test_labels]).max())
     right = torch.zeros(len(ks), 2, dtype=torch.double)
-    for some in torch.arange(len(rows)).split(1000):  # so that n x C never stands in memory
-        labels, wanted = data.train_labels[nearest[some]], data.test_labels[rows[some]]
-        for i, k in enumerate(ks):
-            votes = knn_votes(cosines[some, :k], labels[:, :k], classes, temperature)
-            right[i] += torch.stack([among_first(votes, wanted, among).sum() for among in (1, 5)])
+    for rows in torch.arange(len(tests)).split(ROWS):
+        for i, k in enumerate(ks):  # the k nearest stand in the first k columns
+            votes = knn_votes(cosines[rows, :k], labels[rows, :k], num_classes, temperature)
+            right[i, 0] += among_first(votes, test_labels[rows], 1).sum()
+            right[i, 1] += among_first(votes, test_labels[rows], 5).sum()
     return right
 
 
-def knn_accuracies(data: LabelledFeatures, ks: tuple[int, ...] = (20,), temperature: float = 0.07,
-                   world: World = ALONE) -> dict[int, list[float]]:
-    """k -> [top-1, top-5] in %; each process answers for its share of the images asked."""
-    asked = len(data.test_labels)
-    share = torch.arange(asked).tensor_split(world.size)[world.rank]
-    right = world.total(right_answers(data, share, ks, temperature))
-    return dict(zip(ks, (100 * right / asked).tolist()))
+def knn_accuracies(
+    data: LabelledFeatures,
+    ks: tuple[int, ...] = (20,),
+    temperature: float = 0.07,
+    world: World = ALONE,
+) -> dict[int, list[float]]:
+    """Return k -> [top-1, top-5] in %. The processes share the test images."""
+    number = len(data.test_labels)
+    mine = torch.arange(number).tensor_split(world.size)[world.rank]
+    right = world.total(count_right(data, mine, ks, temperature))
+    accuracies = (100 * right / number).tolist()
+    return dict(zip(ks, accuracies))
+
+
+def measure_knn(flags: Namespace, world: World) -> None:
+    """Extract the features, and report top-1 and top-5 for every k."""
+    evaluation.require(flags, "nb_knn", min(flags.nb_knn) >= 1, "at least 1, such as 20")
+    evaluation.require(flags, "temperature", flags.temperature > 0, "above 0, such as 0.07")
+
+    backbone, args = evaluation.load_backbone(flags, world)
+    train, test, which = evaluation.load_labelled(flags, world)
+    view = evaluation.evaluation_view(flags, args)
+    networks = {args["arch"]: backbone}
+    if len(train) + len(test) <= 20_000:  # the pixels of more images fill the memory
+        networks["raw pixels"] = Pixels()
+    loading = evaluation.loading(flags, world)
+    features = {}
+    for name, network in networks.items():
+        features[name] = extract(network, (train, test), view, world, **loading)
+
+    data = (
+        f"{evaluation.data_name(flags)}: {len(train)} images train, {len(test)} test ({which}), "
+        f"{len(train.classes)} classes, {view.size} pixels"
+    )
+    if flags.dump_features and world.is_main:
+        save_checkpoint(flags.dump_features, {
+            "features": {name: kept._asdict() for name, kept in features.items()},
+            "args": args,
+            "data": data,
+            "weights": flags.pretrained_weights or flags.pretrained,
+        })
+
+    # a k beyond the number of train images is left out; if all are, all train images vote
+    ks = tuple(k for k in flags.nb_knn if k <= len(train))
+    if not ks:
+        ks = (len(train),)
+    measured = {}
+    for name, kept in features.items():
+        for k, (top1, top5) in knn_accuracies(kept, ks, flags.temperature, world).items():
+            measured[f"{name}, k = {k}, top-1 %"] = top1
+            measured[f"{name}, k = {k}, top-5 %"] = top5
+    paper = {}
+    if (args["arch"], args["patch_size"]) in PAPER:
+        paper[f"{args['arch']}, k = 20, top-1 %"] = PAPER[args["arch"], args["patch_size"]]
+    title = f"k-NN (Table 2: ViT-S/16 has {PAPER['vit_small', 16]} % on ImageNet)"
+    evaluation.report(flags, world, title, args, data, measured, paper)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = common.command_line(__doc__)
+    parser = evaluation.command_line(__doc__)
     add = parser.add_argument
-    add("--nb_knn", type=int, nargs="+", default=[10, 20, 100, 200], help="k, how many neighbours vote [10 20 100 200]")
+    add("--nb_knn", type=int, nargs="+", default=[10, 20, 100, 200],
+        help="k, how many neighbours vote [10 20 100 200]")
     add("--temperature", type=float, default=0.07, help="of the votes [0.07]")
-    add("--dump_features", default="", metavar="FILE", help="keep the features there")
-    add("--load_features", default="", metavar="FILE", help="and vote with them again, without weights and images")
-    common.run(parser, evaluate, argv)
-
-
-def evaluate(flags: Namespace, world: World) -> None:
-    """Features from the network or from a file, then a table of top-1 and top-5 for every k."""
-    common.require(flags, nb_knn=min(flags.nb_knn) >= 1, temperature=flags.temperature > 0)
-    features, args, data = load_features(flags) if flags.load_features else features_of(flags, world)
-    if flags.dump_features and world.is_main:
-        save_checkpoint(flags.dump_features, {"features": {k: v._asdict() for k, v in features.items()}, "args": args,
-                                              "data": data, "weights": flags.pretrained_weights or flags.pretrained})
-    voters = min(len(one.train_labels) for one in features.values())
-    ks = tuple(k for k in flags.nb_knn if k <= voters) or (voters,)
-    measured = {}
-    for name, one in features.items():
-        for k, (top1, top5) in knn_accuracies(one, ks, flags.temperature, world).items():
-            measured |= {f"{name}, k = {k}, top-1 %": top1, f"{name}, k = {k}, top-5 %": top5}
-    paper = PAPER.get((args["arch"], args["patch_size"]))
-    common.tell(flags, world, f"k-NN (Table 2: ViT-S/16 has {PAPER['vit_small', 16]} % on ImageNet)", args, data,
-                measured, {f"{args['arch']}, k = 20, top-1 %": paper} if paper else {})
-
-
-def features_of(flags: Namespace, world: World) -> tuple[dict[str, LabelledFeatures], dict, str]:
-    """(features of the network and of raw pixels by name, the network's flags, what data it was)."""
-    backbone, args = common.load_backbone(flags, world)
-    *split, asked = common.load_labelled(flags, world)
-    networks = {args["arch"]: backbone}
-    if len(split[0]) + len(split[1]) <= 20_000:  # more raw pixels than that fill the memory
-        networks["raw pixels"] = Pixels()
-    view = common.evaluation_view(flags, args)
-    features = {name: extract(network, split, view, world, **common.loading(flags, world))
-                for name, network in networks.items()}
-    return features, args, (f"{common.source(flags)}: {len(split[0])} images vote, {len(split[1])} asked "
-                            f"({asked}), {len(split[0].classes)} classes, {view.size} pixels")
-
-
-def load_features(flags: Namespace) -> tuple[dict[str, LabelledFeatures], dict, str]:
-    """The same from a file that --dump_features wrote; --pretrained_weights becomes what it was then."""
-    stored = read_checkpoint(flags.load_features)
-    try:
-        features = {name: LabelledFeatures(**one) for name, one in stored["features"].items()}
-        pairs = [pair for one in features.values() for pair in (one[:2], one[2:])]
-        if not pairs or not all(0 < len(rows) == len(labels) for rows, labels in pairs):
-            raise ValueError
-        args = {"arch": str(stored["args"]["arch"]), "patch_size": int(stored["args"]["patch_size"])}
-        flags.pretrained_weights = str(stored.get("weights", ""))
-        return features, args, stored["data"]
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise InputError(f"--load_features {flags.load_features!r} was not written by --dump_features: make it with "
-                         "that") from None
+    add("--dump_features", default="", metavar="FILE", help="keep features and labels there")
+    flags = parser.parse_args(argv)
+    with evaluation.start(flags) as world:
+        measure_knn(flags, world)
 
 
 if __name__ == "__main__":

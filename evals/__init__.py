@@ -1,1 +1,1 @@
-"""The paper's evaluations of frozen and fine-tuned networks, a command each: python -m evals.linear."""
+"""The paper's evaluations of frozen and fine-tuned networks: python -m evals.linear ..."""

@@ -1,71 +1,152 @@
-"""Image retrieval with frozen features (Sec. 4.2.1, Table 3): images of the same landmark, nearest first.
+"""Image retrieval with frozen features (Sec. 4.2.1, Table 3): images of a landmark, nearest first.
 
-Revisited Oxford and Paris (Radenovic et al. 2018): of every query, cropped to its landmark, each image is easy, hard,
-junk or another place. Junk is taken out of the ranking, not counted wrong; what a level does not ask for is junk too:
+Revisited Oxford and Paris (Radenovic et al. 2018): for every query, cropped to its landmark, each
+image is easy, hard, junk or another place. Junk is taken out of the ranking, not counted wrong.
+What a level does not ask for is junk too:
 
     level    relevant      junk
     easy     easy          junk, hard
     medium   easy, hard    junk
     hard     hard          junk, easy
 
-Queries without a relevant image do not count. DINO ViT-S/16 of ImageNet: mAP 41.8 medium, 13.7 hard on Oxford, 63.1
-and 34.4 on Paris; learnt on Google Landmarks v2 51.5, 24.3, 75.3 and 51.6. The release's commands are
-those below: Paris at 512 pixels and three scales, Oxford at 224 and one. Departures: the release shows the queries
-whole; its images are at most --eval_size long, ours just that, in whole patches.
+Queries without a relevant image do not count. DINO ViT-S/16 of ImageNet: mAP 41.8 medium, 13.7 hard
+on Oxford, 63.1 and 34.4 on Paris; learnt on Google Landmarks v2 51.5, 24.3, 75.3 and 51.6. The
+release's commands are those below: Paris at 512 pixels and three scales, Oxford at 224 and one.
+Departures: the release shows the queries whole; its images are at most --eval_size long, ours just
+that, in whole patches.
 
     python -m evals.image_retrieval --pretrained_weights runs/demo/checkpoint.pth
     python -m evals.image_retrieval --pretrained dino_vits16 --data_path rparis6k/ --eval_size 512
-    python -m evals.image_retrieval --pretrained dino_vits16 --data_path roxford5k/ --eval_size 224 --multiscale false
+    python -m evals.image_retrieval --pretrained dino_vits16 --data_path roxford5k/ \\
+        --eval_size 224 --multiscale false
 
---data_path: a folder that holds, or whose folders hold, gnd_roxford5k.pkl or gnd_rparis6k.pkl beside jpg/; else one of
-class folders: each image (of val/, if there is one) ranks the others, and those of its class are relevant.
+--data_path: a folder that holds, or whose folders hold, gnd_roxford5k.pkl or gnd_rparis6k.pkl
+beside jpg/. Or a folder of class folders: each image (of val/, if there is one) ranks the others,
+and those of its class are relevant.
 
 Shapes: q queries, n images in the database, D width.
 """
+import codecs
+import io
 import math
-import operator
 import os
+import pickle
+import re
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from data import Images, decode
-from evals.plain_pickle import read_plain_pickle
 from evals.retrieval import MultiScale, average_precisions
 from features import EvaluationView, Pixels, extract_features, fit_to_patches, normalise
-from runtime.commandline import InputError, true_or_false
+from runtime.commandline import InputError, brief, true_or_false
 from runtime.hardware import World
-from training import evaluation as common
+from training import evaluation
 
-PAPER = {("vit_small", 16): {"roxford5k, medium, mAP %": 41.8, "roxford5k, hard, mAP %": 13.7,
-                             "rparis6k, medium, mAP %": 63.1, "rparis6k, hard, mAP %": 34.4},
-         ("resnet50", 1): {"roxford5k, medium, mAP %": 35.4, "roxford5k, hard, mAP %": 11.1,
-                           "rparis6k, medium, mAP %": 55.9, "rparis6k, hard, mAP %": 27.5}}  # Table 3, of ImageNet
-LEVELS = {"easy": (["easy"], ["junk", "hard"]), "medium": (["easy", "hard"], ["junk"]),
-          "hard": (["hard"], ["junk", "easy"])}  # whose images are relevant, and whose junk
+PAPER = {  # Table 3: networks trained on ImageNet
+    ("vit_small", 16): {
+        "roxford5k, medium, mAP %": 41.8,
+        "roxford5k, hard, mAP %": 13.7,
+        "rparis6k, medium, mAP %": 63.1,
+        "rparis6k, hard, mAP %": 34.4,
+    },
+    ("resnet50", 1): {
+        "roxford5k, medium, mAP %": 35.4,
+        "roxford5k, hard, mAP %": 11.1,
+        "rparis6k, medium, mAP %": 55.9,
+        "rparis6k, hard, mAP %": 27.5,
+    },
+}
+LEVELS = {  # which images are relevant, and which are junk
+    "easy": (["easy"], ["junk", "hard"]),
+    "medium": (["easy", "hard"], ["junk"]),
+    "hard": (["hard"], ["junk", "easy"]),
+}
+
+class PlainDtype:
+    """Stands for np.dtype, whose own state could make NumPy take bytes for addresses."""
+
+    def __init__(self, code: str, *_):
+        if not re.fullmatch(r"[biuf][1248]", code):
+            raise pickle.UnpicklingError(f"it holds an array of {code}")
+        self.code = code
+
+    def __setstate__(self, state: tuple) -> None:
+        self.code = state[1] + self.code  # the order of the bytes
+
+
+class PlainArray(list):
+    """Stands for an np.ndarray of one axis."""
+
+    def __setstate__(self, state: tuple) -> None:
+        _, _, dtype, _, values = state
+        if isinstance(values, str):  # written by Python 2
+            values = values.encode("latin1")
+        if values:
+            self.extend(np.frombuffer(values, dtype.code).tolist())
+
+
+PLAIN = {  # what a pickle of text and NumPy's numbers calls: name -> what stands for it
+    "dtype": PlainDtype,
+    "ndarray": PlainArray,
+    "_reconstruct": lambda *_: PlainArray(),
+    "scalar": lambda dtype, value: np.frombuffer(value, dtype.code)[0].item(),
+    "encode": codecs.encode,
+    "bytes": lambda: b"",  # without an argument: bytes(10**12) would fill the memory
+}
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """A pickle is a program that may call any function by its name. This one may call PLAIN's."""
+
+    def find_class(self, module: str, name: str):
+        package = module.split(".")[0]  # NumPy and Python 3 have renamed their modules
+        if package not in ("numpy", "_codecs", "__builtin__") or name not in PLAIN:
+            raise pickle.UnpicklingError(f"it calls {module}.{name}")
+        return PLAIN[name]
+
+
+def read_plain_pickle(file: Path) -> object:
+    """Return the lists, dicts, text and numbers of a pickle. Raise InputError for anything else."""
+    if not os.path.isfile(file):
+        raise InputError(f"no pickle at {str(file)!r}: check the path")
+    try:
+        return PlainUnpickler(io.BytesIO(file.read_bytes()), encoding="latin1").load()
+    except Exception as error:  # a damaged pickle raises almost anything
+        raise InputError(
+            f"{str(file)!r} is no pickle of plain values ({brief(error)}), and code in it is never "
+            "run: use the published file"
+        ) from None
 
 
 class WholeView(EvaluationView):
-    """The whole image, its long side near S pixels, both in whole patches: uint8 (3, H, W) -> float (3, h, w)."""
+    """The whole image, its long side near S pixels, both sides in whole patches.
+
+    uint8 (3, H, W) -> float (3, h, w).
+    """
 
     def __init__(self, patch_size: int, **settings):
         super().__init__(**settings)
         self.patch_size = patch_size
 
     def __call__(self, image: Tensor) -> Tensor:
-        short_side = self.size * min(image.shape[-2:]) / max(image.shape[-2:])
-        return normalise(fit_to_patches(image, short_side, self.patch_size), self.mean, self.std)
+        height, width = image.shape[-2:]
+        short_side = self.size * min(height, width) / max(height, width)
+        image = fit_to_patches(image, short_side, self.patch_size)
+        return normalise(image, self.mean, self.std)
 
 
 class Crops(Dataset):
-    """Images cropped to boxes (left, top, right, bottom) in pixels: files, (q, 4) -> uint8 (3, h, w)."""
+    """Files cropped to boxes (left, top, right, bottom) in pixels: crops[i] -> uint8 (3, h, w)."""
 
     def __init__(self, files: list[Path], boxes: list[list[float]]):
-        self.files, self.boxes = files, boxes
+        self.files = files
+        self.boxes = boxes
 
     def __len__(self) -> int:
         return len(self.files)
@@ -73,118 +154,183 @@ class Crops(Dataset):
     def __getitem__(self, index: int) -> Tensor:
         left, top, right, bottom = (max(0, round(side)) for side in self.boxes[index])
         image = decode(self.files[index])[:, top:bottom, left:right]
-        if not image.numel():
-            raise InputError(f"the ground truth's bbx {self.boxes[index]} of {str(self.files[index])!r} lies outside "
-                             "the image: use the pair that belongs together")
+        if image.numel() == 0:
+            raise InputError(
+                f"the ground truth's bbx {self.boxes[index]} of {str(self.files[index])!r} lies "
+                "outside the image: use the pair that belongs together"
+            )
         return image
 
 
+def read_judgements(truth: dict, number: int) -> list[dict[str, list]]:
+    """Return each query's bbx, easy, hard and junk. Raise ValueError where they cannot be meant.
+
+    number: of images in the database.
+    """
+    judged = []
+    for query in truth["gnd"]:
+        judgement = {"bbx": [float(side) for side in query["bbx"]]}
+        if len(judgement["bbx"]) != 4 or not all(map(math.isfinite, judgement["bbx"])):
+            raise ValueError
+        for kind in ("easy", "hard", "junk"):
+            judgement[kind] = list(query[kind])
+            if not all(image in range(number) for image in judgement[kind]):
+                raise ValueError
+        judged.append(judgement)
+    if not any(query["easy"] or query["hard"] for query in judged):
+        raise ValueError
+    return judged
+
+
 def read_ground_truth(file: Path) -> tuple[list[Path], list[Path], list[dict[str, list]]]:
-    """gnd_*.pkl -> (the database's files, the queries' files, of each query bbx and the numbers easy, hard, junk)."""
+    """Return the database's files, the queries' files, and each query's bbx, easy, hard and junk.
+
+    The last three are numbers of images in the database.
+    """
     truth = read_plain_pickle(file)
     try:
-        database, queries = ([file.parent / "jpg" / (name + ".jpg") for name in truth[key]] for key in
-                             ("imlist", "qimlist"))
-        judged = [{"bbx": [float(side) for side in one["bbx"]]} |
-                  {key: [operator.index(number) for number in one[key]] for key in ("easy", "hard", "junk")}
-                  for one in truth["gnd"]]
-        fits = len(queries) == len(judged) and any(one["easy"] or one["hard"] for one in judged) and all(
-            len(one["bbx"]) == 4 and all(map(math.isfinite, one["bbx"]))
-            and all(0 <= i < len(database) for i in one["easy"] + one["hard"] + one["junk"])
-            for one in judged)
-    except (TypeError, LookupError, ValueError, OverflowError, MemoryError):
-        fits = False
-    if not fits:
-        raise InputError(f"{str(file)!r} is no ground truth of the revisited benchmarks (imlist, qimlist, and gnd with "
-                         "bbx, easy, hard, junk of each query, not all of them empty): use the published file")
+        folder = file.parent / "jpg"
+        database = [folder / (name + ".jpg") for name in truth["imlist"]]
+        queries = [folder / (name + ".jpg") for name in truth["qimlist"]]
+        judged = read_judgements(truth, len(database))
+        if len(queries) != len(judged):
+            raise ValueError
+    except (TypeError, LookupError, ValueError):
+        raise InputError(
+            f"{str(file)!r} is no ground truth of the revisited benchmarks (imlist, qimlist, and "
+            "gnd with bbx, easy, hard and junk of each query): use the published file"
+        ) from None
     missing = [path for path in database + queries if not os.path.isfile(path)]
     if missing:
-        raise InputError(f"{len(missing)} images of {str(file)!r} are missing, first {str(missing[0])!r}: put all of "
-                         "them there")
+        raise InputError(
+            f"{len(missing)} images of {str(file)!r} are missing, first {str(missing[0])!r}: put "
+            "all of them there"
+        )
     return database, queries, judged
 
 
 def judgements(judged: list[dict[str, list]], n: int, level: str) -> tuple[Tensor, Tensor]:
-    """Which images are relevant to each query at this level, and which are junk: two (q, n) bool."""
-    masks = torch.zeros(2, len(judged), n, dtype=torch.bool)
-    for mask, keys in zip(masks, LEVELS[level]):
-        for row, one in zip(mask, judged):
-            row[[i for key in keys for i in one[key]]] = True
-    return masks[0], masks[1]
+    """Return which images are relevant to each query at this level, and which are junk.
+
+    -> two bool (q, n).
+    """
+    relevant = torch.zeros(len(judged), n, dtype=torch.bool)
+    junk = torch.zeros(len(judged), n, dtype=torch.bool)
+    relevant_kinds, junk_kinds = LEVELS[level]
+    for row, query in enumerate(judged):
+        for kind in relevant_kinds:
+            relevant[row, query[kind]] = True
+        for kind in junk_kinds:
+            junk[row, query[kind]] = True
+    return relevant, junk
 
 
-def revisited_map(queries: Tensor, database: Tensor, judged: list[dict[str, list]]) -> dict[str, float]:
-    """Level -> mAP in %, levels without a query that counts left out: features (q, D) and (n, D)."""
-    means = {level: 100 * average_precisions(queries, database, *judgements(judged, len(database), level)).nanmean()
-             for level in LEVELS}
-    return {level: mean.item() for level, mean in means.items() if not mean.isnan()}
+def revisited_map(
+    queries: Tensor, database: Tensor, judged: list[dict[str, list]]
+) -> dict[str, float]:
+    """Return mAP in % by level, for levels with a query that counts: features (q, D), (n, D)."""
+    means = {}
+    for level in LEVELS:
+        relevant, junk = judgements(judged, len(database), level)
+        mean = average_precisions(queries, database, relevant, junk).nanmean().item()
+        if not math.isnan(mean):
+            means[level] = 100 * mean
+    return means
 
 
 def same_class_map(features: Tensor, labels: Tensor) -> float:
-    """mAP in % when each image ranks all others and those of its label are relevant: (n, D), (n,)."""
+    """Return mAP in % when each image ranks all others, by label: (n, D), (n,)."""
     numbers = torch.arange(len(labels))
-    precisions = [average_precisions(features[rows], features, labels[rows, None] == labels, rows[:, None] == numbers)
-                  for rows in numbers.split(1000)]  # so that n x n never stands in memory
+    precisions = []
+    for rows in numbers.split(1000):  # so that n x n numbers never stand in memory
+        relevant = labels[rows, None] == labels
+        itself = rows[:, None] == numbers
+        precisions.append(average_precisions(features[rows], features, relevant, itself))
     mean = torch.cat(precisions).nanmean().item()
     if math.isnan(mean):
         raise InputError("no class has two images, so no image has another to find: add some")
     return 100 * mean
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = common.command_line(__doc__)
-    parser.add_argument("--multiscale", type=true_or_false, default=True, metavar="BOOL",
-                        help="average the features at scales 1, 1/sqrt 2 and 1/2 [true]")
-    common.run(parser, evaluate, argv)
+def measure_revisited(
+    network: nn.Module, args: dict, truths: list[Path], flags: Namespace, world: World
+) -> tuple[dict[str, float], str]:
+    """Return mAP of every benchmark and level, and which data it was."""
+    if flags.skip_bad_images:
+        raise InputError(
+            "--skip_bad_images does not go with a ground truth, which numbers its images: fix them"
+        )
+    kind = partial(WholeView, args["patch_size"])
+    view = evaluation.evaluation_view(flags, args | {"eval_crop": 1}, kind)
+    loading = evaluation.loading(flags, world)
+    loading["batch_size"] = 1  # each image has a shape of its own
+    measured = {}
+    for truth in truths:
+        files, query_files, judged = read_ground_truth(truth)
+        crops = Images(Crops(query_files, [query["bbx"] for query in judged]))
+        queries = extract_features(network, crops, view, world, **loading)
+        database = extract_features(network, Images(files), view, world, **loading)
+        benchmark = truth.stem.removeprefix("gnd_")
+        for level, mean in revisited_map(queries, database, judged).items():
+            measured[f"{benchmark}, {level}, mAP %"] = mean
+    return measured, f"{evaluation.data_name(flags)}: long side {view.size} pixels"
 
 
-def evaluate(flags: Namespace, world: World) -> None:
-    """The ground truths that --data_path holds, else its labels, and a table of mAPs."""
-    backbone, args = common.load_backbone(flags, world)
-    network = MultiScale(backbone, args["patch_size"], *([] if flags.multiscale else [(1,)]))
-    folder = Path(flags.data_path)
-    truths = sorted([*folder.glob("gnd_*.pkl"), *folder.glob("*/gnd_*.pkl")]) if flags.data_path else []
-    if flags.dataset or not truths:
-        measured, data = labelled(network, args, flags, world)
+def measure_same_class(
+    network: nn.Module, args: dict, flags: Namespace, world: World
+) -> tuple[dict[str, float], str]:
+    """Return mAP of labelled images, by the network and by raw pixels, and which data it was."""
+    train, test = evaluation.load_images(flags, world)
+    images = train
+    if test is not None and test.labels is not None:
+        images = test
+    if images.labels is None:
+        raise InputError(
+            f"--data_path {flags.data_path!r} has neither labels nor gnd_*.pkl: put images into "
+            "class folders"
+        )
+    images = images.subset((images.labels >= 0).nonzero().squeeze(1))
+    view = evaluation.evaluation_view(flags, args)
+    loading = evaluation.loading(flags, world)
+    networks = {args["arch"]: network}
+    if len(images) <= 20_000:  # the pixels of more images fill the memory
+        networks["raw pixels"] = Pixels()
+    measured = {}
+    for name, one in networks.items():
+        features = extract_features(one, images, view, world, **loading)
+        measured[f"{name}, same class, mAP %"] = same_class_map(features, images.labels)
+    source = evaluation.data_name(flags)
+    return measured, f"{source}: {len(images)} images rank each other, {view.size} pixels"
+
+
+def measure_retrieval(flags: Namespace, world: World) -> None:
+    """Report mAPs by the ground truths that --data_path holds, else by its labels."""
+    backbone, args = evaluation.load_backbone(flags, world)
+    if flags.multiscale:
+        network, scales = MultiScale(backbone, args["patch_size"]), "three scales"
     else:
-        measured, data = revisited(network, args, truths, flags, world)
+        network, scales = MultiScale(backbone, args["patch_size"], (1,)), "one scale"
+    truths = []
+    if flags.data_path and not flags.dataset:
+        folder = Path(flags.data_path)
+        truths = sorted([*folder.glob("gnd_*.pkl"), *folder.glob("*/gnd_*.pkl")])
+    if truths:
+        measured, data = measure_revisited(network, args, truths, flags, world)
+    else:
+        measured, data = measure_same_class(network, args, flags, world)
     paper = PAPER.get((args["arch"], args["patch_size"]), {})
     medium = PAPER["vit_small", 16]["roxford5k, medium, mAP %"]
-    common.tell(flags, world, f"image retrieval (Table 3: ViT-S/16 has mAP {medium} on ROxford, medium)", args,
-                f"{data}, {'three scales' if flags.multiscale else 'one scale'}", measured, paper)
+    title = f"image retrieval (Table 3: ViT-S/16 has mAP {medium} on ROxford, medium)"
+    evaluation.report(flags, world, title, args, f"{data}, {scales}", measured, paper)
 
 
-def revisited(network: nn.Module, args: dict, truths: list[Path], flags: Namespace,
-              world: World) -> tuple[dict[str, float], str]:
-    """(mAP of every benchmark and level, what data it was)."""
-    if flags.skip_bad_images:
-        raise InputError("--skip_bad_images does not go with a ground truth, which numbers its images: mend them")
-    measured = {}
-    view = common.evaluation_view(flags, args | {"eval_crop": 1}, partial(WholeView, args["patch_size"]))
-    loading = common.loading(flags, world) | {"batch_size": 1}  # each image has a shape of its own
-    for truth, (files, query_files, judged) in [(truth, read_ground_truth(truth)) for truth in truths]:
-        queries = Crops(query_files, [one["bbx"] for one in judged])
-        features = [extract_features(network, Images(source), view, world, **loading) for source in (queries, files)]
-        found = revisited_map(*features, judged)
-        measured |= {f"{truth.stem.removeprefix('gnd_')}, {level}, mAP %": value for level, value in found.items()}
-    return measured, f"{common.source(flags)}: long side {view.size} pixels"
-
-
-def labelled(network: nn.Module, args: dict, flags: Namespace, world: World) -> tuple[dict[str, float], str]:
-    """The same of labelled images: (mAP of the network and of raw pixels, what data it was)."""
-    train, val = common.load_images(flags, world)
-    images = train if val is None or val.labels is None else val
-    if images.labels is None:
-        raise InputError(f"--data_path {flags.data_path!r} has neither labels nor gnd_*.pkl: put images into class "
-                         "folders")
-    images = images.subset((images.labels >= 0).nonzero().squeeze(1))
-    view, networks = common.evaluation_view(flags, args), {args["arch"]: network}
-    if len(images) <= 20_000:  # more raw pixels than that fill the memory
-        networks["raw pixels"] = Pixels()
-    measured = {f"{name}, same class, mAP %": same_class_map(extract_features(
-        one, images, view, world, **common.loading(flags, world)), images.labels)
-        for name, one in networks.items()}
-    return measured, f"{common.source(flags)}: {len(images)} images rank each other, {view.size} pixels"
+def main(argv: list[str] | None = None) -> None:
+    parser = evaluation.command_line(__doc__)
+    parser.add_argument("--multiscale", type=true_or_false, default=True, metavar="BOOL",
+                        help="average the features at scales 1, 1/sqrt 2 and 1/2 [true]")
+    flags = parser.parse_args(argv)
+    with evaluation.start(flags) as world:
+        measure_retrieval(flags, world)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,28 @@
 """Transfer (Sec. 4.2.3, Table 6): all weights are trained with labels, from DINO's or from scratch.
 
-A linear classifier stands on the [CLS] feature, and DeiT's recipe (Touvron et al. 2021) trains both: RandAugment,
-mixup or cutmix, erasing, label smoothing, drop path, AdamW with one learning rate for all layers, warm-up, cosine.
-From scratch it is the paper's supervised baseline, whose attention Fig. 4 compares with DINO's. ViT-S/16 on ImageNet:
-79.9 % from scratch, 81.5 % from DINO's weights; ViT-B/16: 81.8 and 82.8 %, in Table 11 beside other pretrainings.
-Told is the last epoch, not the best one.
+A linear classifier stands on the [CLS] feature, and DeiT's recipe (Touvron et al. 2021) trains
+both: RandAugment, mixup or cutmix, erasing, label smoothing, drop path, AdamW with one learning
+rate for all layers, warm-up, cosine. From scratch it is the paper's supervised baseline, whose
+attention Fig. 4 compares with DINO's. ViT-S/16 on ImageNet: 79.9 % from scratch, 81.5 % from DINO's
+weights; ViT-B/16: 81.8 and 82.8 %, in Table 11 beside other pretrainings. The last epoch is
+reported, not the best.
 
     python -m evals.transfer --from_scratch
     python -m evals.transfer --pretrained_weights runs/demo/checkpoint.pth --fraction 0.01 0.1 1
-    python -m evals.transfer --pretrained dino_vits16 --dataset cifar10 --download --epochs 1000 --lr 1e-5
-    torchrun --nproc_per_node=8 -m evals.transfer --from_scratch --data_path imagenet/ --batch_size 128
+    python -m evals.transfer --pretrained dino_vits16 --dataset cifar10 --download \\
+        --epochs 1000 --lr 1e-5
+    torchrun --nproc_per_node=8 -m evals.transfer --from_scratch --data_path imagenet/ \\
+        --batch_size 128
 
---data_path: a folder of class folders (every fifth image is asked, the others train), or with train/ and val/ in it.
---epochs and --lr are DeiT's for ImageNet from scratch; good weights on small data want a smaller lr, and longer. A
---fraction of the labels is shown 1 / fraction times an epoch. The same command goes on from the last whole epoch;
-every other script reads the checkpoint's backbone. Departures from DeiT: no repeated augmentation, no average of the
-weights; from the paper: of Flowers torchvision's train part alone, and with a --fraction too all weights are trained.
-The paper's "Low-shot" (Table 12) is a logistic regression on frozen features, without fine-tuning and augmentation:
-evals.linear --cached --fraction comes near it.
+--data_path: a folder of class folders (every fifth image is a test image), or with train/ and val/
+in it. --epochs and --lr are DeiT's for ImageNet from scratch; good weights on small data want a
+smaller lr, and longer. A --fraction of the labels is shown 1 / fraction times an epoch. At the end
+the network is in checkpoint.pth, where every other script finds the backbone. A training that is
+stopped leaves nothing: the same command starts again from the beginning. Departures from DeiT: no
+repeated augmentation, no average of the weights. Departures from the paper: of Flowers
+torchvision's train part alone, and with a --fraction too all weights are trained. The paper's
+"Low-shot" (Table 12) is a logistic regression on frozen features, without fine-tuning and
+augmentation: evals.linear --cached --fraction comes near it.
 
 Shapes: B images, S pixels, D width, C classes.
 """
@@ -33,6 +38,7 @@ from torchvision.transforms import InterpolationMode, v2
 from tqdm import tqdm
 
 from data import Images
+from evals import common
 from features import extract_features, top_accuracy
 from optimizer import cosine, make_optimizer
 from runtime import batch_norm, hardware
@@ -40,24 +46,53 @@ from runtime.commandline import InputError
 from runtime.hardware import World
 from runtime.sampling import seed_of
 from settings import PRESETS, Settings
-from training import evaluation as common
+from training import evaluation
 from training.backbone import VITS, build_backbone
-from training.checkpoint import load_strictly
-from training.evaluation import Progress
+from training.checkpoint import save_checkpoint
 
-PAPER = {  # Table 6, top-1; of its row "supervised" ImageNet alone: the other columns are of those weights, fine-tuned
-    ("vit_small", 16): {"from scratch": {"imagenet": 79.9},
-                        "fine-tuned": {"cifar10": 99.0, "cifar100": 90.5, "flowers102": 98.5, "stanford_cars": 93.0,
-                                       "imagenet": 81.5}},
-    ("vit_base", 16): {"from scratch": {"imagenet": 81.8},
-                       "fine-tuned": {"cifar10": 99.1, "cifar100": 91.7, "flowers102": 98.8, "stanford_cars": 93.0,
-                                      "imagenet": 82.8}}}
-DEIT = {"epochs": 300, "warmup_epochs": 5.0, "lr": 5e-4, "drop_path_rate": 0.1, "crop_scale": 0.08,
-        "train_size": 0}  # lr per 512 images of a step; size in pixels, 0: that of the evaluation
-EMBEDDED = {"epochs": 8, "warmup_epochs": 1.0, "lr": 0.008, "drop_path_rate": 0.0, "crop_scale": 0.5,
-            "train_size": 48}  # two minutes on two cores
-FRESH = ("patch_size", "num_heads", "init_std")  # what a network that starts from scratch may be told, beside its arch
+# Table 6, top-1 in %. Of its row "supervised" ImageNet alone is trained from scratch: the other
+# columns are of those weights, fine-tuned
+PAPER = {
+    ("vit_small", 16): {
+        "from scratch": {"imagenet": 79.9},
+        "fine-tuned": {
+            "cifar10": 99.0,
+            "cifar100": 90.5,
+            "flowers102": 98.5,
+            "stanford_cars": 93.0,
+            "imagenet": 81.5,
+        },
+    },
+    ("vit_base", 16): {
+        "from scratch": {"imagenet": 81.8},
+        "fine-tuned": {
+            "cifar10": 99.1,
+            "cifar100": 91.7,
+            "flowers102": 98.8,
+            "stanford_cars": 93.0,
+            "imagenet": 82.8,
+        },
+    },
+}
+DEIT = {
+    "epochs": 300,
+    "warmup_epochs": 5.0,
+    "lr": 5e-4,  # per 512 images of a step
+    "drop_path_rate": 0.1,
+    "crop_scale": 0.08,
+    "train_size": 0,  # pixels; 0: those of the evaluation
+}
+EMBEDDED = {  # two minutes on two cores
+    "epochs": 8,
+    "warmup_epochs": 1.0,
+    "lr": 0.008,
+    "drop_path_rate": 0.0,
+    "crop_scale": 0.5,
+    "train_size": 48,
+}
 REGULARISED = {"weight_decay": 0.05, "smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0, "erasing": 0.25}
+# what a network from scratch may be told, beside its arch; with weights it is the file's
+FRESH = ("patch_size", "num_heads", "init_std")
 
 
 class Classifier(nn.Module):
@@ -74,175 +109,290 @@ class Classifier(nn.Module):
         return self.classifier(self.backbone(images))
 
 
-def augmentation(size: int, crop_scale: float, erasing: float, mean: tuple, std: tuple) -> v2.Compose:
-    """DeiT's, by torchvision: uint8 (3, H, W) -> normalised float (3, S, S)."""
-    grey = [round(255 * value) for value in mean]
+def augmentation(
+    size: int, crop_scale: float, erasing: float, mean: tuple, std: tuple
+) -> v2.Compose:
+    """Return DeiT's augmentation: uint8 (3, H, W) -> normalised float (3, S, S)."""
+    grey = [round(255 * value) for value in mean]  # fills the corners of turned images
+    bicubic, bilinear = InterpolationMode.BICUBIC, InterpolationMode.BILINEAR
     return v2.Compose([
-        v2.RandomResizedCrop(size, (crop_scale, 1.0), interpolation=InterpolationMode.BICUBIC, antialias=True),
+        v2.RandomResizedCrop(size, (crop_scale, 1.0), interpolation=bicubic, antialias=True),
         v2.RandomHorizontalFlip(),
-        v2.RandAugment(num_ops=2, magnitude=9, interpolation=InterpolationMode.BILINEAR, fill=grey),
+        v2.RandAugment(num_ops=2, magnitude=9, interpolation=bilinear, fill=grey),
         v2.ToDtype(torch.float32, scale=True),
         v2.Normalize(mean, std),
-        v2.RandomErasing(erasing, value="random")])
+        v2.RandomErasing(erasing, value="random"),
+    ])
 
 
-def mixing(mixup: float, cutmix: float, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Mixup or cutmix, each half of the time, as far as their alphas are above 0.
+def mixing(
+    mixup: float, cutmix: float, classes: int
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return mixup or cutmix, each half of the time, as far as their alphas are above 0.
 
-    (B, 3, S, S), labels (B,) -> images, targets (B, C) whose rows sum to 1.
+    images (B, 3, S, S), labels (B,) -> images, targets (B, C) whose rows sum to 1.
     """
-    ways = [way(alpha=alpha, num_classes=classes) for way, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if alpha]
-    return v2.RandomChoice(ways) if ways else lambda images, labels: (images, F.one_hot(labels, classes).float())
+
+    def unmixed(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return images, F.one_hot(labels, classes).float()
+
+    ways = []
+    if mixup > 0:
+        ways.append(v2.MixUp(alpha=mixup, num_classes=classes))
+    if cutmix > 0:
+        ways.append(v2.CutMix(alpha=cutmix, num_classes=classes))
+    return v2.RandomChoice(ways) if ways else unmixed
 
 
-def train_step(ddp_network: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, targets: Tensor, lr: float,
-               weight_decay: float, smoothing: float, world: World) -> Tensor:
-    """One step on -sum_c t_c log softmax(logits)_c with t = (1 - smoothing) targets + smoothing / C -> it, in nats."""
+def train_step(
+    ddp_network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    targets: Tensor,
+    lr: float,
+    weight_decay: float,
+    smoothing: float,
+    world: World,
+) -> Tensor:
+    """Take one step on the cross-entropy with smoothed targets, and return it in nats.
+
+    -sum_c t_c log softmax(logits)_c, with t = (1 - smoothing) targets + smoothing / C.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        group["weight_decay"] = weight_decay * group["decays"]  # biases and norms do not decay
     with world.autocast():
         logits = ddp_network(images)
     loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
-    loss.backward()
-    for group in optimizer.param_groups:
-        group.update(lr=lr, weight_decay=weight_decay * group["decays"])
-    optimizer.step()
     optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
     return loss.detach()
 
 
-def build_network(flags: Namespace, start: tuple[nn.Module, dict] | None, classes: int,
-                  world: World) -> tuple[Classifier, dict]:
-    """The classifier, on a fresh backbone or with the weights of start (backbone, flags it was made with); and what a
-    reader of it must know."""
-    fresh = Settings(**PRESETS["vits16" if flags.data_path or flags.dataset else "demo"])
-    given = ("arch", "eval_size", *FRESH)
-    args = {name: getattr(flags, name) for name in given if getattr(flags, name)}
+def network_flags(flags: Namespace, start: tuple[nn.Module, dict] | None) -> dict:
+    """Return what the checkpoint will say of its network: that of the weights to start from, or a
+    fresh one as the flags say."""
+    preset = "vits16" if flags.data_path or flags.dataset else "demo"
+    fresh = Settings(**PRESETS[preset])
     if start:
-        pretrained, args = start
-    about = {name: args.get(name, getattr(fresh, name)) for name in (
-        "arch", "patch_size", "num_heads", "init_std", "eval_size", "eval_crop", "mean", "std")}
-    about["patch_size"] = about["patch_size"] if about["arch"] in VITS else 1
-    about["eval_size"] = common.view_size(flags, about)
+        _, args = start
+    else:
+        names = ("arch", "eval_size", *FRESH)
+        args = {name: getattr(flags, name) for name in names if getattr(flags, name)}
+    about = {}
+    for name in ("arch", "eval_size", "eval_crop", "mean", "std", *FRESH):
+        about[name] = args.get(name, getattr(fresh, name))
+    if about["arch"] not in VITS:
+        about["patch_size"] = 1  # a convnet takes any size
+    about["eval_size"] = evaluation.view_size(flags, about)
     about["train_size"] = flags.train_size or about["eval_size"]
+    about["img_size"] = args.get("img_size", about["train_size"])
     if about["train_size"] % about["patch_size"]:
-        raise InputError(f"--train_size {flags.train_size} must be a multiple of the patch size {about['patch_size']}")
+        raise InputError(
+            f"--train_size {flags.train_size} must be a multiple of the patch size "
+            f"{about['patch_size']}"
+        )
+    return about
+
+
+def build_network(
+    about: dict,
+    start: tuple[nn.Module, dict] | None,
+    classes: int,
+    flags: Namespace,
+    world: World,
+) -> Classifier:
+    """Return the classifier on a fresh backbone, or on one with the weights to start from."""
     torch.manual_seed(flags.seed)
-    backbone = build_backbone(about["arch"], about["patch_size"], args.get("img_size", about["train_size"]),
-                              about["num_heads"], drop_path_rate=flags.drop_path_rate, init_std=about["init_std"])
+    backbone = build_backbone(
+        about["arch"],
+        about["patch_size"],
+        about["img_size"],
+        about["num_heads"],
+        drop_path_rate=flags.drop_path_rate,
+        init_std=about["init_std"],
+    )
     if start:
-        load_strictly(backbone, pretrained.state_dict(), flags.pretrained_weights or flags.pretrained)
-    return batch_norm.synchronise_batch_norms(Classifier(backbone, classes), world).to(world.device), about
+        pretrained, _ = start
+        backbone.load_state_dict(pretrained.state_dict())
+    network = Classifier(backbone, classes)
+    return batch_norm.synchronise_batch_norms(network, world).to(world.device)
 
 
-def recipe_of(images: Images, start: tuple[nn.Module, dict] | None, about: dict, classes: int, flags: Namespace,
-              world: World) -> dict:
-    """What must agree for a training to go on."""
-    return {name: getattr(flags, name) for name in (*DEIT, *REGULARISED, "batch_size", "seed")} | about | {
-        "set of weights": common.fingerprint(start[0]) if start else "none", "number of classes": classes,
-        "number of images": len(images), "set of images": common.fingerprint_of_images(images),
-        "number of processes": world.size}
-
-
-def fine_tune(network: Classifier, images: Images, about: dict, run: Progress, flags: Namespace,
-              world: World) -> None:
-    """All epochs that are still to do, each with its checkpoint."""
-    if world.all_see(run.path):
-        run.load()
-    view = augmentation(about["train_size"], flags.crop_scale, flags.erasing, about["mean"], about["std"])
+def fine_tune(
+    network: Classifier, images: Images, about: dict, flags: Namespace, world: World
+) -> None:
+    """Train all weights of the network for --epochs."""
+    view = augmentation(
+        about["train_size"], flags.crop_scale, flags.erasing, about["mean"], about["std"]
+    )
     batches = common.epoch_batches(images, flags, world)
     loader = common.training_loader(images, view, batches, flags, world)
     mix = mixing(flags.mixup, flags.cutmix, network.classifier.out_features)
+    optimizer = make_optimizer("adamw", network)
     hardware.compile_hot_path([network.backbone], "auto", world)
     ddp_network = hardware.average_gradients(network.train(), world)
-    peak, total = flags.lr * batches.images_per_step / 512, flags.epochs * batches.steps
-    bar = tqdm(total=total, initial=run.epoch * batches.steps, unit="step", disable=not world.is_main, leave=False)
-    for batches.epoch in range(run.epoch, flags.epochs):
+
+    total_steps = flags.epochs * batches.steps
+    warmup_steps = flags.warmup_epochs * batches.steps
+    peak = flags.lr * batches.images_per_step / 512
+    step = 0
+    bar = tqdm(total=total_steps, unit="step", disable=not world.is_main, leave=False)
+    for epoch in range(flags.epochs):
+        batches.epoch = epoch
         losses = []
-        for step, (images, labels) in enumerate(loader, start=batches.epoch * batches.steps):
-            torch.manual_seed(seed_of(flags.seed, step, world.rank))  # of the mixing and the dropped paths
-            images, targets = mix(images.to(world.device), labels.to(world.device))
-            lr = cosine(step, total, peak, peak / 100, flags.warmup_epochs * batches.steps)  # DeiT: 1e-3 to 1e-5
-            losses.append(train_step(ddp_network, run.parts["optimizer"], images, targets, lr, flags.weight_decay,
-                                     flags.smoothing, world))
+        for views, labels in loader:
+            torch.manual_seed(seed_of(flags.seed, step, world.rank))  # mixing and dropped paths
+            views, targets = mix(views.to(world.device), labels.to(world.device))
+            lr = cosine(step, total_steps, peak, peak / 100, warmup_steps)  # DeiT: 1e-3 to 1e-5
+            loss = train_step(
+                ddp_network, optimizer, views, targets, lr, flags.weight_decay, flags.smoothing,
+                world,
+            )
+            losses.append(loss)
+            step += 1
             bar.update()
-        loss = world.mean(torch.stack(losses).mean()).item()
-        if not math.isfinite(loss):
-            raise InputError(f"the loss is {loss} in epoch {batches.epoch + 1}: take a lower --lr, or --precision fp32")
-        bar.set_postfix(epoch=batches.epoch + 1, loss=f"{loss:.3f}")
-        run.epoch += 1
-        if world.is_main:
-            weights = network.state_dict()
-            run.save(student=weights, teacher=weights, args=about)  # so that every script finds them; stored only once
-        world.wait()
+        mean_loss = world.mean(torch.stack(losses).mean()).item()
+        if not math.isfinite(mean_loss):
+            raise InputError(
+                f"the loss is {mean_loss} in epoch {epoch + 1}: take a lower --lr, or "
+                "--precision fp32"
+            )
+        bar.set_postfix(epoch=epoch + 1, loss=f"{mean_loss:.3f}")
     bar.close()
 
 
+def fill_in(flags: Namespace) -> None:
+    """Fill in the defaults that depend on the data and the start."""
+    embedded = not (flags.data_path or flags.dataset)
+    for name, value in (EMBEDDED if embedded else DEIT).items():
+        if getattr(flags, name) is None:
+            setattr(flags, name, value)
+    if not flags.output_dir:
+        flags.output_dir = "runs/supervised" if flags.from_scratch else "runs/transfer"
+
+
+def check(flags: Namespace) -> None:
+    """Raise InputError for a flag that is out of range, or does not go with another."""
+
+    def require(flag: str, holds: bool, bound: str) -> None:
+        evaluation.require(flags, flag, holds, bound)
+
+    require("epochs", flags.epochs >= 1, "at least 1, such as 300")
+    in_the_run = 0 <= flags.warmup_epochs <= flags.epochs
+    require("warmup_epochs", in_the_run, f"at least 0 and at most --epochs {flags.epochs}")
+    require("lr", flags.lr > 0, "above 0, such as 0.0005")
+    require("drop_path_rate", 0 <= flags.drop_path_rate < 1, "at least 0 and below 1, such as 0.1")
+    require("crop_scale", 0 < flags.crop_scale <= 1, "above 0 and at most 1, such as 0.08")
+    fractions = all(0 < fraction <= 1 for fraction in flags.fraction)
+    require("fraction", fractions, "above 0 and at most 1, such as 0.1")
+    require("smoothing", 0 <= flags.smoothing < 1, "at least 0 and below 1, such as 0.1")
+    require("erasing", 0 <= flags.erasing <= 1, "at least 0 and at most 1, such as 0.25")
+    require("batch_size", flags.batch_size >= 2, "at least 2: mixup mixes two images")
+    for flag in ("train_size", "weight_decay", "mixup", "cutmix", *FRESH):
+        require(flag, getattr(flags, flag) >= 0, "at least 0")
+    if flags.from_scratch and (flags.pretrained_weights or flags.pretrained):
+        raise InputError(
+            "--from_scratch takes no weights: leave it out, or --pretrained_weights and "
+            "--pretrained"
+        )
+    if not flags.from_scratch and any(getattr(flags, name) for name in FRESH):
+        raise InputError(
+            f"--{', --'.join(FRESH)} are for --from_scratch: leave them out with weights"
+        )
+
+
+def checkpoint_paths(flags: Namespace, world: World) -> dict[float, Path]:
+    """Return the file of each fraction's network. Raise InputError where one is there already."""
+    paths = {}
+    for fraction in flags.fraction:
+        folder = Path(flags.output_dir)
+        if fraction < 1:
+            folder = folder / f"{fraction:g}"
+        paths[fraction] = folder / "checkpoint.pth"
+        if world.all_see(paths[fraction]):  # it may be a run of train.py, days of work
+            raise InputError(
+                f"there is a checkpoint at {str(paths[fraction])!r} already: choose another "
+                "--output_dir, or remove it"
+            )
+    return paths
+
+
+def paper_number(args: dict, how: str, dataset: str) -> float | None:
+    """Return Table 6's top-1 in % of this network on --dataset, without it on ImageNet, or None."""
+    networks = PAPER.get((args["arch"], args["patch_size"]), {})
+    return networks.get(how, {}).get(dataset or "imagenet")
+
+
+def measure_transfer(flags: Namespace, world: World) -> None:
+    """Train with each fraction of the labels, and report top-1 and top-5."""
+    fill_in(flags)
+    check(flags)
+    start, how = None, "from scratch"
+    if not flags.from_scratch:
+        start, how = evaluation.load_backbone(flags, world), "fine-tuned"
+    train, test, which = evaluation.load_labelled(flags, world)
+    classes = 1 + int(torch.cat([train.labels, test.labels]).max())
+    about = network_flags(flags, start)
+    view = evaluation.evaluation_view(flags, about)
+
+    measured = {}
+    for fraction, path in checkpoint_paths(flags, world).items():
+        some = common.balanced_fraction(train.labels, fraction, flags.seed)
+        repeats = round(1 / fraction)  # an epoch of any fraction has as many steps
+        images = train.subset(some.repeat(repeats))
+        row = how
+        if fraction < 1:
+            row = f"{how}, {len(some)} labels"
+        network = build_network(about, start, classes, flags, world)
+        fine_tune(network, images, about, flags, world)
+        if world.is_main:
+            # under both names, so that every script finds the weights; stored only once
+            weights = network.state_dict()
+            save_checkpoint(path, {"student": weights, "teacher": weights, "args": about})
+        loading = evaluation.loading(flags, world)
+        logits = extract_features(network, test, view, world, **loading)
+        measured[f"{row}, top-1 %"] = top_accuracy(logits, test.labels, 1)
+        measured[f"{row}, top-5 %"] = top_accuracy(logits, test.labels, 5)
+
+    data = (
+        f"{evaluation.data_name(flags)}: {len(train)} images train, {len(test)} test ({which}), "
+        f"{classes} classes, {about['eval_size']} pixels, {flags.epochs} epochs"
+    )
+    paper = {}
+    number = paper_number(about, how, flags.dataset)
+    if number is not None:
+        data += f"; the paper's: {flags.dataset or 'imagenet'}"
+        paper[f"{how}, top-1 %"] = number
+    small = PAPER["vit_small", 16]
+    title = (
+        f"transfer (Table 6: ViT-S/16 has {small['from scratch']['imagenet']} from scratch, "
+        f"{small['fine-tuned']['imagenet']} fine-tuned, % on ImageNet)"
+    )
+    evaluation.report(flags, world, title, about, data, measured, paper)
+
+
 def main(argv: list[str] | None = None) -> None:
-    parser = common.command_line(__doc__, batch_size=64)
+    parser = evaluation.command_line(__doc__, batch_size=64)
     parser.set_defaults(precision="auto")
     add = parser.add_argument
-    add("--from_scratch", action="store_true", help="fresh weights instead: the supervised baseline")
-    add("--fraction", type=float, nargs="+", default=[1.0], help="shares of each class's labels, a training each [1]")
+    add("--from_scratch", action="store_true", help="fresh weights: the supervised baseline")
+    add("--fraction", type=float, nargs="+", default=[1.0],
+        help="fractions of each class's labels, a training each [1]")
     for name in FRESH:
-        add(f"--{name}", type=type(getattr(Settings, name)), default=0, help="as in train.py, for --from_scratch")
+        kind = type(getattr(Settings, name))
+        add(f"--{name}", type=kind, default=0, help="as in train.py, for --from_scratch")
     for name, value in DEIT.items():
         add(f"--{name}", type=type(value), help=f"[{value}; embedded images: {EMBEDDED[name]}]")
     for name, value in REGULARISED.items():
         add(f"--{name}", type=type(value), default=value, help=f"[{value}]")
-    add("--seed", type=int, default=0, help="of weights, shares, order and augmentation [0]")
-    add("--output_dir", default="", help="gets checkpoint.pth [runs/transfer, or runs/supervised from scratch]")
-    common.run(parser, evaluate, argv)
-
-
-def check(flags: Namespace) -> None:
-    """Fill in the defaults that depend on the data and the start; raises InputError on what is out of range."""
-    embedded = not (flags.data_path or flags.dataset)
-    for name, value in (EMBEDDED if embedded else DEIT).items():
-        setattr(flags, name, value if getattr(flags, name) is None else getattr(flags, name))
-    flags.output_dir = flags.output_dir or ("runs/supervised" if flags.from_scratch else "runs/transfer")
-    at_least_0 = ("train_size", "weight_decay", "mixup", "cutmix", *FRESH)
-    common.require(
-        flags, epochs=flags.epochs >= 1, warmup_epochs=0 <= flags.warmup_epochs <= flags.epochs, lr=flags.lr > 0,
-        drop_path_rate=0 <= flags.drop_path_rate < 1, crop_scale=0 < flags.crop_scale <= 1,
-        fraction=all(0 < share <= 1 for share in flags.fraction), smoothing=0 <= flags.smoothing < 1,
-        erasing=0 <= flags.erasing <= 1, batch_size=flags.batch_size >= 2,
-        **{name: getattr(flags, name) >= 0 for name in at_least_0})
-    if flags.from_scratch and (flags.pretrained_weights or flags.pretrained):
-        raise InputError("--from_scratch takes no weights: leave out it, or --pretrained_weights and --pretrained")
-    if not flags.from_scratch and any(getattr(flags, name) for name in FRESH):
-        raise InputError(f"--{', --'.join(FRESH)} are for --from_scratch: leave them out where weights are given")
-
-
-def paper_number(args: dict, how: str, dataset: str) -> float | None:
-    """Table 6's top-1 in % on --dataset, or without it on ImageNet, of the network with these flags; or None."""
-    return PAPER.get((args["arch"], args["patch_size"]), {}).get(how, {}).get(dataset or "imagenet")
-
-
-def evaluate(flags: Namespace, world: World) -> None:
-    """Train with each share of the labels, then a table of top-1 and top-5."""
-    check(flags)
-    start = None if flags.from_scratch else common.load_backbone(flags, world)
-    train, val, asked = common.load_labelled(flags, world)
-    classes = 1 + int(torch.cat([train.labels, val.labels]).max())
-    how, measured = "fine-tuned" if start else "from scratch", {}
-    for share in flags.fraction:
-        few = common.balanced_share(train.labels, share, flags.seed)
-        shown = train.subset(few.repeat(round(1 / share)))  # so that an epoch of any share is equally many steps
-        network, about = build_network(flags, start, classes, world)
-        path = Path(flags.output_dir, "" if share == 1 else f"{share:g}", "checkpoint.pth")
-        run = Progress(path, recipe_of(shown, start, about, classes, flags, world), network=network,
-                       optimizer=make_optimizer("adamw", network))
-        fine_tune(network, shown, about, run, flags, world)
-        logits = extract_features(network, val, common.evaluation_view(flags, about), world,
-                                  **common.loading(flags, world))
-        row = f"{how}, {len(few)} labels" if share < 1 else how
-        measured |= {f"{row}, top-{k} %": top_accuracy(logits, val.labels, k) for k in (1, 5)}
-    number = paper_number(about, how, flags.dataset)
-    data = (f"{common.source(flags)}: {len(train)} images train, {len(val)} asked ({asked}), {classes} classes, "
-            f"{about['eval_size']} pixels, {flags.epochs} epochs"
-            + f"; the paper's: {flags.dataset or 'imagenet'}" * bool(number))
-    small = ", ".join(f"{name} {values['imagenet']}" for name, values in PAPER["vit_small", 16].items())
-    common.tell(flags, world, f"Transfer (Table 6: ViT-S/16 has {small} % on ImageNet)", about, data, measured,
-                {f"{how}, top-1 %": number} if number else {})
+    add("--seed", type=int, default=0, help="of weights, fractions, order and augmentation [0]")
+    add("--output_dir", default="",
+        help="gets checkpoint.pth [runs/transfer, or runs/supervised from scratch]")
+    flags = parser.parse_args(argv)
+    with evaluation.start(flags) as world:
+        measure_transfer(flags, world)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,17 @@ from runtime.creatures import make_creatures
 from training.backbone import build_backbone
 
 
+def write_copydays(folder: Path, n: int) -> Path:
+    """n creatures and their strong copies, in Copydays' layout."""
+    for part in ("original", "strong"):
+        (folder / part).mkdir(parents=True)
+    for number, image in enumerate(make_creatures(n, 64).images):
+        to_pil_image(image).save(folder / "original" / f"{number:04}00.jpg", quality=95)
+        for i, copy in enumerate(distorted(image, number), start=1):
+            copy.save(folder / "strong" / f"{number:04}{i:02}.jpg", quality=95)
+    return folder
+
+
 def save_creatures(folder: Path, n: int, seed: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for i, image in enumerate(make_creatures(n, 64, seed).images):
@@ -98,29 +109,6 @@ def test_distractors_before_the_original_cost_precision():
     assert found == {"jpegqual/3, not whitened, mAP %": pytest.approx(100 * (1 + 1 / 6) / 2)}
 
 
-def test_made_copies_have_copydays_names_and_are_read_back(tmp_path):
-    """original/NNNN00.jpg and strong/NNNN01.jpg ...; the same bytes a second time; read back with the right labels."""
-    photos = save_creatures(tmp_path / "photos", 3)
-    for name in ("once", "twice"):
-        copy_detection.main(["--make", str(tmp_path / name), "--data_path", str(photos), "--device", "cpu"])
-    files = {name: {path.relative_to(tmp_path / name).as_posix(): path.read_bytes()
-                    for path in (tmp_path / name).rglob("*.jpg")} for name in ("once", "twice")}
-    assert files["once"] == files["twice"]
-    assert set(files["once"]) == {f"original/000{n}00.jpg" for n in range(3)} | {
-        f"strong/000{n}0{k}.jpg" for n in range(3) for k in range(1, 6)}
-    originals, blocks = open_copydays(tmp_path / "once")
-    assert originals.labels.tolist() == [0, 1, 2] and list(blocks) == ["strong"]
-    assert blocks["strong"].labels.tolist() == [n for n in range(3) for _ in range(5)]
-
-
-def test_copies_that_cannot_be_finished_leave_nothing_behind(tmp_path, capsys):
-    (save_creatures(tmp_path / "photos", 2) / "torn.png").write_bytes(b"PNG")
-    with pytest.raises(SystemExit) as stopped:
-        copy_detection.main(["--make", str(tmp_path / "made"), "--data_path", str(tmp_path / "photos")])
-    assert stopped.value.code == 2 and "torn.png" in capsys.readouterr().err
-    assert not list((tmp_path / "made").iterdir()), "--skip_bad_images could not be tried on the same folder"
-
-
 def test_all_blocks_of_copydays_are_read(tmp_path):
     """strong, jpegqual/Q and crops/P; names that do not fit and missing folders are named."""
     for name in ("original/200100.jpg", "original/200000.jpg", "strong/200102.jpg", "jpegqual/3/200000.jpg",
@@ -133,7 +121,7 @@ def test_all_blocks_of_copydays_are_read(tmp_path):
     Image.new("RGB", (9, 7)).save(tmp_path / "strong" / "300001.jpg")
     with pytest.raises(InputError, match=r"300001\.jpg.*NNNN00"):
         open_copydays(tmp_path)
-    with pytest.raises(InputError, match=r"lacks images in original/.*--make"):
+    with pytest.raises(InputError, match=r"lacks images in original/.*lay it out as Copydays"):
         open_copydays(tmp_path / "strong")
 
 
@@ -141,10 +129,8 @@ FLAGS = "--device cpu --eval_size 32 --num_workers 0".split()
 
 
 def test_from_folders_to_a_table(weights, tmp_path, capsys):
-    """Made copies, distractors and whitening from folders; jpegqual's copies here are the originals: all are found."""
-    made = tmp_path / "made"
-    copy_detection.main(["--make", str(made), "--data_path", str(save_creatures(tmp_path / "photos", 7)),
-                         "--device", "cpu"])
+    """Copies, distractors and whitening from folders; jpegqual's copies here are the originals: all are found."""
+    made = write_copydays(tmp_path / "made", 7)
     (made / "jpegqual" / "75").mkdir(parents=True)
     for path in (made / "original").iterdir():
         (made / "jpegqual" / "75" / path.name).write_bytes(path.read_bytes())
@@ -160,16 +146,13 @@ def test_from_folders_to_a_table(weights, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("flags", "said"), [
-    ("--data_path {tmp}/nowhere", "--data_path"), ("--data_path {tmp}/photos", "--make"),
+    ("--data_path {tmp}/nowhere", "--data_path"), ("--data_path {tmp}/photos", "Copydays"),
     ("--distractors {tmp}/photos", "--distractors and --whiten go with"),
     ("--data_path {tmp}/made --whiten {tmp}/nowhere", "nowhere"),
-    ("--data_path {tmp}/photos --make {tmp}/made", "has original/ or strong/ already"),
-    ("--data_path {tmp}/photos --make {tmp}/weights.pth", "cannot write to --make"),
 ])
 def test_what_is_missing_is_named(weights, tmp_path, capsys, flags, said):
-    """One line with the flag or the file, and the mend."""
-    photos = save_creatures(tmp_path / "photos", 2)
-    copy_detection.main(["--make", str(tmp_path / "made"), "--data_path", str(photos), "--device", "cpu"])
-    capsys.readouterr()
+    """One line with the flag or the file, and the fix."""
+    save_creatures(tmp_path / "photos", 2)
+    write_copydays(tmp_path / "made", 2)
     assert said in error_of(copy_detection.main, capsys, "--pretrained_weights", weights, *FLAGS,
                             *flags.format(tmp=tmp_path).split())

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from evals import davis
-from evals.davis import PALETTE, contour_accuracy, outline, region_similarity, scores, share_near
+from evals.davis import PALETTE, contour_accuracy, fraction_near, outline, region_similarity, scores
 
 
 def blobs(frames: int, height: int, width: int, seed: int) -> torch.Tensor:
@@ -87,7 +87,7 @@ def test_the_tolerance_is_a_disc_and_reaches_8_pixels_on_davis_frames():
     line = torch.zeros(1, 61, 67, dtype=torch.bool)
     line[0, 30, 30] = True
     for down, right, near in ((0, 8, 1), (8, 0, 1), (0, 9, 0), (6, 6, 0), (5, 6, 1), (-5, -6, 1), (-8, 1, 0)):
-        assert share_near(line, line.roll((down, right), dims=(1, 2)), 8).item() == near, (down, right)
+        assert fraction_near(line, line.roll((down, right), dims=(1, 2)), 8).item() == near, (down, right)
 
 
 def test_the_first_and_the_last_frame_are_not_scored_and_each_object_counts_once():

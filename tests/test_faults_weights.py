@@ -12,7 +12,6 @@ import torch
 from test_runs import TINY, write_photos
 
 import train
-from eval_knn import load_features
 from runtime.commandline import InputError
 from runtime.hardware import World
 from settings import parse_settings
@@ -58,11 +57,10 @@ def readers(file: Path, flags: list[str]) -> dict[str, str]:
     """What each of those that read a checkpoint makes of it: evaluations, a run that goes on, and one that starts."""
     settings = parse_settings([*flags, "--output_dir", str(file.parent)])
     starting = parse_settings([*flags, "--output_dir", str(file.parent), "--init_from", str(file)])
-    flags = type("Flags", (), {"load_features": str(file)})()
     return {"load_backbone": outcome(lambda: load_backbone(file)),
             "of the student": outcome(lambda: load_backbone(file, "student", "vit_nano")),
             "start_run": outcome(lambda: load_run(file, start_run(settings, HERE), settings)),
-            "--init_from": outcome(lambda: build_student(starting)), "features": outcome(lambda: load_features(flags))}
+            "--init_from": outcome(lambda: build_student(starting))}
 
 
 def claimed(*shape: int) -> torch.Tensor:
@@ -107,7 +105,6 @@ def test_anything_in_anothers_place_is_a_result_or_one_line(place, trained, tmp_
     for name, value in random.Random(str(place)).sample(sorted(VALUES.items(), key=str), 3):
         torch.save(put(checkpoint, place, value), file)
         said = readers(file, flags)
-        assert said["features"], "it holds no features"
         if place[0] in ("student", "teacher", "dino_loss"):
             assert said["start_run"], f"a {name} there must not go on"
     assert list(tmp_path.iterdir()) == [file]

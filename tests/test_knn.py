@@ -4,14 +4,15 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 from test_bad_input import error_of
 
 import eval_knn
 from data import Images
-from eval_knn import LabelledFeatures, knn_accuracies, knn_votes, nearest_neighbours, right_answers
+from eval_knn import LabelledFeatures, count_right, knn_accuracies, knn_votes, nearest_neighbours
 from features import EvaluationView, Pixels, extract_features, normalise, top_accuracy
 from runtime.hardware import World
-from training.checkpoint import save_checkpoint
+from training.backbone import build_backbone
 
 HERE = World(0, 1, torch.device("cpu"), torch.float32)
 
@@ -51,25 +52,25 @@ def test_at_a_low_temperature_the_nearest_image_decides():
                                "nearest must win: take each row's largest cosine off before the exponential")
 
 
-def test_more_neighbours_than_images_are_all_images_and_any_number_is_asked():
+def test_more_neighbours_than_images_are_all_images_and_any_number_is_tested():
     votes = vote(torch.randn(3, 5), torch.tensor([0, 1, 2]), torch.randn(2003, 5), 13)
     assert votes.shape == (2003, 13) and (votes[:, 3:] == 0).all()
 
 
-def test_top_accuracy_is_a_share_in_percent():
+def test_top_accuracy_is_a_percentage():
     votes = torch.tensor([[3.0, 2.0, 1.0], [1.0, 3.0, 2.0], [2.0, 1.0, 3.0], [3.0, 1.0, 2.0]])
     labels = torch.tensor([0, 1, 0, 1])
     assert top_accuracy(votes, labels) == 50.0 and top_accuracy(votes, labels, k=2) == 75.0
     assert top_accuracy(votes, labels, k=5) == 100.0
 
 
-def test_the_shares_of_the_images_asked_add_up_to_the_accuracies_of_all():
-    """Accuracy = 100 sum over the processes of the right answers to their share / n; a share may be empty."""
+def test_the_parts_of_the_test_images_add_up_to_the_accuracies_of_all():
+    """Accuracy = 100 sum over the processes of the right answers to their part / n; a part may be empty."""
     generator = torch.Generator().manual_seed(0)
     data = LabelledFeatures(torch.randn(101, 5, generator=generator), torch.arange(101) % 7,
                             torch.randn(2003, 5, generator=generator), torch.arange(2003) % 7)
-    shares = torch.arange(2003).split([1201, 0, 802])
-    right = sum(right_answers(data, share, (3, 20), 0.07) for share in shares)
+    parts = torch.arange(2003).split([1201, 0, 802])
+    right = sum(count_right(data, part, (3, 20), 0.07) for part in parts)
     cosines, nearest = nearest_neighbours(data.train_features, data.test_features, 20)
     for (k, measured), counted in zip(knn_accuracies(data, (3, 20)).items(), right.tolist()):
         votes = knn_votes(cosines[:, :k], data.train_labels[nearest[:, :k]], 7)
@@ -113,28 +114,35 @@ def test_raw_pixels_are_a_feature_of_bounded_width(side):
     assert Pixels()(torch.rand(2, 3, side, side)).shape == (2, 3 * min(side, 64) ** 2)
 
 
-def test_features_that_were_kept_vote_again_without_weights_or_images(tmp_path, capsys):
-    """And the results still tell whose features they are."""
-    features = LabelledFeatures(torch.randn(31, 5), torch.arange(31) % 3, torch.randn(7, 5), torch.arange(7) % 3)
-    save_checkpoint(tmp_path / "features.pth", {"features": {"vit_small": features._asdict()}, "data": "made up",
-                                                "args": {"arch": "vit_small", "patch_size": 16}, "weights": "mine.pth"})
-    kept, again = ["--dump_features", tmp_path / "again.pth"], ["--load_features", tmp_path / "again.pth"]
-    for flags in ["--load_features", tmp_path / "features.pth", *kept], again:
-        eval_knn.main([str(flag) for flag in (*flags, "--nb_knn", 20, "--results", tmp_path / "results.jsonl")])
-        line = json.loads((tmp_path / "results.jsonl").read_text().splitlines()[-1])
-        expected = knn_accuracies(features)[20][0]
-        assert line["measured"]["vit_small, k = 20, top-1 %"] == pytest.approx(expected, abs=1e-3)
-        assert line["paper"] == {"vit_small, k = 20, top-1 %": 74.5} and line["data"] == "made up"
-        assert line["weights"] == "mine.pth", "the file must say whose features it keeps"
-    assert "74.5" in capsys.readouterr().out, "the table must show the paper's number beside ours"
+def write_flat_photos(folder):
+    """Twelve images in three classes, each of one brightness: pixels tell them apart."""
+    for i in range(12):
+        path = folder / "abc"[i % 3] / f"{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (17, 13), (90 * (i % 3) + i,) * 3).save(path)
+    return folder
 
 
-@pytest.mark.parametrize("wrong", [{"features": {}}, {"args": {"patch_size": 16}}, {"args": {}}, {"features": [1]},
-                                   {"features": {"vit_small": {"train_features": torch.randn(3, 5)}}}])
-def test_a_file_of_something_else_is_no_kept_features(tmp_path, capsys, wrong):
-    one = {"train_features": torch.randn(3, 5), "train_labels": torch.arange(3),
-           "test_features": torch.randn(2, 5), "test_labels": torch.arange(2)}
-    good = {"features": {"vit_small": one}, "args": {"arch": "vit_small", "patch_size": 16}, "data": "", "weights": ""}
-    save_checkpoint(tmp_path / "features.pth", good | wrong)
-    said = error_of(eval_knn.main, capsys, "--load_features", tmp_path / "features.pth")
-    assert "features.pth' was not written by --dump_features" in said
+def test_features_are_kept_for_other_programs_and_vote_as_the_table_says(tmp_path, capsys):
+    torch.manual_seed(0)
+    torch.save(build_backbone("vit_nano", 8, 16).state_dict(), tmp_path / "weights.pth")
+    flags = ["--pretrained_weights", tmp_path / "weights.pth", "--data_path", write_flat_photos(tmp_path / "photos"),
+             "--eval_size", 16, "--nb_knn", 3, "--dump_features", tmp_path / "features.pth", "--device", "cpu",
+             "--num_workers", 0, "--results", tmp_path / "results.jsonl"]
+    eval_knn.main([str(flag) for flag in flags])
+    kept = torch.load(tmp_path / "features.pth", weights_only=True)
+    line = json.loads((tmp_path / "results.jsonl").read_text())
+    assert "10 images train, 2 test (every fifth image), 3 classes, 16 pixels" in line["data"] == kept["data"]
+    assert kept["weights"] == line["weights"] and kept["args"]["arch"] == "vit_nano"
+    for name in ("vit_nano", "raw pixels"):
+        accuracies = knn_accuracies(LabelledFeatures(**kept["features"][name]), (3,))[3]
+        assert line["measured"][f"{name}, k = 3, top-1 %"] == pytest.approx(accuracies[0], abs=1e-3)
+    assert "74.5 % on ImageNet" in capsys.readouterr().out, "the paper's number stands beside ours"
+
+
+@pytest.mark.parametrize(("flags", "said"), [
+    ("--nb_knn 5 0", "--nb_knn [5, 0] must be at least 1"), ("--temperature 0", "--temperature 0.0 must be above 0"),
+    ("--temperature nan", "--temperature nan must be finite"), ("--batch_size 0", "--batch_size 0 must be at least 1"),
+])
+def test_a_bad_flag_is_one_line_with_its_bound(flags, said, tmp_path, capsys):
+    assert said in error_of(eval_knn.main, capsys, "--pretrained_weights", "x.pth", *flags.split(), "--device", "cpu")

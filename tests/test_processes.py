@@ -13,11 +13,10 @@ import test_runs
 import test_transfer
 import torch
 from test_attention_segmentation import write_voc
-from test_copy_detection import save_creatures
+from test_copy_detection import save_creatures, write_copydays
 from test_linear import assert_same, write_creatures
 from test_video import write_davis
 
-from evals import copy_detection
 from training.backbone import build_backbone
 
 REPO = Path(__file__).parent.parent
@@ -39,7 +38,7 @@ LEARNING = {
 }
 EVALUATIONS = {
     "k-NN": "eval_knn --data_path {data}/photos --nb_knn 3 5" + PICTURES,
-    "k-NN, one image asked": "eval_knn --data_path {data}/photos/few --nb_knn 1 5" + PICTURES,
+    "k-NN, one test image": "eval_knn --data_path {data}/photos/few --nb_knn 1 5" + PICTURES,
     "retrieval": "evals.image_retrieval --data_path {data}/photos" + PICTURES,
     "copies, one distractor": "evals.copy_detection --data_path {data}/copies --distractors {data}/one --whiten "
                               "{data}/photos" + PICTURES,
@@ -73,8 +72,7 @@ def write_data(data: Path) -> None:
     for i, (name, n) in enumerate((("few/fish", 3), ("few/snail", 4), ("more/leaf", 11), ("more/turtle", 13))):
         save_creatures(data / "photos" / name, n, seed=i)
     save_creatures(data / "one", 1, seed=4)
-    copy_detection.main(["--make", str(data / "copies"), "--data_path", str(data / "photos/few"), "--device",
-                         "cpu"])
+    write_copydays(data / "copies", 7)
     for name, listed in (("voc", "one\nnone\nthree\n"), ("voc_of_two", "none\nthree\n"), ("voc_of_one", "three\n")):
         (write_voc(data / name) / "ImageSets/Segmentation/val.txt").write_text(listed)
     write_davis(data / "davis")

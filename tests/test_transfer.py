@@ -1,6 +1,5 @@
-"""Fine-tuning with DeiT's recipe (Table 6): labels shared, mixed and smoothed; training, resuming, reading again."""
+"""Fine-tuning with DeiT's recipe (Table 6): labels balanced, mixed and smoothed; training, reading again."""
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +9,12 @@ from PIL import Image
 from test_bad_input import error_of
 
 from evals import transfer
+from evals.common import balanced_fraction
 from evals.transfer import Classifier, augmentation, mixing, paper_number, train_step
 from optimizer import make_optimizer
 from runtime.hardware import World
 from training.backbone import build_backbone
 from training.checkpoint import load_backbone
-from training.evaluation import Progress, balanced_share
 
 HERE = World(0, 1, torch.device("cpu"), torch.float32)
 TINY = ("--patch_size 8 --arch vit_nano --eval_size 24 --init_std 0.1 --epochs 3 --warmup_epochs 1 --lr 0.04 "
@@ -49,20 +48,20 @@ def weights_of(output: Path) -> dict:
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.1, 0.5])
-def test_a_share_of_the_labels_is_balanced_and_seeded(fraction):
+def test_a_fraction_of_the_labels_is_balanced_and_seeded(fraction):
     """Low-shot: each class gives round(fraction n_c) of its n_c labels, at least one."""
     labels = torch.arange(10).repeat_interleave(torch.tensor([3, 7, 13, 29, 31, 37, 41, 43, 100, 200]))
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(5))]
-    chosen = balanced_share(labels, fraction, seed=0)
+    chosen = balanced_fraction(labels, fraction, seed=0)
     for label in range(10):
         want = max(1, round(fraction * int((labels == label).sum())))
         assert (labels[chosen] == label).sum() == want, f"class {label} must give {want} labels"
-    assert torch.equal(chosen, balanced_share(labels, fraction, seed=0)), "the same seed, the same images"
-    assert not torch.equal(chosen, balanced_share(labels, fraction, seed=1)), "another seed, other images"
-    assert set(chosen.tolist()) <= set(balanced_share(labels, 0.7, seed=0).tolist()), "a share is part of a larger one"
+    assert torch.equal(chosen, balanced_fraction(labels, fraction, seed=0)), "the same seed, the same images"
+    assert not torch.equal(chosen, balanced_fraction(labels, fraction, seed=1)), "another seed, other images"
+    assert set(chosen.tolist()) <= set(balanced_fraction(labels, 0.7, seed=0).tolist()), "part of a larger fraction"
 
 
-def test_mixed_targets_are_shares_of_the_two_labels():
+def test_mixed_targets_are_fractions_of_the_two_labels():
     """Mixup and cutmix: lambda of one label, 1 - lambda of the other's; rows sum to 1, by one lambda a batch."""
     images, labels = torch.rand(3, 3, 16, 16), torch.tensor([0, 1, 2])
     mix, seen = mixing(0.8, 1.0, 7), set()
@@ -123,7 +122,7 @@ def test_a_separable_set_is_learnt_and_read_by_the_loader_strictly(photos, tmp_p
     line = run(photos, tmp_path, "--from_scratch", "--epochs", "6", "--fraction", "0.5", "1")
     assert line["measured"]["from scratch, top-1 %"] == 100, "dark and bright are told apart in six epochs"
     assert "from scratch, 16 labels, top-1 %" in line["measured"] and (tmp_path / "0.5" / "checkpoint.pth").exists()
-    assert "32 images train, 8 asked (every fifth image), 2 classes" in line["data"]
+    assert "32 images train, 8 test (every fifth image), 2 classes" in line["data"]
     for key in ("teacher", "student"):
         backbone, args = load_backbone(tmp_path / "checkpoint.pth", key)
         state = {name.removeprefix("backbone."): value for name, value in weights_of(tmp_path).items()}
@@ -158,22 +157,12 @@ def test_a_convnet_is_trained_too(photos, tmp_path, capsys):
     assert args["arch"] == "resnet18" and backbone.bn1.running_mean.abs().sum() > 0, "its statistics must be kept"
 
 
-def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(photos, tmp_path, capsys, monkeypatch):
+def test_the_same_seed_trains_the_same_network_whatever_the_workers(photos, tmp_path, capsys):
     """Mixing, augmentation and dropped paths are functions of (seed, epoch, image) and (seed, step)."""
-    run(photos, tmp_path / "whole", "--from_scratch")
-    save = Progress.save
-
-    def stop_after_one(self, **more):
-        save(self, **more)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Progress, "save", stop_after_one)
-    with pytest.raises(SystemExit):
-        run(photos, tmp_path / "stopped", "--from_scratch")
-    monkeypatch.undo()
-    run(photos, tmp_path / "stopped", "--from_scratch")
-    whole, stopped = weights_of(tmp_path / "whole"), weights_of(tmp_path / "stopped")
-    assert all(torch.equal(value, stopped[name]) for name, value in whole.items()), "not bit for bit the same"
+    run(photos, tmp_path / "once", "--from_scratch")
+    run(photos, tmp_path / "again", "--from_scratch", "--num_workers", "2")
+    once, again = weights_of(tmp_path / "once"), weights_of(tmp_path / "again")
+    assert all(torch.equal(value, again[name]) for name, value in once.items()), "not bit for bit the same"
 
 
 @pytest.mark.parametrize(("flags", "said"), [
@@ -181,8 +170,8 @@ def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(photos, tmp_path, caps
     ("--patch_size 0 --init_std 0", "give the weights"),
     ("--pretrained_weights x.pth --init_std 0", "--patch_size, --num_heads, --init_std are for --from_scratch"),
     ("--pretrained_weights x.pth --patch_size 0", "--patch_size, --num_heads, --init_std are for --from_scratch"),
-    ("--from_scratch --fraction 0.5 1.5", "--fraction [0.5, 1.5] is out of range"),
-    ("--from_scratch --warmup_epochs 4", "--warmup_epochs 4.0 is out of range"),
+    ("--from_scratch --fraction 0.5 1.5", "--fraction [0.5, 1.5] must be above 0 and at most 1"),
+    ("--from_scratch --warmup_epochs 4", "--warmup_epochs 4.0 must be at least 0 and at most --epochs 3"),
     ("--from_scratch --train_size 20", "--train_size 20 must be a multiple of the patch size 8"),
     ("--from_scratch --arch vit_giant", "--arch vit_giant is unknown"),
     ("--from_scratch --batch_size 1", "--batch_size 1"),
@@ -196,20 +185,17 @@ def test_bad_input_is_one_line(photos, tmp_path, capsys, flags, said):
     assert said in error_of(transfer.main, capsys, *TINY, "--output_dir", tmp_path, *where, *given)
 
 
-def test_a_run_of_other_settings_or_images_is_not_continued(photos, tmp_path, capsys):
-    run(photos, tmp_path, "--from_scratch", "--epochs", "1")
+def test_a_checkpoint_is_not_overwritten(photos, tmp_path, capsys):
+    torch.save({"student": {}, "teacher": {}, "epoch": 1, "args": {}}, tmp_path / "checkpoint.pth")
     before = (tmp_path / "checkpoint.pth").read_bytes()
-    others = Path(shutil.copytree(photos, tmp_path / "others"))
-    shutil.move(others / "dark" / "01.png", others / "bright")  # so many images as before, and so many classes
-    capsys.readouterr()
-    for data, lr, said in ((photos, "0.03", "lr (0.04, not 0.03)"), (others, "0.04", "set of images")):
-        assert f"was made with another {said}" in error_of(
-            transfer.main, capsys, *TINY, "--data_path", data, "--output_dir", tmp_path, "--from_scratch",
-            "--epochs", "1", "--lr", lr)
+    assert "choose another --output_dir" in error_of(
+        transfer.main, capsys, *TINY, "--data_path", photos, "--output_dir", tmp_path, "--from_scratch")
     assert (tmp_path / "checkpoint.pth").read_bytes() == before
 
 
-def test_a_checkpoint_of_another_script_is_not_overwritten(photos, tmp_path, capsys):
-    torch.save({"student": {}, "teacher": {}, "epoch": 1, "args": {}}, tmp_path / "checkpoint.pth")
-    assert "was not written by this evaluation" in error_of(
-        transfer.main, capsys, *TINY, "--data_path", photos, "--output_dir", tmp_path, "--from_scratch")
+def test_a_stopped_training_leaves_nothing_in_the_way_of_the_same_command(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(transfer, "cosine", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(SystemExit):
+        run(photos, tmp_path, "--from_scratch")
+    monkeypatch.undo()
+    assert run(photos, tmp_path, "--from_scratch")["measured"]

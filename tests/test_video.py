@@ -90,7 +90,7 @@ def test_propagation_agrees_with_a_loop_over_all_pairs(radius, topk):
 
 @pytest.mark.parametrize("radius", [1, 2, 3])
 def test_a_patch_hears_exactly_the_patches_in_its_window(radius):
-    """With every patch alike and all asked, label shares are uniform over the window, 0 outside."""
+    """With every patch alike and all near ones taken, the labels' weights are uniform over the window, 0 outside."""
     rows, cols = 5, 7
     frame = torch.ones(rows, cols, 1)
     labels = torch.eye(rows * cols).view(1, rows, cols, -1)
@@ -125,7 +125,7 @@ class Contents(nn.Module):
     0 is the ground, 1 ... 9 are the parts of a square; their cosines: with itself 1, ground and part 1/2, parts 1/4.
     """
 
-    def get_intermediate_layers(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+    def get_intermediate_layers(self, pixels: torch.Tensor, n: int = 1) -> list[torch.Tensor]:
         table = torch.eye(10) * 0.75 ** 0.5
         table[:, 0] = 0.5
         table[0, 0] = 1.0
@@ -252,13 +252,13 @@ def spoil(davis: Path, what: str) -> None:
     ("frame's size", "fish/00002.jpg' is 70 x 51"), ("annotation's size", "fish/00002.png' is 71 x 50"),
     ("no object", "marks no object"),
 ])
-def test_bad_files_are_named_with_the_mend(weights, davis, capsys, what, said):
+def test_bad_files_are_named_with_the_fix(weights, davis, capsys, what, said):
     spoil(davis, what)
     assert said in error_of(capsys, "--pretrained_weights", weights, "--data_path", davis, "--device", "cpu")
 
 
 @pytest.mark.parametrize(("flags", "said"), [
-    ("--temperature inf", "--temperature inf is out of range"),
+    ("--temperature inf", "--temperature inf must be finite"),
     ("--topk 0", "--topk 0"), ("--temperature 0", "--temperature 0.0"), ("--n_last_frames -1", "--n_last_frames -1"),
     ("--size_mask_neighborhood -1", "--size_mask_neighborhood -1"), ("--eval_size -8", "--eval_size -8"),
     ("--dataset cifar10", "unrecognized arguments: --dataset"), ("--data_path nowhere", "nowhere/ImageSets"),
