@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from data import Images
 from features import EvaluationView, Pixels, among_first, extract_features
 from runtime.hardware import World
-from training import evaluation
 from training.checkpoint import save_checkpoint
 
 PAPER = {  # Table 2: top-1 on ImageNet in %, k = 20
@@ -127,6 +126,8 @@ def knn_accuracies(
 
 def measure_knn(flags: Namespace, world: World) -> None:
     """Extract the features, and report top-1 and top-5 for every k."""
+    from training import evaluation
+
     evaluation.require(flags, "nb_knn", min(flags.nb_knn) >= 1, "at least 1, such as 20")
     evaluation.require(flags, "temperature", flags.temperature > 0, "above 0, such as 0.07")
 
@@ -170,6 +171,9 @@ def measure_knn(flags: Namespace, world: World) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
+    # here and not above: train.py takes the vote from this file, and needs no evaluation's flags
+    from training import evaluation
+
     parser = evaluation.command_line(__doc__)
     add = parser.add_argument
     add("--nb_knn", type=int, nargs="+", default=[10, 20, 100, 200],

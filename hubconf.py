@@ -11,7 +11,8 @@ Each network is in evaluation mode, and its parameters take gradients.
 from torch import nn
 
 from training.backbone import build_backbone
-from training.checkpoint import download_pretrained, load_backbone
+from training.checkpoint import load_backbone
+from training.pretrained import download_pretrained
 
 dependencies = ["torch", "torchvision", "einops"]  # PyTorch Hub looks whether these are installed
 

@@ -25,7 +25,8 @@ from data import decode
 from features import fit_to_patches, mean_and_std, normalise
 from runtime import hardware
 from runtime.commandline import CommandLine, InputError, brief, errors_in_one_line
-from training import checkpoint
+from training.checkpoint import load_backbone
+from training.pretrained import add_weights_flags, weights_path
 
 matplotlib.use("Agg")  # draws to files, needs no screen
 import matplotlib.pyplot as plt
@@ -67,7 +68,7 @@ def attention_command_line(description: str | None) -> CommandLine:
     """Return a parser with the flags that images and films share."""
     parser = CommandLine(description)
     add = parser.add_argument
-    checkpoint.add_weights_flags(parser)
+    add_weights_flags(parser)
     add("--image_size", type=int,
         help="pixels of the short side; default: twice the checkpoint's --eval_size, or 480")
     add("--threshold", type=float,
@@ -87,8 +88,8 @@ def load_network(flags: Namespace) -> tuple[nn.Module, dict]:
     if flags.threshold is not None and not 0 < flags.threshold <= 1:
         raise InputError(f"--threshold {flags.threshold} must be above 0 and at most 1: try 0.6")
     device = hardware.choose_device(flags.device)
-    path = checkpoint.weights_path(flags)
-    backbone, args = checkpoint.load_backbone(path, flags.checkpoint_key)
+    path = weights_path(flags)
+    backbone, args = load_backbone(path, flags.checkpoint_key)
     if not hasattr(backbone, "get_last_selfattention"):
         raise InputError(f"{args['arch']} has no attention to draw: take a ViT's weights")
     if flags.image_size is None:

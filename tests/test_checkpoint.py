@@ -10,7 +10,7 @@ from head import DINOHead
 from multicrop import MultiCropNetwork
 from runtime.commandline import InputError, write_whole
 from teacher import make_teacher
-from training import checkpoint
+from training import checkpoint, pretrained
 from training.backbone import build_backbone
 from training.checkpoint import load_backbone, read_checkpoint, save_checkpoint
 
@@ -140,9 +140,9 @@ def test_a_downloaded_file_with_another_hash_is_refused(tmp_path, monkeypatch):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints/dino_deitsmall8_pretrain.pth").write_bytes(b"something else")
     with pytest.raises(InputError, match="not 230cd5"):
-        checkpoint.download_pretrained("dino_vits8")
+        pretrained.download_pretrained("dino_vits8")
     with pytest.raises(InputError, match="choose one of dino_vits16"):
-        checkpoint.download_pretrained("dino_vitg14")
+        pretrained.download_pretrained("dino_vitg14")
 
 
 @pytest.mark.parametrize("content", [{"teacher": [1]}, {"model": torch.zeros(2)}, {1: torch.zeros(2)}, {},

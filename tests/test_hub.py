@@ -7,7 +7,7 @@ import torch
 
 import hubconf
 from runtime.commandline import InputError
-from training import checkpoint
+from training import pretrained
 from training.backbone import build_backbone
 from vit import vit_nano
 
@@ -17,12 +17,12 @@ REPO = Path(__file__).parent.parent
 def put_in_the_hubs_cache(network: torch.nn.Module, name: str, folder: Path, monkeypatch) -> None:
     """Lay a file where the download would lie, under its name, and make its hash the known one."""
     monkeypatch.setenv("TORCH_HOME", str(folder))
-    file = checkpoint.PRETRAINED[name][0]
+    file = pretrained.PRETRAINED[name][0]
     path = folder / "hub" / "checkpoints" / f"{file}.pth"
     path.parent.mkdir(parents=True)
     torch.save(network.state_dict(), path)
     digest = hashlib.md5(path.read_bytes()).hexdigest()
-    monkeypatch.setitem(checkpoint.PRETRAINED, name, (file, "md5", digest))
+    monkeypatch.setitem(pretrained.PRETRAINED, name, (file, "md5", digest))
 
 
 def test_our_checkpoints_load_by_hub_for_teacher_and_student(tmp_path):
@@ -39,7 +39,7 @@ def test_our_checkpoints_load_by_hub_for_teacher_and_student(tmp_path):
         torch.testing.assert_close(loaded(images), network.eval()(images), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", checkpoint.PRETRAINED)
+@pytest.mark.parametrize("name", pretrained.PRETRAINED)
 def test_each_name_of_the_authors_weights_loads_its_own_file(name, tmp_path, monkeypatch):
     """The file's weights decide the network, so that a small one may stand for a large one here."""
     network = vit_nano(8)
@@ -69,7 +69,7 @@ def test_without_pretrained_it_is_the_same_network_untrained(name, arch, patch_s
 
 
 def test_the_hub_offers_every_name_that_the_command_line_takes():
-    for name in checkpoint.PRETRAINED:
+    for name in pretrained.PRETRAINED:
         assert callable(getattr(hubconf, name, None)), f"hubconf.py lacks {name}"
 
 

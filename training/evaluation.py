@@ -18,7 +18,8 @@ from features import EvaluationView
 from runtime import hardware
 from runtime.commandline import CommandLine, InputError, brief, errors_in_one_line
 from runtime.hardware import World
-from training import checkpoint
+from training.checkpoint import load_backbone as read_backbone
+from training.pretrained import add_weights_flags, weights_path
 
 
 def command_line(
@@ -30,7 +31,7 @@ def command_line(
     """
     parser = CommandLine(description)
     add = parser.add_argument
-    checkpoint.add_weights_flags(parser)
+    add_weights_flags(parser)
     add("--arch", default="", help="only where the file does not say")
     add("--data_path", default="", help="laid out as described above; without it embedded images")
     if not videos:
@@ -76,8 +77,8 @@ def start(flags: Namespace) -> Iterator[World]:
 def load_backbone(flags: Namespace, world: World) -> tuple[nn.Module, dict]:
     """Return the backbone that the flags name, frozen on the device, and the flags of its run."""
     with world.main_first(bool(flags.pretrained)):  # one process downloads for all
-        path = checkpoint.weights_path(flags)
-    backbone, args = checkpoint.load_backbone(path, flags.checkpoint_key, flags.arch)
+        path = weights_path(flags)
+    backbone, args = read_backbone(path, flags.checkpoint_key, flags.arch)
     return backbone.to(world.device), args
 
 

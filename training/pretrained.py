@@ -1,0 +1,80 @@
+"""The authors' weights by name, and the flags that say whose weights a script reads."""
+
+import hashlib
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+import torch
+
+from runtime.commandline import InputError, write_whole
+
+URL = "https://dl.fbaipublicfiles.com/dino/{0}/{0}.pth"
+# --pretrained name -> the authors' file, and the start of its MD5 or SHA-256.
+# No hash is published beside the files. The ViTs' are those that OpenMetricLearning checks,
+# ResNet-50's is that of a user's pinned copy.
+PRETRAINED = {
+    "dino_vits16": ("dino_deitsmall16_pretrain", "md5", "cf0f22"),
+    "dino_vits8": ("dino_deitsmall8_pretrain", "md5", "230cd5"),
+    "dino_vitb16": ("dino_vitbase16_pretrain", "md5", "552daf"),
+    "dino_vitb8": ("dino_vitbase8_pretrain", "md5", "556550"),
+    "dino_resnet50": ("dino_resnet50_pretrain", "sha256", "156f8c4166a23dc2951ae811e39d76a0"),
+}
+
+
+def download_pretrained(name: str) -> Path:
+    """Return the authors' weights, from PyTorch's cache or the network, with their hash checked."""
+    if name not in PRETRAINED:
+        known = ", ".join(PRETRAINED)
+        raise InputError(f"--pretrained {name} is unknown: choose one of {known}")
+    file, algorithm, start = PRETRAINED[name]
+    path = Path(torch.hub.get_dir(), "checkpoints", f"{file}.pth")
+    if not path.is_file():
+        url = URL.format(file)
+        write_whole(path, lambda part: download(url, part))
+    digest = hashlib.new(algorithm, path.read_bytes()).hexdigest()
+    if not digest.startswith(start):
+        raise InputError(
+            f"{str(path)!r} has the {algorithm} {digest}, not {start} ...: it is damaged or "
+            "another file; remove it, or pass a copy you trust as --pretrained_weights"
+        )
+    return path
+
+
+def download(url: str, part: Path) -> None:
+    """Fetch a file with a progress bar; raises InputError where there is no network."""
+    try:
+        torch.hub.download_url_to_file(url, str(part))
+    except OSError as error:
+        raise InputError(
+            f"cannot download {url} ({error}): get it where there is a network and pass it as "
+            "--pretrained_weights"
+        ) from None
+
+
+def add_weights_flags(parser: ArgumentParser) -> None:
+    """Add the flags that say whose weights a script reads."""
+    parser.add_argument(
+        "--pretrained_weights",
+        default="",
+        metavar="FILE",
+        help="a checkpoint of ours, of the release, or of timm",
+    )
+    parser.add_argument(
+        "--checkpoint_key",
+        default="teacher",
+        choices=("teacher", "student"),
+        help="whose weights to take",
+    )
+    parser.add_argument(
+        "--pretrained",
+        default="",
+        metavar="NAME",
+        help=f"the authors' weights: {', '.join(PRETRAINED)}",
+    )
+
+
+def weights_path(flags: Namespace) -> str | Path:
+    """Return the file of --pretrained_weights or --pretrained; one of the two must be given."""
+    if bool(flags.pretrained_weights) == bool(flags.pretrained):
+        raise InputError("give the weights: --pretrained_weights FILE, or --pretrained NAME")
+    return flags.pretrained_weights or download_pretrained(flags.pretrained)
