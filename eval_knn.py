@@ -1,7 +1,7 @@
 """k-NN classification with frozen features (Table 2; Sec. 3.2, appendix F.1).
 
 The quickest measure of what was learnt: nothing is trained and nothing is augmented. The k train
-images whose features have the largest cosine with a test image's vote for their label, each with
+images nearest to a test image, by the cosine of their features, vote for their labels, each with
 exp(cosine / 0.07). ViT-S/16 after DINO: 74.5 % on ImageNet at k = 20; 89.1 % on Flowers (Table 10).
 
     python eval_knn.py --pretrained_weights runs/mine/checkpoint.pth --data_path photos/

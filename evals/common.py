@@ -1,5 +1,7 @@
-"""What the evaluations that train share: some of the labels, batches of random views; and networks
-before any training."""
+"""What the evaluations that train share: a fraction of the labels, batches of random views.
+
+And the network before its training, which others compare with.
+"""
 from argparse import Namespace
 from collections.abc import Callable
 

@@ -91,7 +91,7 @@ EMBEDDED = {  # two minutes on two cores
     "train_size": 48,
 }
 REGULARISED = {"weight_decay": 0.05, "smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0, "erasing": 0.25}
-# what a network from scratch may be told, beside its arch; with weights it is the file's
+# flags of a network from scratch, beside --arch; with weights the file says them
 FRESH = ("patch_size", "num_heads", "init_std")
 
 

@@ -139,7 +139,7 @@ def evaluation_view(
 
 
 def loading(flags: Namespace, world: World) -> dict:
-    """Return what the flags tell extract_features about loading images."""
+    """Return the arguments of extract_features that are about loading images."""
     return {
         "batch_size": flags.batch_size,
         "num_workers": hardware.share_cores(flags.num_workers, world.device),
