@@ -88,7 +88,7 @@ def test_every_script_that_is_shown_is_there():
 
 def test_every_flag_of_the_other_scripts_that_is_shown_exists():
     """A flag is written in the script itself, or in what gives all evaluations their flags."""
-    shared = (REPO / "training/evaluation.py").read_text() + (REPO / "training/checkpoint.py").read_text()
+    shared = (REPO / "training/evaluation.py").read_text() + (REPO / "training/pretrained.py").read_text()
     for script, flags in OTHERS:
         if script in ("train.py", "-m ablations.train", "-m bench"):  # their flags are made from the settings
             continue
