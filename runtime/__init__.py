@@ -1,1 +1,1 @@
-"""Where and how a program runs, which knows nothing of DINO: processes, devices, command lines, order of images."""
+"""Where and how a program runs: processes, devices, flags. It knows nothing of DINO."""

@@ -1,10 +1,13 @@
-"""Trainings that are made to die: children of a process that has loaded everything, so that a start costs no seconds.
+"""Trainings that are made to die: children of a process that has loaded everything, so that a start
+costs no seconds.
 
-As a script it is the training of one of torchrun's processes, of which DEATHS says where which of them dies.
+As a script it is the training of one of torchrun's processes, of which DEATHS says where which of
+them dies.
 
-A child dies by a signal from outside, or by one that it sends itself at the n-th call of a function, in Python or in
-C, which its profiler counts: nothing of the product is changed for that.
+A child dies by a signal from outside, or by one that it sends itself at the n-th call of a
+function, in Python or in C, which its profiler counts: nothing of the product is changed for that.
 """
+
 import json
 import multiprocessing
 import os
@@ -57,7 +60,9 @@ def live(flags: list[str], said: str, death: Death | None, environment: dict[str
     os.dup2(file, 1)
     os.dup2(file, 2)
     torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)  # of the loader's workers, as in a training of its own
+    multiprocessing.set_start_method(
+        "fork", force=True
+    )  # of the loader's workers, as in a training of its own
     if death:
         die_at(death)
     try:
@@ -66,7 +71,9 @@ def live(flags: list[str], said: str, death: Death | None, environment: dict[str
         hardware.end_workers()  # as at a script's end
 
 
-def start(flags: list[str], said: Path, death: Death | None = None, **environment: str) -> multiprocessing.Process:
+def start(
+    flags: list[str], said: Path, death: Death | None = None, **environment: str
+) -> multiprocessing.Process:
     """Start a training with these flags."""
     os.environ["PYTHONPATH"] = str(REPO)  # the forked server's, which loads all modules once
     context = multiprocessing.get_context("forkserver")
@@ -77,7 +84,9 @@ def start(flags: list[str], said: Path, death: Death | None = None, **environmen
 
 
 def status_of(child: multiprocessing.Process, seconds: float = 300) -> int:
-    """Its exit status, a signal's number negative; an assertion fails if it outlives so many seconds."""
+    """Its exit status, a signal's number negative; an assertion fails if it outlives so many
+    seconds.
+    """
     child.join(seconds)
     alive = child.is_alive()
     if alive:
@@ -87,14 +96,26 @@ def status_of(child: multiprocessing.Process, seconds: float = 300) -> int:
     return child.exitcode
 
 
-def start_ranks(flags: list[str], folder: Path, deaths: dict[int, Death],
-                world_size: int = 2) -> list[multiprocessing.Process]:
-    """Start all processes of a run, as a launcher would; process r says what it says into the file said-r."""
+def start_ranks(
+    flags: list[str], folder: Path, deaths: dict[int, Death], world_size: int = 2
+) -> list[multiprocessing.Process]:
+    """Start all processes of a run, as a launcher would; process r says what it says into the file
+    said-r.
+    """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [start(flags, folder / f"said-{rank}", deaths.get(rank), RANK=str(rank), LOCAL_RANK=str(rank), **shared)
-            for rank in range(world_size)]
+    return [
+        start(
+            flags,
+            folder / f"said-{rank}",
+            deaths.get(rank),
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            **shared,
+        )
+        for rank in range(world_size)
+    ]
 
 
 def train_until(flags: list[str], said: Path, seconds: float, number: int) -> int:
@@ -110,6 +131,8 @@ if __name__ == "__main__":
     import train
 
     for restart, rank, *death in json.loads(os.environ["DEATHS"]):
-        if [restart, rank] == [int(os.environ[name]) for name in ("TORCHELASTIC_RESTART_COUNT", "RANK")]:
+        if [restart, rank] == [
+            int(os.environ[name]) for name in ("TORCHELASTIC_RESTART_COUNT", "RANK")
+        ]:
             die_at(Death(*death))
     train.main(sys.argv[1:])

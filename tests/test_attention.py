@@ -1,18 +1,35 @@
 """Masks from attention, and the scores of Fig. 4, on maps whose answer is known by hand."""
+
 import pytest
 import torch
 
 import vit
-from attention import attention_scores, cls_attention, jaccard, keep_mass, mass_on_object, overlay, to_pixels
+from attention import (
+    attention_scores,
+    cls_attention,
+    jaccard,
+    keep_mass,
+    mass_on_object,
+    overlay,
+    to_pixels,
+)
 
 
 def test_keep_mass_keeps_the_fewest_heaviest_patches_that_hold_the_mass():
-    attention = torch.tensor([[0.05, 0.40, 0.02], [0.08, 0.30, 0.15]]) / 2  # as where [CLS] has the other half
-    for mass, mask in ((0.6, [[False, True, False], [False, True, False]]),
-                       (0.8, [[False, True, False], [False, True, True]])):
+    attention = (
+        torch.tensor([[0.05, 0.40, 0.02], [0.08, 0.30, 0.15]]) / 2
+    )  # as where [CLS] has the other half
+    for mass, mask in (
+        (0.6, [[False, True, False], [False, True, False]]),
+        (0.8, [[False, True, False], [False, True, True]]),
+    ):
         kept = keep_mass(attention, mass)
-        torch.testing.assert_close(kept, torch.tensor(mask), msg=f"of the map\n{attention}\nthe fewest patches, of all "
-                                   f"its rows, that hold {mass} are\n{torch.tensor(mask)}\nbut kept were\n{kept}")
+        torch.testing.assert_close(
+            kept,
+            torch.tensor(mask),
+            msg=f"of the map\n{attention}\nthe fewest patches, of all "
+            f"its rows, that hold {mass} are\n{torch.tensor(mask)}\nbut kept were\n{kept}",
+        )
 
 
 @pytest.mark.parametrize("mass", [0.1, 0.6, 0.8, 0.95])
@@ -28,7 +45,10 @@ def test_dropping_one_more_patch_would_keep_too_little(mass):
 
 
 def test_a_mass_that_is_just_reached_and_patches_of_one_weight_bring_no_patch_too_many():
-    for attention, mass, number in ((torch.tensor([[0.5, 0.25, 0.25]]), 0.5, 1), (torch.full((2, 4), 0.125), 0.5, 4)):
+    for attention, mass, number in (
+        (torch.tensor([[0.5, 0.25, 0.25]]), 0.5, 1),
+        (torch.full((2, 4), 0.125), 0.5, 4),
+    ):
         kept = int(keep_mass(attention, mass).sum())
         assert kept == number, f"{number} of {attention.tolist()} hold {mass}, but {kept} were kept"
 
@@ -60,7 +80,9 @@ def test_maps_have_the_images_shape_and_leave_out_cls():
     images = torch.randn(3, 3, 14, 77)
     maps = cls_attention(network, images)
     assert maps.shape == (3, 2, 2, 11)
-    torch.testing.assert_close(maps[1, 0, 1, 3], network.get_last_selfattention(images)[1, 0, 0, 1 + 11 + 3])
+    torch.testing.assert_close(
+        maps[1, 0, 1, 3], network.get_last_selfattention(images)[1, 0, 0, 1 + 11 + 3]
+    )
     assert to_pixels(maps, 7).shape == (3, 2, 14, 77)
     assert torch.equal(to_pixels(maps, 7)[0, 0, 7:14, 21:28], maps[0, 0, 1, 3].expand(7, 7))
 

@@ -1,4 +1,7 @@
-"""Fig. 4's protocol: best head for each object, mean over objects, then over images; void counts nowhere."""
+"""Fig. 4's protocol: best head for each object, mean over objects, then over images; void counts
+nowhere.
+"""
+
 import json
 from pathlib import Path
 
@@ -17,7 +20,9 @@ from training.checkpoint import load_backbone
 
 
 def test_jaccards_are_those_of_a_loop_over_objects_heads_and_pixels():
-    """max_h |M_h and G_o| / |M_h or G_o|, averaged over o, without void pixels, at the mask's own resolution."""
+    """max_h |M_h and G_o| / |M_h or G_o|, averaged over o, without void pixels, at the mask's own
+    resolution.
+    """
     generator = torch.Generator().manual_seed(0)
     attention = torch.rand(3, 2, 5, generator=generator) ** 3
     numbers = torch.randint(0, 4, (11, 17), generator=generator)  # 0 the ground, 3 void
@@ -31,10 +36,15 @@ def test_jaccards_are_those_of_a_loop_over_objects_heads_and_pixels():
                 for x in range(17):
                     if not void[y, x]:
                         mask = bool(kept[head, y * 2 // 11, x * 5 // 17])
-                        both, either = both + (mask and bool(one[y, x])), either + (mask or bool(one[y, x]))
+                        both, either = (
+                            both + (mask and bool(one[y, x])),
+                            either + (mask or bool(one[y, x])),
+                        )
             jaccards.append(both / either)
         total += max(jaccards)
-    assert object_scores(attention, objects, void)["jaccard_best_head_60"] == pytest.approx(50 * total, rel=1e-5)
+    assert object_scores(attention, objects, void)["jaccard_best_head_60"] == pytest.approx(
+        50 * total, rel=1e-5
+    )
 
 
 def test_each_object_takes_its_own_best_head():
@@ -43,7 +53,9 @@ def test_each_object_takes_its_own_best_head():
     objects[0, :2, :2], objects[1, 2:, 2:] = True, True
     scores = object_scores(attention, objects, torch.zeros(4, 4, dtype=torch.bool), (60, 75))
     assert scores["jaccard_best_head_60"] == scores["jaccard_best_head_75"] == 100
-    assert scores["jaccard_head_mean_75"] == pytest.approx(50), "one mask of both patches is half right for each"
+    assert scores["jaccard_head_mean_75"] == pytest.approx(50), (
+        "one mask of both patches is half right for each"
+    )
     assert scores["mass_on_object"] == pytest.approx(1)
 
 
@@ -63,12 +75,17 @@ def write_voc(folder: Path) -> Path:
     for part in ("JPEGImages", "SegmentationObject", "ImageSets/Segmentation"):
         (folder / part).mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for name, (height, width), objects in (("one", (31, 53), 1), ("three", (47, 29), 3), ("none", (31, 31), 0)):
+    for name, (height, width), objects in (
+        ("one", (31, 53), 1),
+        ("three", (47, 29), 3),
+        ("none", (31, 31), 0),
+    ):
         Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(
-            folder / "JPEGImages" / f"{name}.jpg")
+            folder / "JPEGImages" / f"{name}.jpg"
+        )
         mask = np.zeros((height, width), dtype=np.uint8)
         for i in range(objects):
-            mask[7 * i:7 * i + 11, 5 * i:19] = i + 1
+            mask[7 * i : 7 * i + 11, 5 * i : 19] = i + 1
         mask[20:23] = 255
         image = Image.fromarray(mask)
         image.putpalette(rng.integers(0, 256, 768, dtype=np.uint8).tobytes())
@@ -86,8 +103,17 @@ def weights(tmp_path) -> Path:
 
 
 def run(tmp_path: Path, *flags) -> dict:
-    attention_segmentation.main([*map(str, flags), "--device", "cpu", "--num_workers", "0", "--results",
-                                 str(tmp_path / "results.jsonl")])
+    attention_segmentation.main(
+        [
+            *map(str, flags),
+            "--device",
+            "cpu",
+            "--num_workers",
+            "0",
+            "--results",
+            str(tmp_path / "results.jsonl"),
+        ]
+    )
     return json.loads((tmp_path / "results.jsonl").read_text().splitlines()[-1])
 
 
@@ -103,7 +129,9 @@ def test_vocs_masks_are_read_by_their_numbers(tmp_path):
 def test_a_trimaps_border_is_void():
     trimap = Image.fromarray(np.array([[1, 3, 2], [1, 1, 3]], dtype=np.uint8))
     image, objects, void = read_pet((Image.new("RGB", (3, 2)), trimap))
-    assert image.shape == (3, 2, 3) and objects.tolist() == [[[True, False, False], [True, True, False]]]
+    assert image.shape == (3, 2, 3) and objects.tolist() == [
+        [[True, False, False], [True, True, False]]
+    ]
     assert void.tolist() == [[False, True, False], [False, False, True]]
 
 
@@ -115,18 +143,30 @@ def test_images_count_alike_however_many_objects_they_hold(weights, tmp_path, ca
     for name, size in (("one", (24, 40)), ("three", (40, 24))):
         image = decode(voc / "JPEGImages" / f"{name}.jpg")
         pixels = attention_segmentation.fit_to_patches(image, 24, 8).float() / 255
-        assert pixels.shape[-2:] == size, "the image's shape must be kept, in multiples of the patch"
+        assert pixels.shape[-2:] == size, (
+            "the image's shape must be kept, in multiples of the patch"
+        )
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-        maps = cls_attention(backbone, ((pixels - mean.view(3, 1, 1)) / std.view(3, 1, 1)).unsqueeze(0))[0]
-        _, objects, void = read_voc((voc / "JPEGImages" / f"{name}.jpg", voc / "SegmentationObject" / f"{name}.png"))
-        single = [object_scores(maps, one.unsqueeze(0), void)["jaccard_best_head_80"] for one in objects]
+        maps = cls_attention(
+            backbone, ((pixels - mean.view(3, 1, 1)) / std.view(3, 1, 1)).unsqueeze(0)
+        )[0]
+        _, objects, void = read_voc(
+            (voc / "JPEGImages" / f"{name}.jpg", voc / "SegmentationObject" / f"{name}.png")
+        )
+        single = [
+            object_scores(maps, one.unsqueeze(0), void)["jaccard_best_head_80"] for one in objects
+        ]
         by_hand.append(sum(single) / len(single))
-    assert line["measured"]["best head, 80 % of the mass: DINO"] == pytest.approx(sum(by_hand) / 2, abs=1e-3)
+    assert line["measured"]["best head, 80 % of the mass: DINO"] == pytest.approx(
+        sum(by_hand) / 2, abs=1e-3
+    )
     assert "2 images, 4 objects" in line["data"]
 
 
 def test_the_three_columns_of_the_embedded_images(weights, tmp_path, capsys, monkeypatch):
-    """Random weights follow the seed, the supervised column stands where its file is given, and paper's beside ours."""
+    """Random weights follow the seed, the supervised column stands where its file is given, and
+    paper's beside ours.
+    """
     drawn = make_creatures(13)
     few = Images(drawn.images, drawn.labels, CLASSES, drawn.masks)
     monkeypatch.setattr(attention_segmentation, "open_images", lambda: (None, few))
@@ -140,13 +180,23 @@ def test_the_three_columns_of_the_embedded_images(weights, tmp_path, capsys, mon
     assert two["measured"][f"{row}: random"] == three["measured"][f"{row}: random"]
     assert other["measured"][f"{row}: random"] != two["measured"][f"{row}: random"]
     assert not any("80 %" in name for name in other["measured"])
-    assert "the embedded creatures: 13 images, 13 objects, short side 64 pixels" in capsys.readouterr().out
+    assert (
+        "the embedded creatures: 13 images, 13 objects, short side 64 pixels"
+        in capsys.readouterr().out
+    )
 
 
 def test_the_papers_numbers_stand_beside_those_of_its_networks(tmp_path, capsys):
     torch.save(build_backbone("vit_small", 16, 32).state_dict(), tmp_path / "small.pth")
-    line = run(tmp_path, "--pretrained_weights", tmp_path / "small.pth", "--data_path", write_voc(tmp_path / "voc"),
-               "--eval_size", 32)
+    line = run(
+        tmp_path,
+        "--pretrained_weights",
+        tmp_path / "small.pth",
+        "--data_path",
+        write_voc(tmp_path / "voc"),
+        "--eval_size",
+        32,
+    )
     assert line["paper"]["best head, 60 % of the mass: DINO"] == 45.9
     assert line["paper"]["best head, 80 % of the mass: random"] == 22.0
 
@@ -162,7 +212,9 @@ def test_bad_input_is_one_line(weights, tmp_path, capsys):
 
     assert "--threshold [0.6, 1.2]" in said(weights, "--threshold", 0.6, 1.2)
     assert "--dataset cifar10 has no masks" in said(weights, "--dataset", "cifar10")
-    assert "oxford_pets is not under" in said(weights, "--dataset", "oxford_pets", "--data_path", tmp_path / "pets")
+    assert "oxford_pets is not under" in said(
+        weights, "--dataset", "oxford_pets", "--data_path", tmp_path / "pets"
+    )
     assert "must be laid out as" in said(weights, "--data_path", tmp_path)
     Image.new("RGB", (53, 31)).save(voc / "SegmentationObject" / "one.png")
     assert "one number a pixel" in said(weights, "--data_path", voc)

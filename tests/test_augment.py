@@ -1,4 +1,5 @@
 """Each pixel operation against torchvision's, and the law by which the colours are jittered."""
+
 import pytest
 import torch
 import torchvision.transforms.functional as TF
@@ -16,7 +17,9 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize("angle", [-0.5, -0.1, 0.0, 0.07, 0.5])
 def test_the_hue_turns_as_torchvision_turns_it(angle):
-    grey_too = torch.cat([IMAGE, torch.full((3, 2, 37), 0.3), torch.zeros(3, 1, 37), torch.ones(3, 1, 37)], dim=1)
+    grey_too = torch.cat(
+        [IMAGE, torch.full((3, 2, 37), 0.3), torch.zeros(3, 1, 37), torch.ones(3, 1, 37)], dim=1
+    )
     assert close(augment.hue(grey_too, angle), TF.adjust_hue(grey_too, angle))
 
 
@@ -35,7 +38,9 @@ def test_grey_and_solarise_are_torchvisions():
 @pytest.mark.parametrize("sigma", [0.1, 0.7, 2.0])
 def test_the_blur_is_a_gaussian_convolution(sigma):
     taps = 2 * round(3 * sigma) + 1
-    assert close(augment.gaussian_blur(IMAGE, sigma), TF.gaussian_blur(IMAGE, [taps, taps], [sigma, sigma]))
+    assert close(
+        augment.gaussian_blur(IMAGE, sigma), TF.gaussian_blur(IMAGE, [taps, taps], [sigma, sigma])
+    )
 
 
 def test_the_taps_left_out_of_the_blur_are_worth_less_than_a_grey_level():
@@ -51,7 +56,9 @@ def test_the_blur_works_on_crops_smaller_than_its_kernel():
 
 
 def test_colour_jitter_is_drawn_by_the_law_of_torchvision():
-    """Order, factors and angle: the mean and the spread of what comes of one colour beside another one."""
+    """Order, factors and angle: the mean and the spread of what comes of one colour beside another
+    one.
+    """
     torch.manual_seed(0)
     colours = torch.tensor([[0.9, 0.2], [0.4, 0.3], [0.1, 0.8]]).view(3, 1, 2)
     theirs = ColorJitter(0.4, 0.4, 0.2, 0.1)
@@ -62,8 +69,15 @@ def test_colour_jitter_is_drawn_by_the_law_of_torchvision():
         assert error < 0.01, f"the {moment.__name__} differs by {error}"
 
 
-@pytest.mark.parametrize("operation", [augment.solarize, augment.grey, lambda image: augment.gaussian_blur(image, 1.1),
-                                       lambda image: augment.color_jitter(image, (0.4, 0.4, 0.2, 0.1))])
+@pytest.mark.parametrize(
+    "operation",
+    [
+        augment.solarize,
+        augment.grey,
+        lambda image: augment.gaussian_blur(image, 1.1),
+        lambda image: augment.color_jitter(image, (0.4, 0.4, 0.2, 0.1)),
+    ],
+)
 def test_no_operation_changes_the_image_that_it_is_given(operation):
     image = IMAGE.clone()
     operation(image)

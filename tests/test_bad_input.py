@@ -1,4 +1,7 @@
-"""Bad input: one clear line that names the flag or the file, exit status 2, no traceback, nothing saved is lost."""
+"""Bad input: one clear line that names the flag or the file, exit status 2, no traceback, nothing
+saved is lost.
+"""
+
 import pickle
 import shutil
 import subprocess
@@ -12,7 +15,14 @@ from PIL import Image
 import eval_knn
 import train
 import visualize_attention
-from evals import attention_segmentation, copy_detection, image_retrieval, linear, transfer, video_segmentation
+from evals import (
+    attention_segmentation,
+    copy_detection,
+    image_retrieval,
+    linear,
+    transfer,
+    video_segmentation,
+)
 from runtime.commandline import errors_in_one_line
 
 REPO = Path(__file__).parent.parent
@@ -37,44 +47,63 @@ def error_of(main, capsys, *flags: str) -> str:
     captured = capsys.readouterr()
     assert stopped.value.code == 2, captured.err
     assert "Traceback" not in captured.err and "Traceback" not in captured.out
-    lines = [line for line in captured.err.strip().splitlines() if "img/s" not in line]  # beside the progress bar
+    lines = [
+        line for line in captured.err.strip().splitlines() if "img/s" not in line
+    ]  # beside the progress bar
     assert len(lines) == 1, f"one line was wanted: {lines}"
     return lines[0]
 
 
-@pytest.mark.parametrize(("flags", "said"), [
-    ("--data_path nowhere", "'nowhere' is not there"),
-    ("--preset vitg14", "--preset vitg14 is unknown: choose one of demo"),
-    ("--arch vit_giant", "--arch vit_giant is unknown: choose one of vit_nano"),
-    ("--learning_rate 1", "unrecognized arguments: --learning_rate"),
-    ("--ep 3", "unrecognized arguments: --ep"),
-    ("--epochs three", "--epochs: invalid int value: 'three'"),
-    ("--epochs 0", "--epochs 0 must be at least 1"),
-    ("--epochs 3 --warmup_epochs 4", "--warmup_epochs 4 is longer than the run of --epochs 3"),
-    ("--epochs 30 --warmup_epochs 1 --warmup_teacher_temp_epochs 31", "--warmup_teacher_temp_epochs 31 is longer"),
-    ("--global_crops_size 50", "--global_crops_size 50 is no multiple of --patch_size 8: take 48"),
-    ("--local_crops_size 20", "--local_crops_size 20 is no multiple"),
-    ("--out_dim 1", "--out_dim 1 must be at least 2"),
-    ("--teacher_temp 0", "--teacher_temp 0.0 must be above 0"),
-    ("--student_temp -1", "--student_temp -1.0 must be above 0"),
-    ("--loss mse", "unrecognized arguments: --loss mse"),
-    ("--arch resnet18 --num_heads 5", "--num_heads 5 is for ViTs"),
-    ("--teacher_temp nan", "--teacher_temp nan must be finite"),
-    ("--momentum_teacher 1.5", "--momentum_teacher 1.5 must be at most 1"),
-    ("--center_momentum -0.1", "--center_momentum -0.1 must be at least 0"),
-    ("--local_crops_scale 0.4 0.1", "--local_crops_scale 0.4 0.1 must be two fractions"),
-    ("--global_crops_scale 0.4 1.1", "--global_crops_scale 0.4 1.1 must be at most 1"),
-    ("--drop_path_rate 1", "--drop_path_rate 1.0 must be below 1"),
-    ("--optimizer adam", "--optimizer adam is unknown"),
-    ("--norm_last_layer maybe", "'maybe' is neither true nor false"),
-    ("--dataset imagenet22k", "--dataset imagenet22k is unknown"),
-    ("--dataset cifar10 --data_path .", "--dataset cifar10 is not under"),
-    ("--init_from nowhere.pth --data_path {photos} --batch_size_per_gpu 3", "no checkpoint at 'nowhere.pth'"),
-    ("--data_path {photos} --batch_size_per_gpu 5", "fewer than one step of 5: lower --batch_size_per_gpu"),
-])
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--data_path nowhere", "'nowhere' is not there"),
+        ("--preset vitg14", "--preset vitg14 is unknown: choose one of demo"),
+        ("--arch vit_giant", "--arch vit_giant is unknown: choose one of vit_nano"),
+        ("--learning_rate 1", "unrecognized arguments: --learning_rate"),
+        ("--ep 3", "unrecognized arguments: --ep"),
+        ("--epochs three", "--epochs: invalid int value: 'three'"),
+        ("--epochs 0", "--epochs 0 must be at least 1"),
+        ("--epochs 3 --warmup_epochs 4", "--warmup_epochs 4 is longer than the run of --epochs 3"),
+        (
+            "--epochs 30 --warmup_epochs 1 --warmup_teacher_temp_epochs 31",
+            "--warmup_teacher_temp_epochs 31 is longer",
+        ),
+        (
+            "--global_crops_size 50",
+            "--global_crops_size 50 is no multiple of --patch_size 8: take 48",
+        ),
+        ("--local_crops_size 20", "--local_crops_size 20 is no multiple"),
+        ("--out_dim 1", "--out_dim 1 must be at least 2"),
+        ("--teacher_temp 0", "--teacher_temp 0.0 must be above 0"),
+        ("--student_temp -1", "--student_temp -1.0 must be above 0"),
+        ("--loss mse", "unrecognized arguments: --loss mse"),
+        ("--arch resnet18 --num_heads 5", "--num_heads 5 is for ViTs"),
+        ("--teacher_temp nan", "--teacher_temp nan must be finite"),
+        ("--momentum_teacher 1.5", "--momentum_teacher 1.5 must be at most 1"),
+        ("--center_momentum -0.1", "--center_momentum -0.1 must be at least 0"),
+        ("--local_crops_scale 0.4 0.1", "--local_crops_scale 0.4 0.1 must be two fractions"),
+        ("--global_crops_scale 0.4 1.1", "--global_crops_scale 0.4 1.1 must be at most 1"),
+        ("--drop_path_rate 1", "--drop_path_rate 1.0 must be below 1"),
+        ("--optimizer adam", "--optimizer adam is unknown"),
+        ("--norm_last_layer maybe", "'maybe' is neither true nor false"),
+        ("--dataset imagenet22k", "--dataset imagenet22k is unknown"),
+        ("--dataset cifar10 --data_path .", "--dataset cifar10 is not under"),
+        (
+            "--init_from nowhere.pth --data_path {photos} --batch_size_per_gpu 3",
+            "no checkpoint at 'nowhere.pth'",
+        ),
+        (
+            "--data_path {photos} --batch_size_per_gpu 5",
+            "fewer than one step of 5: lower --batch_size_per_gpu",
+        ),
+    ],
+)
 def test_a_bad_flag_is_named_with_its_fix(flags, said, photos, capsys, tmp_path):
     given = flags.format(photos=photos).split()
-    assert said in error_of(train.main, capsys, *given, "--device", "cpu", "--output_dir", tmp_path / "out")
+    assert said in error_of(
+        train.main, capsys, *given, "--device", "cpu", "--output_dir", tmp_path / "out"
+    )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -93,22 +122,47 @@ def test_a_folder_without_images(capsys, tmp_path):
     assert "no images in" in error_of(train.main, capsys, "--data_path", tmp_path)
 
 
-TINY = ("--arch vit_nano --patch_size 16 --global_crops_size 32 --local_crops_size 16 --local_crops_number 1 "
-        "--eval_size 32 --out_dim 13 --head_hidden_dim 11 --head_bottleneck_dim 5 --batch_size_per_gpu 2 "
-        "--epochs 1 --warmup_epochs 0 --warmup_teacher_temp_epochs 0 --device cpu").split()
+TINY = (
+    "--arch vit_nano --patch_size 16 --global_crops_size 32 --local_crops_size 16 --local_crops_number 1 "
+    "--eval_size 32 --out_dim 13 --head_hidden_dim 11 --head_bottleneck_dim 5 --batch_size_per_gpu 2 "
+    "--epochs 1 --warmup_epochs 0 --warmup_teacher_temp_epochs 0 --device cpu"
+).split()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_image_that_cannot_be_read_is_named(photos, capsys, tmp_path, workers):
     (photos / "torn one.jpg").write_bytes(b"\xff\xd8\xff\xe0 torn")
-    flags = [*TINY, "--data_path", photos, "--output_dir", tmp_path / "out", "--batch_size_per_gpu", "4"]
+    flags = [
+        *TINY,
+        "--data_path",
+        photos,
+        "--output_dir",
+        tmp_path / "out",
+        "--batch_size_per_gpu",
+        "4",
+    ]
     assert "torn one.jpg" in error_of(train.main, capsys, *flags, "--num_workers", workers)
 
 
 def test_images_that_cannot_be_read_are_skipped_with_a_count(photos, capsys, tmp_path):
     (photos / "torn one.jpg").write_bytes(b"\xff\xd8\xff\xe0 torn")
-    train.main([*TINY, "--data_path", str(photos), "--output_dir", str(tmp_path / "out"), "--num_workers", "0",
-                "--skip_bad_images", "true", "--epochs", "1", "--knn_every", "0"])
+    train.main(
+        [
+            *TINY,
+            "--data_path",
+            str(photos),
+            "--output_dir",
+            str(tmp_path / "out"),
+            "--num_workers",
+            "0",
+            "--skip_bad_images",
+            "true",
+            "--epochs",
+            "1",
+            "--knn_every",
+            "0",
+        ]
+    )
     said = capsys.readouterr().out
     assert "torn one.jpg" in said and "skipped 1 images" in said
     assert (tmp_path / "out" / "checkpoint.pth").exists()
@@ -117,15 +171,26 @@ def test_images_that_cannot_be_read_are_skipped_with_a_count(photos, capsys, tmp
 def test_an_output_folder_that_cannot_be_written(photos, capsys, tmp_path):
     (tmp_path / "file").write_text("a file where a folder is wanted")
     flags = [*TINY, "--data_path", photos, "--num_workers", "0"]
-    assert "cannot write" in error_of(train.main, capsys, *flags, "--output_dir", tmp_path / "file" / "run")
+    assert "cannot write" in error_of(
+        train.main, capsys, *flags, "--output_dir", tmp_path / "file" / "run"
+    )
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     """A run's folder, for all tests that need one."""
     folder = tmp_path_factory.mktemp("trained")
-    train.main([*TINY, "--data_path", str(write_photos(folder / "photos")), "--output_dir", str(folder / "run"),
-                "--num_workers", "0"])
+    train.main(
+        [
+            *TINY,
+            "--data_path",
+            str(write_photos(folder / "photos")),
+            "--output_dir",
+            str(folder / "run"),
+            "--num_workers",
+            "0",
+        ]
+    )
     return folder / "run"
 
 
@@ -135,10 +200,14 @@ def finished(trained, tmp_path) -> Path:
     return shutil.copytree(trained, tmp_path / "run")
 
 
-@pytest.mark.parametrize(("flag", "value"), [("--arch", "vit_tiny"), ("--patch_size", "8"), ("--out_dim", "17")])
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--arch", "vit_tiny"), ("--patch_size", "8"), ("--out_dim", "17")]
+)
 def test_a_run_of_another_network_is_not_continued(finished, photos, capsys, flag, value):
     before = (finished / "checkpoint.pth").read_bytes()
-    said = error_of(train.main, capsys, *TINY, "--data_path", photos, "--output_dir", finished, flag, value)
+    said = error_of(
+        train.main, capsys, *TINY, "--data_path", photos, "--output_dir", finished, flag, value
+    )
     assert f"was made with {flag}" in said and "--output_dir" in said
     assert (finished / "checkpoint.pth").read_bytes() == before
 
@@ -150,47 +219,89 @@ def test_a_torn_checkpoint_is_not_overwritten(finished, photos, capsys):
     assert "truncated" in said and (finished / "checkpoint.pth").read_bytes() == torn
 
 
-@pytest.mark.parametrize("main", [
-    attention_segmentation.main, copy_detection.main, image_retrieval.main, eval_knn.main,
-    linear.main, transfer.main, video_segmentation.main, visualize_attention.main])
+@pytest.mark.parametrize(
+    "main",
+    [
+        attention_segmentation.main,
+        copy_detection.main,
+        image_retrieval.main,
+        eval_knn.main,
+        linear.main,
+        transfer.main,
+        video_segmentation.main,
+        visualize_attention.main,
+    ],
+)
 def test_evaluations_refuse_what_is_no_checkpoint(main, tmp_path, photos, capsys):
     more = ["--image_path", photos / "0.png"] if main is visualize_attention.main else []
     assert "--pretrained_weights" in error_of(main, capsys, *more)
-    assert "no checkpoint at" in error_of(main, capsys, "--pretrained_weights", "nowhere.pth", *more)
+    assert "no checkpoint at" in error_of(
+        main, capsys, "--pretrained_weights", "nowhere.pth", *more
+    )
     (tmp_path / "code.pth").write_bytes(pickle.dumps(print))
-    assert "never run" in error_of(main, capsys, "--pretrained_weights", tmp_path / "code.pth", *more)
-    assert "choose one of dino_vits16" in error_of(main, capsys, "--pretrained", "dino_vitg14", *more)
+    assert "never run" in error_of(
+        main, capsys, "--pretrained_weights", tmp_path / "code.pth", *more
+    )
+    assert "choose one of dino_vits16" in error_of(
+        main, capsys, "--pretrained", "dino_vitg14", *more
+    )
 
 
 def test_knn_without_labels_says_what_is_missing(finished, photos, capsys):
-    said = error_of(eval_knn.main, capsys, "--pretrained_weights", finished / "checkpoint.pth", "--data_path", photos)
+    said = error_of(
+        eval_knn.main,
+        capsys,
+        "--pretrained_weights",
+        finished / "checkpoint.pth",
+        "--data_path",
+        photos,
+    )
     assert "no labels" in said
 
 
-@pytest.mark.parametrize(("flags", "said"), [
-    ("--image_path nowhere.png", "'nowhere.png'"),
-    ("--image_path {photos}/0.png --threshold 1.5", "--threshold 1.5"),
-    ("--image_path {photos}/0.png --image_size 0", "--image_size 0"),
-    ("--image_path {photos}/torn.jpg", "torn.jpg"),
-])
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--image_path nowhere.png", "'nowhere.png'"),
+        ("--image_path {photos}/0.png --threshold 1.5", "--threshold 1.5"),
+        ("--image_path {photos}/0.png --image_size 0", "--image_size 0"),
+        ("--image_path {photos}/torn.jpg", "torn.jpg"),
+    ],
+)
 def test_the_attention_figure_refuses_bad_input(finished, photos, capsys, flags, said):
     (photos / "torn.jpg").write_bytes(b"torn")
     weights = ["--pretrained_weights", finished / "checkpoint.pth"]
-    assert said in error_of(visualize_attention.main, capsys, *weights, *flags.format(photos=photos).split())
+    assert said in error_of(
+        visualize_attention.main, capsys, *weights, *flags.format(photos=photos).split()
+    )
 
 
-COMMANDS = {"refused": (["train.py", "--epochs", "0"], ["eval_knn.py"]),
-            "help": (["train.py", "--help"], ["visualize_attention.py", "--help"])}
+COMMANDS = {
+    "refused": (["train.py", "--epochs", "0"], ["eval_knn.py"]),
+    "help": (["train.py", "--help"], ["visualize_attention.py", "--help"]),
+}
 
 
 @pytest.fixture(scope="module")
 def answers() -> dict[str, list[tuple[str, str, int]]]:
     """Each command's output, errors and status; all at once, since some load torch."""
-    started = {name: [subprocess.Popen([sys.executable, *command], cwd=REPO, stdout=subprocess.PIPE,
-                                       stderr=subprocess.PIPE, text=True) for command in commands]
-               for name, commands in COMMANDS.items()}
-    return {name: [(*process.communicate(timeout=120), process.returncode) for process in processes]
-            for name, processes in started.items()}
+    started = {
+        name: [
+            subprocess.Popen(
+                [sys.executable, *command],
+                cwd=REPO,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for command in commands
+        ]
+        for name, commands in COMMANDS.items()
+    }
+    return {
+        name: [(*process.communicate(timeout=120), process.returncode) for process in processes]
+        for name, processes in started.items()
+    }
 
 
 @pytest.mark.slow

@@ -115,7 +115,10 @@ def test_the_plain_step_is_ours():
             gradient = 10 * ours.run.optimizer.state[one]["exp_avg"]
             plain_gradient = 10 * other.run.optimizer.state[two]["exp_avg"]
             torch.testing.assert_close(
-                gradient, plain_gradient, atol=1e-5, rtol=1e-3,
+                gradient,
+                plain_gradient,
+                atol=1e-5,
+                rtol=1e-3,
                 msg=f"the gradient of {name} differs",
             )
 
@@ -172,26 +175,29 @@ def test_memory_that_does_not_suffice_is_named():
     with pytest.raises(MemoryError):
         measure.in_fresh_process(os._exit, 1)
     with pytest.raises(InputError, match="lower --batch_size"), measure.full_memory_in_one_line():
-        torch.empty(2 ** 55)
+        torch.empty(2**55)
 
 
-@pytest.mark.parametrize(("flags", "said"), [
-    ("--parts step lunch", "invalid choice: 'lunch'"),
-    ("--arch vit_giant", "--arch vit_giant is unknown"),
-    ("--patch_size 7", "--global_crops_size 16 is no multiple of --patch_size 7"),
-    ("--patch_size 0", "--patch_size 0 must be at least 1"),
-    ("--batch_size 0", "--batch_size 0 must be at least 1"),
-    ("--turns 0", "--turns 0 must be at least 1"),
-    ("--seconds -1", "--seconds -1.0 must be at least 0"),
-    ("--seconds nan", "--seconds nan must be at least 0"),
-    ("--threads -2", "--threads -2 must be at least 0"),
-    ("--num_workers -2", "--num_workers -2 must be"),
-    ("--data_path nowhere", "'nowhere' is not there"),
-    ("--drop_path_rate 1", "--drop_path_rate 1.0 must be below 1"),
-    ("--precision fp16", "--precision fp16 is unknown"),
-    ("--device tpu", "--device tpu is unknown"),
-    ("--profile --json", "--profile prints a table"),
-])
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--parts step lunch", "invalid choice: 'lunch'"),
+        ("--arch vit_giant", "--arch vit_giant is unknown"),
+        ("--patch_size 7", "--global_crops_size 16 is no multiple of --patch_size 7"),
+        ("--patch_size 0", "--patch_size 0 must be at least 1"),
+        ("--batch_size 0", "--batch_size 0 must be at least 1"),
+        ("--turns 0", "--turns 0 must be at least 1"),
+        ("--seconds -1", "--seconds -1.0 must be at least 0"),
+        ("--seconds nan", "--seconds nan must be at least 0"),
+        ("--threads -2", "--threads -2 must be at least 0"),
+        ("--num_workers -2", "--num_workers -2 must be"),
+        ("--data_path nowhere", "'nowhere' is not there"),
+        ("--drop_path_rate 1", "--drop_path_rate 1.0 must be below 1"),
+        ("--precision fp16", "--precision fp16 is unknown"),
+        ("--device tpu", "--device tpu is unknown"),
+        ("--profile --json", "--profile prints a table"),
+    ],
+)
 def test_a_bad_flag_is_named_in_one_line(flags, said, capsys):
     """Exit status 2, before anything is measured."""
     with pytest.raises(SystemExit) as stopped:

@@ -1,4 +1,7 @@
-"""Weights from anywhere, strictly: ours, the release's two kinds, timm's; hostile and torn files are refused."""
+"""Weights from anywhere, strictly: ours, the release's two kinds, timm's; hostile and torn files
+are refused.
+"""
+
 import argparse
 import pickle
 
@@ -10,7 +13,7 @@ from head import DINOHead
 from multicrop import MultiCropNetwork
 from runtime.commandline import InputError, write_whole
 from teacher import make_teacher
-from training import checkpoint, pretrained
+from training import pretrained
 from training.backbone import build_backbone
 from training.checkpoint import load_backbone, read_checkpoint, save_checkpoint
 
@@ -19,15 +22,24 @@ from training.checkpoint import load_backbone, read_checkpoint, save_checkpoint
 def network() -> MultiCropNetwork:
     torch.manual_seed(0)
     backbone = build_backbone("vit_nano", patch_size=7, img_size=35)
-    return MultiCropNetwork(backbone, DINOHead(backbone.embed_dim, 23, hidden_dim=13, bottleneck_dim=7))
+    return MultiCropNetwork(
+        backbone, DINOHead(backbone.embed_dim, 23, hidden_dim=13, bottleneck_dim=7)
+    )
 
 
 def full_checkpoint(network: MultiCropNetwork, args) -> dict:
     """As the release writes it: the student inside DDP, flags as a Namespace, NumPy learning rates."""
-    return {"student": {f"module.{name}": value + 1 for name, value in network.state_dict().items()},
-            "teacher": make_teacher(network).state_dict(), "epoch": 100, "args": args,
-            "optimizer": {"state": {}, "param_groups": [{"lr": np.float64(0.0005), "weight_decay": 0.04}]},
-            "dino_loss": {"center": torch.zeros(1, 23)}}
+    return {
+        "student": {f"module.{name}": value + 1 for name, value in network.state_dict().items()},
+        "teacher": make_teacher(network).state_dict(),
+        "epoch": 100,
+        "args": args,
+        "optimizer": {
+            "state": {},
+            "param_groups": [{"lr": np.float64(0.0005), "weight_decay": 0.04}],
+        },
+        "dino_loss": {"center": torch.zeros(1, 23)},
+    }
 
 
 def same_weights(loaded: torch.nn.Module, network: MultiCropNetwork, offset: float = 0.0) -> bool:
@@ -37,15 +49,25 @@ def same_weights(loaded: torch.nn.Module, network: MultiCropNetwork, offset: flo
 
 @pytest.mark.parametrize("key", ["teacher", "student"])
 def test_the_releases_full_checkpoints_load_for_teacher_and_student(network, key, tmp_path):
-    torch.save(full_checkpoint(network, argparse.Namespace(arch="deit_small", out_dim=23)), tmp_path / "full.pth")
+    torch.save(
+        full_checkpoint(network, argparse.Namespace(arch="deit_small", out_dim=23)),
+        tmp_path / "full.pth",
+    )
     backbone, args = load_backbone(tmp_path / "full.pth", key)
     assert same_weights(backbone, network, offset=1.0 if key == "student" else 0.0)
     assert args["arch"] == "vit_nano" and args["patch_size"] == 7 and args["out_dim"] == 23
 
 
-@pytest.mark.parametrize("wrap", [dict, lambda state: {"state_dict": state}, lambda state: {"model": state}])
-def test_bare_backbones_and_timms_state_dicts_load_with_their_classifier_left_out(network, wrap, tmp_path):
-    state = network.backbone.state_dict() | {"head.weight": torch.zeros(5, 128), "head.bias": torch.zeros(5)}
+@pytest.mark.parametrize(
+    "wrap", [dict, lambda state: {"state_dict": state}, lambda state: {"model": state}]
+)
+def test_bare_backbones_and_timms_state_dicts_load_with_their_classifier_left_out(
+    network, wrap, tmp_path
+):
+    state = network.backbone.state_dict() | {
+        "head.weight": torch.zeros(5, 128),
+        "head.bias": torch.zeros(5),
+    }
     torch.save(wrap(state), tmp_path / "bare.pth")
     backbone, args = load_backbone(tmp_path / "bare.pth")
     assert same_weights(backbone, network) and backbone.grid == 5
@@ -109,7 +131,7 @@ def test_a_checkpoint_truncated_anywhere_is_refused_in_one_line(network, tmp_pat
     save_checkpoint(tmp_path / "whole.pth", {"teacher": network.state_dict()})
     whole = (tmp_path / "whole.pth").read_bytes()
     for twentieth in range(20):
-        (tmp_path / "cut.pth").write_bytes(whole[:len(whole) * twentieth // 20])
+        (tmp_path / "cut.pth").write_bytes(whole[: len(whole) * twentieth // 20])
         with pytest.raises(InputError, match=r"cut\.pth' is truncated or no checkpoint"):
             read_checkpoint(tmp_path / "cut.pth")
 
@@ -145,8 +167,17 @@ def test_a_downloaded_file_with_another_hash_is_refused(tmp_path, monkeypatch):
         pretrained.download_pretrained("dino_vitg14")
 
 
-@pytest.mark.parametrize("content", [{"teacher": [1]}, {"model": torch.zeros(2)}, {1: torch.zeros(2)}, {},
-                                     {"args": "x", "teacher": {"cls_token": 5}}, {"cls_token": torch.zeros(2)}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"teacher": [1]},
+        {"model": torch.zeros(2)},
+        {1: torch.zeros(2)},
+        {},
+        {"args": "x", "teacher": {"cls_token": 5}},
+        {"cls_token": torch.zeros(2)},
+    ],
+)
 def test_a_file_of_another_make_is_refused_in_one_line(content, tmp_path):
     torch.save(content, tmp_path / "odd.pth")
     with pytest.raises(InputError, match=r"odd\.pth"):
@@ -156,6 +187,8 @@ def test_a_file_of_another_make_is_refused_in_one_line(content, tmp_path):
 def test_any_convnet_that_this_project_trained_loads_again(tmp_path):
     resnet = build_backbone("resnet18")
     state = {f"backbone.{name}": value for name, value in resnet.state_dict().items()}
-    torch.save({"teacher": state, "args": {"arch": "resnet18", "patch_size": 16}}, tmp_path / "ours.pth")
+    torch.save(
+        {"teacher": state, "args": {"arch": "resnet18", "patch_size": 16}}, tmp_path / "ours.pth"
+    )
     backbone, args = load_backbone(tmp_path / "ours.pth")
     assert args["arch"] == "resnet18" and args["patch_size"] == 1 and backbone.embed_dim == 512

@@ -1,4 +1,7 @@
-"""The exercises: blanks keep what is known, attempts are kept, and each exercise's tests tell right from wrong."""
+"""The exercises: blanks keep what is known, attempts are kept, and each exercise's tests tell right
+from wrong.
+"""
+
 import ast
 import contextlib
 import gc
@@ -80,10 +83,14 @@ def test_a_blank_keeps_signature_and_docstring_and_all_else_of_its_file(number, 
     source = (workbook / one.file).read_text()
     blank, real = (find_function(text, one.name) for text in (source, reference_text(one)))
     assert "raise NotImplementedError" in ast.unparse(blank.body.pop())
-    real.body[bool(ast.get_docstring(real)):] = []
-    assert ast.dump(blank) == ast.dump(real), "signature, decorators and docstring must stay as they are"
+    real.body[bool(ast.get_docstring(real)) :] = []
+    assert ast.dump(blank) == ast.dump(real), (
+        "signature, decorators and docstring must stay as they are"
+    )
     comment = body_of(source, one.name)
-    assert all(line in comment for line in one.equation.splitlines()), "the blank must show the equation"
+    assert all(line in comment for line in one.equation.splitlines()), (
+        "the blank must show the equation"
+    )
     assert f"The reference has {exercises.count_lines(one)} lines." in comment
     assert max(map(len, comment.splitlines()[:-1])) <= 100
     for other in NUMBERED.values():
@@ -107,7 +114,9 @@ def test_hints_are_the_comments_of_the_reference_and_are_given_when_asked_for(wo
     assert "hint:" not in capsys.readouterr().out + before
     command("start", positions, "--hints")
     given = capsys.readouterr().out
-    assert (workbook / "vit.py").read_text() == before, "what is begun gets its hints on the terminal, and stays"
+    assert (workbook / "vit.py").read_text() == before, (
+        "what is begun gets its hints on the terminal, and stays"
+    )
     assert "hint: paper: bicubic; release" in given and "calls rearrange, interpolate" in given
     write(workbook, positions, "        return self.pos_embed\n")
     command("start", positions, "--hints")
@@ -116,7 +125,10 @@ def test_hints_are_the_comments_of_the_reference_and_are_given_when_asked_for(wo
 
 def test_an_attempt_is_overwritten_by_again_only(workbook, capsys):
     command("start", CENTER)
-    for mine in ("        pass\n", body_of(LOSS, NUMBERED[CENTER].name)):  # also where it is the reference's very text
+    for mine in (
+        "        pass\n",
+        body_of(LOSS, NUMBERED[CENTER].name),
+    ):  # also where it is the reference's very text
         write(workbook, CENTER, mine)
         before = (workbook / "loss.py").read_text()
         assert "--again" in refusal(capsys, "start", CENTER)
@@ -163,17 +175,24 @@ def test_what_could_not_be_written_is_not_begun(workbook, capsys):
 def test_a_function_that_became_a_class_is_one_line(workbook, capsys):
     command("start", TEACHER)
     (workbook / "teacher.py").write_text(f"class {NUMBERED[TEACHER].name}: pass\n")
-    assert f"teacher.py has no {NUMBERED[TEACHER].name} any more" in refusal(capsys, "check", TEACHER)
+    assert f"teacher.py has no {NUMBERED[TEACHER].name} any more" in refusal(
+        capsys, "check", TEACHER
+    )
 
 
 def test_what_is_not_solved_does_not_stand_in_the_way_of_others(workbook, tmp_path):
-    """In the copied sources it is the reference's; what is kept is the student's, in the file and in its siblings."""
+    """In the copied sources it is the reference's; what is kept is the student's, in the file and
+    in its siblings.
+    """
     command("start", CENTER)
     write(workbook, CENTER, "        pass\n")
     exercises.copy_sources(tmp_path / "copy", {"loss.py"}, {CENTER})
     copied, mine = ((folder / "loss.py").read_text() for folder in (tmp_path / "copy", workbook))
     assert body_of(copied, NUMBERED[CENTER].name) == "        pass\n"
-    assert body_of(copied, NUMBERED[FORWARD].name).strip() == body_of(LOSS, NUMBERED[FORWARD].name).strip()
+    assert (
+        body_of(copied, NUMBERED[FORWARD].name).strip()
+        == body_of(LOSS, NUMBERED[FORWARD].name).strip()
+    )
     for file in ("tests/test_loss.py", "ablations/byol.py", "pyproject.toml"):
         assert (tmp_path / "copy" / file).exists()
     write(workbook, FORWARD, "        # a line\n" * 40 + "        return 1 / 0\n")
@@ -192,13 +211,18 @@ def test_the_list_says_what_is_begun_and_what_passes_as_it_stands(workbook, caps
     command("list")
     *lines, total = capsys.readouterr().out.splitlines()
     words = [tuple(line.split()[:2]) for line in lines]
-    assert words[FORWARD - 1] == (str(FORWARD), "blank") and words[CENTER - 1] == (str(CENTER), "passes")
+    assert words[FORWARD - 1] == (str(FORWARD), "blank") and words[CENTER - 1] == (
+        str(CENTER),
+        "passes",
+    )
     assert words[TEACHER - 1] == (str(TEACHER), "not") and total == f"1 of {len(NUMBERED)} pass"
     write(workbook, CENTER, "        return\n")
     assert exercises.state(CENTER) == "begun", "what passed was another text"
 
 
-def test_progress_is_kept_by_the_functions_place_and_a_record_by_numbers_is_ignored_in_one_line(workbook, capsys):
+def test_progress_is_kept_by_the_functions_place_and_a_record_by_numbers_is_ignored_in_one_line(
+    workbook, capsys
+):
     """So that another ladder, in which it has another number, finds it again."""
     command("start", CENTER)
     write(workbook, CENTER, "        pass\n")
@@ -215,20 +239,26 @@ def test_progress_is_kept_by_the_functions_place_and_a_record_by_numbers_is_igno
 
 
 def test_what_was_only_emptied_does_not_pass(workbook):
-    """Neither with the error taken out, nor in one line; and an error in a comment is no blank any more."""
+    """Neither with the error taken out, nor in one line; and an error in a comment is no blank any
+    more.
+    """
     command("start", CENTER)
     path = workbook / "loss.py"
     blank, error = path.read_text(), attempts.error_of_blank(CENTER)
     path.write_text(blank.replace(error + "\n", "\n"))
     assert exercises.state(CENTER) == "begun"
     path.write_text(blank.replace(error, f"# {error}\n        self.center.zero_()"))
-    assert exercises.state(CENTER) == "begun", "run takes what is begun, and the reference for a blank"
+    assert exercises.state(CENTER) == "begun", (
+        "run takes what is begun, and the reference for a blank"
+    )
     remember_as_it_is(CENTER)
     assert exercises.state(CENTER) == "passes"
 
 
 def test_what_a_student_changed_beside_the_bodies_harms_nobody(workbook, tmp_path):
-    """A form feed from a PDF, a mark at the file's start, and another signature of what is not solved yet."""
+    """A form feed from a PDF, a mark at the file's start, and another signature of what is not
+    solved yet.
+    """
     command("start", CENTER)
     path = workbook / "loss.py"
     signature = "def update_center(self, teacher_logits: Tensor) -> None:"
@@ -239,7 +269,9 @@ def test_what_a_student_changed_beside_the_bodies_harms_nobody(workbook, tmp_pat
     copied = (tmp_path / "copy/loss.py").read_text()
     for number in (FORWARD, CENTER):
         name = NUMBERED[number].name
-        assert function_text(copied, name) == function_text(LOSS, name), "the reference's, its signature too"
+        assert function_text(copied, name) == function_text(LOSS, name), (
+            "the reference's, its signature too"
+        )
     command("start", CENTER, "--again")
     assert signature in path.read_text()
 
@@ -254,22 +286,43 @@ def test_a_diff_shows_both(workbook, capsys):
     assert any(line.startswith("+        self.center.lerp_") for line in lines)
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    ("start", "start takes a number from 1 to"), ("check 0", "check takes a number from 1"), ("list 3", "no number"),
-    ("check 99", "from 1 to"), ("check 2", "exercise 2 is not begun"), ("diff 2", "exercise 2 is not begun"),
-    ("check 2 --hints", "are for start"), ("solve 2", "invalid choice: 'solve'"), ("run nothing.py", "'nothing.py'"),
-    ("run", "the name of one"), ("run -m", "the name of one"), ("run -m nothing", "-m nothing"),
-    ("run -m torch.distributed.run", "-m torch"), ("run README.md", "'README.md'"),
-    ("run -m classroom list", "'-m classroom'"), ("run tests/test_loss.py", "'tests/test_loss.py'"),
-    ("start two", "invalid int value")])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("start", "start takes a number from 1 to"),
+        ("check 0", "check takes a number from 1"),
+        ("list 3", "no number"),
+        ("check 99", "from 1 to"),
+        ("check 2", "exercise 2 is not begun"),
+        ("diff 2", "exercise 2 is not begun"),
+        ("check 2 --hints", "are for start"),
+        ("solve 2", "invalid choice: 'solve'"),
+        ("run nothing.py", "'nothing.py'"),
+        ("run", "the name of one"),
+        ("run -m", "the name of one"),
+        ("run -m nothing", "-m nothing"),
+        ("run -m torch.distributed.run", "-m torch"),
+        ("run README.md", "'README.md'"),
+        ("run -m classroom list", "'-m classroom'"),
+        ("run tests/test_loss.py", "'tests/test_loss.py'"),
+        ("start two", "invalid int value"),
+    ],
+)
 def test_bad_input_is_one_line(words, said, workbook, capsys):
     assert said in refusal(capsys, *words.split())
 
 
-@pytest.mark.parametrize(("harm", "said"), [
-    (lambda source: source + "\ndef (:\n", "workbook/loss.py, line"),
-    (lambda source: source.replace("def update_center", "def centre"), "has no DINOLoss.update_center any more"),
-    (lambda source: source + "# \ud83d", "is no UTF-8 text")])
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda source: source + "\ndef (:\n", "workbook/loss.py, line"),
+        (
+            lambda source: source.replace("def update_center", "def centre"),
+            "has no DINOLoss.update_center any more",
+        ),
+        (lambda source: source + "# \ud83d", "is no UTF-8 text"),
+    ],
+)
 def test_a_file_that_is_no_longer_one_is_named(harm, said, workbook, capsys):
     command("start", CENTER)
     harmed = harm((workbook / "loss.py").read_text())
@@ -301,8 +354,12 @@ def test_a_broken_file_does_not_stand_in_another_exercises_way(workbook, monkeyp
     (workbook / "loss.py").write_text("def (:\n")
 
     def look(command, cwd):
-        assert (Path(cwd) / "loss.py").read_text() == LOSS, "the reference takes the broken file's place"
-        assert "NotImplementedError" in (Path(cwd) / "teacher.py").read_text(), "the other file is the student's"
+        assert (Path(cwd) / "loss.py").read_text() == LOSS, (
+            "the reference takes the broken file's place"
+        )
+        assert "NotImplementedError" in (Path(cwd) / "teacher.py").read_text(), (
+            "the other file is the student's"
+        )
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(exercises.subprocess, "run", look)
@@ -315,29 +372,40 @@ def test_a_broken_file_does_not_stand_in_another_exercises_way(workbook, monkeyp
 def test_the_page_has_the_ladder():
     rows = [f"| {number} | {one.title} | `{one.place}` |\n" for number, one in NUMBERED.items()]
     page = (REPO / "classroom/README.md").read_text()
-    assert "|---|---|---|\n" + "".join(rows) in page, "the page has another ladder than classroom/ladder.py"
+    assert "|---|---|---|\n" + "".join(rows) in page, (
+        "the page has another ladder than classroom/ladder.py"
+    )
 
 
 def test_the_page_changes_lines_that_are_there():
     page = (REPO / "classroom/README.md").read_text()
     removed = re.findall(r"^    -(.+)$", page, re.MULTILINE)
     code = [line.partition("  #")[0] for line in LOSS.splitlines()]
-    assert removed and all(code.count(line) == 1 for line in removed), "loss.py has no such lines any more"
+    assert removed and all(code.count(line) == 1 for line in removed), (
+        "loss.py has no such lines any more"
+    )
     ast.parse("\n".join(line for line in code if line not in removed))
 
 
 def test_each_exercise_has_wrong_answers_and_tests_that_exist():
     assert WRONG.keys() == PLACES.keys()
     for one in NUMBERED.values():
-        assert one.tests and len(WRONG[one.place]) >= 2, f"{one.place} wants tests, and wrong answers that they catch"
+        assert one.tests and len(WRONG[one.place]) >= 2, (
+            f"{one.place} wants tests, and wrong answers that they catch"
+        )
         for test in one.tests:
             file, _, name = test.partition("::")
-            assert f"def {name.partition('[')[0]}(" in (REPO / "tests" / file).read_text(), f"{test} is not there"
+            assert f"def {name.partition('[')[0]}(" in (REPO / "tests" / file).read_text(), (
+                f"{test} is not there"
+            )
 
 
 def test_what_a_student_writes_in_a_file_of_the_top_is_what_training_calls():
     wings = {one.place for one in NUMBERED.values() if "/" in one.file}
-    assert wings == {"ablations/variants.py:sinkhorn_knopp", "evals/video_segmentation.py:propagate"}
+    assert wings == {
+        "ablations/variants.py:sinkhorn_knopp",
+        "evals/video_segmentation.py:propagate",
+    }
 
 
 def answer(number: int, changes: list[tuple[str, str]] | str) -> str:
@@ -348,7 +416,9 @@ def answer(number: int, changes: list[tuple[str, str]] | str) -> str:
         return with_body(source, one.name, changes)
     text = function_text(source, one.name)
     for old, new in changes:
-        assert text.count(old) == 1, f"{one.place}: {old!r} stands {text.count(old)} times in the reference"
+        assert text.count(old) == 1, (
+            f"{one.place}: {old!r} stands {text.count(old)} times in the reference"
+        )
         text = text.replace(old, new)
     return with_function(source, one.name, text)
 
@@ -360,7 +430,9 @@ def test_each_wrong_answer_changes_text_that_is_there(place):
 
 
 class Failures:
-    """What failed, and how pytest puts it: "AssertionError: words" only where an assertion has words of its own."""
+    """What failed, and how pytest puts it: "AssertionError: words" only where an assertion has
+    words of its own.
+    """
 
     def __init__(self):
         self.messages: list[str] = []
@@ -375,7 +447,9 @@ class Failures:
 
 
 def outcome(folder: Path, arguments: list[str]) -> list[str]:
-    """In a fresh process: run these tests of the copied sources -> the messages of those that failed."""
+    """In a fresh process: run these tests of the copied sources -> the messages of those that
+    failed.
+    """
     os.chdir(folder)
     gc.freeze()  # pytest collects garbage, and need not look at what was loaded before
     failures = Failures()
@@ -387,7 +461,8 @@ def outcome(folder: Path, arguments: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory) -> dict[tuple[int, str], list[str]]:
-    """(exercise, blank, reference or wrong answer) -> messages; each in a process of its own, forked where it can be.
+    """(exercise, blank, reference or wrong answer) -> messages; each in a process of its own,
+    forked where it can be.
 
     The processes begin with torch loaded, and with nothing of the project's own.
     """
@@ -396,8 +471,16 @@ def outcomes(tmp_path_factory) -> dict[tuple[int, str], list[str]]:
     server = "forkserver" in multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if server else "spawn")
     if server:
-        context.set_forkserver_preload(["pytest", "torchvision", "torchvision.transforms.v2", "einops", "torch._dynamo",
-                                        "matplotlib.pyplot"])
+        context.set_forkserver_preload(
+            [
+                "pytest",
+                "torchvision",
+                "torchvision.transforms.v2",
+                "einops",
+                "torch._dynamo",
+                "matplotlib.pyplot",
+            ]
+        )
     with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
         for number, one in NUMBERED.items():
             blanked = with_function(reference_text(one), one.name, exercises.blank(number))
@@ -406,9 +489,13 @@ def outcomes(tmp_path_factory) -> dict[tuple[int, str], list[str]]:
                 sources[name] = answer(number, changes)
             for name, source in sources.items():
                 (folder / one.file).write_text(source)
-                for cache in (folder / one.file).parent.glob(f"__pycache__/{Path(one.file).stem}.*"):
+                for cache in (folder / one.file).parent.glob(
+                    f"__pycache__/{Path(one.file).stem}.*"
+                ):
                     cache.unlink()  # two versions of one second and one size would be taken for the same
-                found[number, name] = pool.submit(outcome, folder, exercises.pytest_arguments(one)).result()
+                found[number, name] = pool.submit(
+                    outcome, folder, exercises.pytest_arguments(one)
+                ).result()
             shutil.copyfile(REPO / one.file, folder / one.file)
     return found
 
@@ -416,7 +503,9 @@ def outcomes(tmp_path_factory) -> dict[tuple[int, str], list[str]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", NUMBERED)
 def test_an_exercises_tests_tell_blank_right_and_wrong_apart_in_words(outcomes, number):
-    """A wrong answer fails by assertions with words of their own, never by a crash or by bare numbers alone."""
+    """A wrong answer fails by assertions with words of their own, never by a crash or by bare
+    numbers alone.
+    """
     assert outcomes[number, "reference"] == [], "the reference must pass its tests"
     blank = outcomes[number, "blank"]
     assert blank and all(f"exercise {number}: write" in message for message in blank), blank
@@ -425,37 +514,59 @@ def test_an_exercises_tests_tell_blank_right_and_wrong_apart_in_words(outcomes, 
         assert messages, f"{name}: passes, though it is wrong"
         for message in messages:
             first = message.splitlines()[0]
-            assert first.startswith("AssertionError: ") and "not close" not in first, f"{name}: does not teach: {first}"
+            assert first.startswith("AssertionError: ") and "not close" not in first, (
+                f"{name}: does not teach: {first}"
+            )
 
 
 def in_process(workbook: Path, *flags: str) -> subprocess.CompletedProcess:
     """python -m classroom FLAGS, with this workbook."""
-    script = ("import pathlib; from classroom import __main__ as exercises, workbook as attempts; "
-              f"attempts.WORKBOOK = pathlib.Path({str(workbook)!r}); exercises.main()")
-    return subprocess.run([sys.executable, "-c", script, *flags], cwd=REPO, capture_output=True, text=True)
+    script = (
+        "import pathlib; from classroom import __main__ as exercises, workbook as attempts; "
+        f"attempts.WORKBOOK = pathlib.Path({str(workbook)!r}); exercises.main()"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", script, *flags], cwd=REPO, capture_output=True, text=True
+    )
 
 
 @pytest.mark.slow
 def test_check_and_run_take_the_students_file_also_in_a_process_that_imports_it(workbook):
-    """A check fails and then passes, which is kept; train.py, in a process of its own, meets what the file does."""
+    """A check fails and then passes, which is kept; train.py, in a process of its own, meets what
+    the file does.
+    """
     schedules = PLACES["optimizer.py:cosine"]
     command("start", schedules)
     write(workbook, schedules, "    return start\n")
     wrong = in_process(workbook, "check", str(schedules))
-    assert wrong.returncode == 1 and "step 50 must have 0.22" in wrong.stdout and "not yet" in wrong.stdout, wrong
+    assert (
+        wrong.returncode == 1
+        and "step 50 must have 0.22" in wrong.stdout
+        and "not yet" in wrong.stdout
+    ), wrong
     assert exercises.state(schedules) == "begun"
     write(workbook, schedules, body_of(reference_text(NUMBERED[schedules]), "cosine"))
     right = in_process(workbook, "check", str(schedules))
     assert right.returncode == 0 and exercises.state(schedules) == "passes", right
-    (workbook / "optimizer.py").write_text("raise SystemExit('mine')\n" + (workbook / "optimizer.py").read_text())
+    (workbook / "optimizer.py").write_text(
+        "raise SystemExit('mine')\n" + (workbook / "optimizer.py").read_text()
+    )
     ran = in_process(workbook, "run", "train.py")
     assert ran.returncode == 1 and ran.stderr.splitlines()[-1] == "mine", ran
     ran = in_process(workbook, "run", "-m", "bench")
-    assert ran.returncode == 1 and ran.stderr.splitlines()[-1] == "mine", "the current folder's modules came first"
+    assert ran.returncode == 1 and ran.stderr.splitlines()[-1] == "mine", (
+        "the current folder's modules came first"
+    )
     script = workbook / "start_exercises.py"
-    script.write_text(f"import sys\nsys.path.insert(0, {str(REPO)!r})\n"
-                      "import pathlib; from classroom import __main__ as exercises, workbook as attempts\n"
-                      f"attempts.WORKBOOK = pathlib.Path({str(workbook)!r})\nexercises.main()\n")
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(REPO)!r})\n"
+        "import pathlib; from classroom import __main__ as exercises, workbook as attempts\n"
+        f"attempts.WORKBOOK = pathlib.Path({str(workbook)!r})\nexercises.main()\n"
+    )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    ran = subprocess.run([*torchrun, str(script), "run", "train.py"], capture_output=True, text=True)
-    assert "mine" in ran.stderr.splitlines(), "what torchrun starts must meet the student's file too"
+    ran = subprocess.run(
+        [*torchrun, str(script), "run", "train.py"], capture_output=True, text=True
+    )
+    assert "mine" in ran.stderr.splitlines(), (
+        "what torchrun starts must meet the student's file too"
+    )

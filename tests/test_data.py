@@ -1,4 +1,5 @@
 """Images from anywhere: every mode of Pillow, every layout of folders, what cannot be read."""
+
 import numpy as np
 import pytest
 import torch
@@ -15,14 +16,20 @@ def save(path, image: Image.Image, **options):
 
 
 def noise(seed: int = 0, size=(11, 7)) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    )
 
 
 @pytest.mark.parametrize("mode", "1 L P LA RGBA CMYK YCbCr HSV LAB PA RGBa RGBX".split())
 def test_every_mode_becomes_rgb(mode):
     source = noise()
     between = {"RGBa": "RGBA", "PA": "P"}.get(mode, mode)
-    image = Image.merge("LAB", source.split()) if mode == "LAB" else source.convert(between).convert(mode)
+    image = (
+        Image.merge("LAB", source.split())
+        if mode == "LAB"
+        else source.convert(between).convert(mode)
+    )
     rgb = data.to_rgb(image)
     assert rgb.mode == "RGB" and rgb.size == (11, 7)
     if mode in ("RGBA", "RGBX"):
@@ -54,7 +61,7 @@ def test_a_file_and_its_bytes_decode_alike(tmp_path):
 
 def broken_files(folder):
     whole = save(folder / "whole.jpg", noise(size=(64, 64))).read_bytes()
-    (folder / "cut.jpg").write_bytes(whole[:len(whole) // 2])
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "empty.png").write_bytes(b"")
     (folder / "text name.jpg").write_text("no image")
     return ["cut.jpg", "empty.png", "text name.jpg"]
@@ -70,7 +77,9 @@ def test_broken_images_can_be_left_out_with_their_names(tmp_path):
     names = broken_files(tmp_path)
     good, messages = data.without_unreadable(data.open_folder(tmp_path))
     assert len(good) == 1 and good[0][0].shape == (3, 64, 64)
-    assert all(any(name in message for message in messages) for name in names) and len(messages) == 3
+    assert (
+        all(any(name in message for message in messages) for name in names) and len(messages) == 3
+    )
 
 
 def test_class_folders_are_labels_in_alphabetical_order(tmp_path):
@@ -78,7 +87,11 @@ def test_class_folders_are_labels_in_alphabetical_order(tmp_path):
         save(tmp_path / name, noise(i))
     (tmp_path / "cat" / "notes.txt").write_text("not an image, and no reason to stop")
     train, val = data.open_images(str(tmp_path))
-    assert train.classes == ["bird", "cat", "dog"] and train.labels.tolist() == [0, 1, 1, 2] and val is None
+    assert (
+        train.classes == ["bird", "cat", "dog"]
+        and train.labels.tolist() == [0, 1, 1, 2]
+        and val is None
+    )
     assert train[3][1] == 2 and train[3][0].dtype == torch.uint8
 
 
@@ -156,7 +169,9 @@ def test_an_unknown_dataset_is_an_error_that_lists_the_known():
 
 
 def test_without_a_test_part_every_fifth_image_is_a_test_image_and_no_train_image():
-    images = data.Images(torch.arange(23).view(23, 1, 1, 1).byte().expand(23, 3, 1, 1), torch.arange(23) % 3, "abc")
+    images = data.Images(
+        torch.arange(23).view(23, 1, 1, 1).byte().expand(23, 3, 1, 1), torch.arange(23) % 3, "abc"
+    )
     train, test = data.knn_split(images, None, 100)
     assert test.source[:, 0, 0, 0].tolist() == [4, 9, 14, 19] and len(train) == 19
     fewer, test = data.knn_split(images, None, 10)
@@ -164,6 +179,8 @@ def test_without_a_test_part_every_fifth_image_is_a_test_image_and_no_train_imag
 
 
 def test_images_without_a_label_among_labelled_ones_are_left_out():
-    images = data.Images(torch.zeros(10, 3, 1, 1).byte(), torch.tensor([-1, 0, 1, -1, 0, 1, 0, 1, 0, 1]), "ab")
+    images = data.Images(
+        torch.zeros(10, 3, 1, 1).byte(), torch.tensor([-1, 0, 1, -1, 0, 1, 0, 1, 0, 1]), "ab"
+    )
     train, test = data.knn_split(images, None, 100)
     assert len(train) + len(test) == 8 and train.labels.min() == 0

@@ -1,4 +1,7 @@
-"""DAVIS's measures J and F against hand-counted masks and the official definitions, pixel by pixel; and its files."""
+"""DAVIS's measures J and F against hand-counted masks and the official definitions, pixel by pixel;
+and its files.
+"""
+
 import math
 
 import numpy as np
@@ -37,7 +40,7 @@ def naive_f(mask: np.ndarray, truth: np.ndarray, tolerance: float = 0.008) -> fl
         for y, x in np.argwhere(line):
             for v in range(max(0, y - radius), min(line.shape[0], y + radius + 1)):
                 for u in range(max(0, x - radius), min(line.shape[1], x + radius + 1)):
-                    grown[v, u] |= (v - y) ** 2 + (u - x) ** 2 <= radius ** 2
+                    grown[v, u] |= (v - y) ** 2 + (u - x) ** 2 <= radius**2
         thick.append(grown)
     if not lines[0].any() or not lines[1].any():
         return float(lines[0].any() == lines[1].any())
@@ -69,16 +72,26 @@ def test_outlines_and_f_agree_with_the_official_definition(seed):
         assert np.array_equal(line, naive_outline(mask.numpy()))
     for tolerance in (0.008, 0.03, 0.1):  # radii 1, 2 and 6
         expected = [naive_f(a, b, tolerance) for a, b in zip(masks.numpy(), truths.numpy())]
-        assert contour_accuracy(masks, truths, tolerance).tolist() == pytest.approx(expected, abs=1e-12)
+        assert contour_accuracy(masks, truths, tolerance).tolist() == pytest.approx(
+            expected, abs=1e-12
+        )
 
 
 def test_f_has_the_official_edge_cases():
     """Nothing twice: 1. A mask only, or an object only: 0. Outlines far apart: 0. The same mask: 1."""
     empty, one, other = torch.zeros(3, 1, 37, 41, dtype=torch.bool).unbind()
     one[0, 3:9, 3:9] = other[0, 25:31, 29:37] = True
-    for mask, truth, expected in ((empty, empty, 1), (one, empty, 0), (empty, one, 0), (one, other, 0), (one, one, 1)):
+    for mask, truth, expected in (
+        (empty, empty, 1),
+        (one, empty, 0),
+        (empty, one, 0),
+        (one, other, 0),
+        (one, one, 1),
+    ):
         assert contour_accuracy(mask, truth).item() == expected
-    assert contour_accuracy(~empty, empty).item() == 1, "a mask that fills the image has no outline either"
+    assert contour_accuracy(~empty, empty).item() == 1, (
+        "a mask that fills the image has no outline either"
+    )
 
 
 def test_the_tolerance_is_a_disc_and_reaches_8_pixels_on_davis_frames():
@@ -86,19 +99,34 @@ def test_the_tolerance_is_a_disc_and_reaches_8_pixels_on_davis_frames():
     assert math.ceil(0.008 * math.hypot(480, 854)) == 8
     line = torch.zeros(1, 61, 67, dtype=torch.bool)
     line[0, 30, 30] = True
-    for down, right, near in ((0, 8, 1), (8, 0, 1), (0, 9, 0), (6, 6, 0), (5, 6, 1), (-5, -6, 1), (-8, 1, 0)):
-        assert fraction_near(line, line.roll((down, right), dims=(1, 2)), 8).item() == near, (down, right)
+    for down, right, near in (
+        (0, 8, 1),
+        (8, 0, 1),
+        (0, 9, 0),
+        (6, 6, 0),
+        (5, 6, 1),
+        (-5, -6, 1),
+        (-8, 1, 0),
+    ):
+        assert fraction_near(line, line.roll((down, right), dims=(1, 2)), 8).item() == near, (
+            down,
+            right,
+        )
 
 
 def test_the_first_and_the_last_frame_are_not_scored_and_each_object_counts_once():
-    """Object 1 is always right, 2 is missed in one of three scored frames, 3 (in its place) never stands there."""
+    """Object 1 is always right, 2 is missed in one of three scored frames, 3 (in its place) never
+    stands there.
+    """
     truth = torch.zeros(5, 23, 29, dtype=torch.uint8)
     truth[:, 2:9, 2:9], truth[:, 12:20, 12:20] = 1, 2
     ids = truth.clone()
     ids[0], ids[-1], ids[2, 12:20] = 0, 7, 0
     assert scores(ids, truth).tolist() == [[100, 100], pytest.approx([200 / 3, 200 / 3])]
     truth[0, 0, 0] = 3
-    assert scores(ids, truth)[2].tolist() == [100, 100], "an object that is gone and not claimed is right"
+    assert scores(ids, truth)[2].tolist() == [100, 100], (
+        "an object that is gone and not claimed is right"
+    )
 
 
 def test_void_is_no_object_and_counts_as_ground():

@@ -1,4 +1,7 @@
-"""Disks that are full or read-only, images that vanish, a loader's worker that is killed: one line, nothing lost."""
+"""Disks that are full or read-only, images that vanish, a loader's worker that is killed: one line,
+nothing lost.
+"""
+
 import os
 import signal
 import subprocess
@@ -9,7 +12,13 @@ from pathlib import Path
 
 import pytest
 from killing import REPO, Death, start, status_of
-from test_faults_kills import assert_same, assert_whole, command, train_undisturbed, write_hard_photos
+from test_faults_kills import (
+    assert_same,
+    assert_whole,
+    command,
+    train_undisturbed,
+    write_hard_photos,
+)
 
 import eval_knn
 from training.checkpoint import read_checkpoint
@@ -33,7 +42,9 @@ def disk(tmp_path) -> Iterator[Path]:
     """A file system of 4 MB, which `mount -o remount` may make larger or read-only."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True
+    ).returncode:
         pytest.skip("only the superuser can mount a file system")
     yield folder
     subprocess.run(["umount", "--lazy", folder], check=True)
@@ -52,10 +63,17 @@ def error_line(said: Path) -> str:
     return line
 
 
-def test_a_full_disk_is_one_line_and_a_larger_one_goes_on_from_the_last_checkpoint(photos, undisturbed, disk, tmp_path):
-    """Full at the first checkpoint (of 13 MB); then, with room for one, at the second; then there is room for all."""
+def test_a_full_disk_is_one_line_and_a_larger_one_goes_on_from_the_last_checkpoint(
+    photos, undisturbed, disk, tmp_path
+):
+    """Full at the first checkpoint (of 13 MB); then, with room for one, at the second; then there
+    is room for all.
+    """
     flags, said = command(photos, disk / "run"), tmp_path / "said"
-    for size, there in (("4m", {".lock", "log.txt"}), ("20m", {".lock", "log.txt", "checkpoint.pth"})):
+    for size, there in (
+        ("4m", {".lock", "log.txt"}),
+        ("20m", {".lock", "log.txt", "checkpoint.pth"}),
+    ):
         remount(disk, f"size={size}")
         assert status_of(start(flags, said)) == 2
         assert "cannot write" in error_line(said) and "free some space" in error_line(said)
@@ -77,8 +95,20 @@ def test_a_disk_that_becomes_read_only_is_one_line(photos, undisturbed, disk, tm
     remount(disk, "ro")
     assert status_of(start(flags, said)) == 2 and "cannot write" in error_line(said)
     with pytest.raises(SystemExit) as stopped:
-        eval_knn.main(["--pretrained_weights", str(disk / "run/checkpoint.pth"), "--data_path", str(photos), "--device",
-                       "cpu", "--num_workers", "0", "--results", str(disk / "results.jsonl")])
+        eval_knn.main(
+            [
+                "--pretrained_weights",
+                str(disk / "run/checkpoint.pth"),
+                "--data_path",
+                str(photos),
+                "--device",
+                "cpu",
+                "--num_workers",
+                "0",
+                "--results",
+                str(disk / "results.jsonl"),
+            ]
+        )
     assert stopped.value.code == 2 and "cannot append" in capsys.readouterr().err
     assert_whole(disk / "run")
     remount(disk, "rw")
@@ -86,18 +116,27 @@ def test_a_disk_that_becomes_read_only_is_one_line(photos, undisturbed, disk, tm
     assert_same(disk / "run", undisturbed)
 
 
-@pytest.mark.parametrize(("harm", "workers"), [("lost", "0"), ("lost", "1"), ("broken", "1"), ("a pipe", "0")])
-def test_a_image_that_is_lost_or_breaks_during_the_run_is_named(harm, workers, photos, undisturbed, tmp_path):
+@pytest.mark.parametrize(
+    ("harm", "workers"), [("lost", "0"), ("lost", "1"), ("broken", "1"), ("a pipe", "0")]
+)
+def test_a_image_that_is_lost_or_breaks_during_the_run_is_named(
+    harm, workers, photos, undisturbed, tmp_path
+):
     """In the second epoch. When it is there again the run goes on, and ends as if nothing had been."""
     flags, said = [*command(photos, tmp_path / "run"), "--num_workers", workers], tmp_path / "said"
-    assert status_of(start(flags, said, Death("train_step", 9, signal.SIGTERM))) == 128 + signal.SIGTERM
+    assert (
+        status_of(start(flags, said, Death("train_step", 9, signal.SIGTERM)))
+        == 128 + signal.SIGTERM
+    )
     victim = photos / "train/dark/03.png"
     whole = victim.read_bytes()
-    child = start([*flags, "--epochs", "3"], said, Death("start_run", 1, signal.SIGSTOP))  # its list is made by now
+    child = start(
+        [*flags, "--epochs", "3"], said, Death("start_run", 1, signal.SIGSTOP)
+    )  # its list is made by now
     wait_until_stopped(child.pid)
     victim.unlink()
     if harm == "broken":
-        victim.write_bytes(whole[:len(whole) // 2])
+        victim.write_bytes(whole[: len(whole) // 2])
     elif harm == "a pipe":
         os.mkfifo(victim)
     os.kill(child.pid, signal.SIGCONT)
@@ -111,10 +150,14 @@ def test_a_image_that_is_lost_or_breaks_during_the_run_is_named(harm, workers, p
 
 
 def test_a_script_that_a_worker_ends_by_its_error_does_not_wait_for_that_worker(photos, tmp_path):
-    """The error's frames hold the loader, whose workers leave SIGTERM to training: Python by itself would wait."""
+    """The error's frames hold the loader, whose workers leave SIGTERM to training: Python by itself
+    would wait.
+    """
     (photos / "train/dark/03.png").write_bytes(b"torn")
     flags = [*command(photos, tmp_path / "run"), "--num_workers", "1", "--knn_every", "0"]
-    done = subprocess.run([sys.executable, REPO / "train.py", *flags], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, REPO / "train.py", *flags], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 2 and "03.png" in done.stderr.splitlines()[-1], done.stderr
 
 
@@ -130,8 +173,12 @@ def wait_until_stopped(pid: int) -> None:
 
 
 @pytest.mark.parametrize("stands_still", [0, 3])
-def test_a_loaders_worker_that_is_killed_is_one_line_and_the_run_goes_on(stands_still, photos, undisturbed, tmp_path):
-    """As when memory is full, which takes the largest process; at once, or when training has long waited for it."""
+def test_a_loaders_worker_that_is_killed_is_one_line_and_the_run_goes_on(
+    stands_still, photos, undisturbed, tmp_path
+):
+    """As when memory is full, which takes the largest process; at once, or when training has long
+    waited for it.
+    """
     flags, said = [*command(photos, tmp_path / "run"), "--num_workers", "2"], tmp_path / "said"
     child = start(flags, said, Death("train_step", 8, signal.SIGSTOP))
     wait_until_stopped(child.pid)
@@ -145,7 +192,9 @@ def test_a_loaders_worker_that_is_killed_is_one_line_and_the_run_goes_on(stands_
     os.kill(int(workers[1]), signal.SIGKILL)
     os.kill(child.pid, signal.SIGCONT)
     assert status_of(child) == 2
-    assert "a process of the loader was killed" in error_line(said) and "--num_workers" in error_line(said)
+    assert "a process of the loader was killed" in error_line(
+        said
+    ) and "--num_workers" in error_line(said)
     assert_whole(tmp_path / "run")
     assert status_of(start(flags, said)) == 0, said.read_text()
     assert_same(tmp_path / "run", undisturbed)

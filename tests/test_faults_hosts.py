@@ -1,4 +1,7 @@
-"""Several hosts, as network namespaces with names and addresses of their own: each gets docs/running.md's command."""
+"""Several hosts, as network namespaces with names and addresses of their own: each gets
+docs/running.md's command.
+"""
+
 import os
 import signal
 import subprocess
@@ -17,8 +20,10 @@ from training.checkpoint import read_checkpoint
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 NAMES = ("host1", "host2")
-TORCHRUN = ("-m torch.distributed.run --nnodes=2 --nproc_per_node={processes} --rdzv_backend=c10d "
-            "--rdzv_endpoint=host1:29500 --max-restarts=3 train.py")
+TORCHRUN = (
+    "-m torch.distributed.run --nnodes=2 --nproc_per_node={processes} --rdzv_backend=c10d "
+    "--rdzv_endpoint=host1:29500 --max-restarts=3 train.py"
+)
 
 
 def ip(*words: str) -> None:
@@ -52,14 +57,36 @@ def hosts(tmp_path) -> Iterator[Path]:
             subprocess.run(["ip", "netns", "del", space(name)], capture_output=True)
 
 
-def launch(name: str, names: Path, flags: list[str], said: Path, processes: int = 1) -> subprocess.Popen:
+def launch(
+    name: str, names: Path, flags: list[str], said: Path, processes: int = 1
+) -> subprocess.Popen:
     """The command of docs/running.md on a host, with its own name, address and file of names."""
     inside = 'hostname "$0" && mount --bind "$1" /etc/hosts && shift && exec "$@"'
     torchrun = [sys.executable, *TORCHRUN.format(processes=processes).split()]
     with open(said, "a") as file:
-        return subprocess.Popen(["ip", "netns", "exec", space(name), "unshare", "--uts", "--mount", "sh", "-c", inside,
-                                 name, str(names), *torchrun, *flags], cwd=REPO, stdout=file, stderr=file,
-                                env=os.environ | NEW_STORE | {"OMP_NUM_THREADS": "1"}, start_new_session=True)
+        return subprocess.Popen(
+            [
+                "ip",
+                "netns",
+                "exec",
+                space(name),
+                "unshare",
+                "--uts",
+                "--mount",
+                "sh",
+                "-c",
+                inside,
+                name,
+                str(names),
+                *torchrun,
+                *flags,
+            ],
+            cwd=REPO,
+            stdout=file,
+            stderr=file,
+            env=os.environ | NEW_STORE | {"OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
 
 
 def wait_for_epoch(output: Path, epochs: int, seconds: float = 600) -> None:
@@ -80,34 +107,68 @@ def end(*processes: subprocess.Popen) -> None:
 def test_the_command_of_the_docs_is_the_one_that_is_tried():
     """But for the restarts, which its text adds."""
     tried = TORCHRUN.format(processes=8).replace("--max-restarts=3 ", "")
-    assert tried.replace("-m torch.distributed.run", "torchrun") in (REPO / "docs/running.md").read_text()
+    assert (
+        tried.replace("-m torch.distributed.run", "torchrun")
+        in (REPO / "docs/running.md").read_text()
+    )
 
 
 def test_two_hosts_of_two_processes_are_one_host_of_four(hosts, tmp_path):
     """Which process sits where is nothing to the numbers: equal bit for bit."""
     photos = write_hard_photos(tmp_path / "photos")
-    flags = lambda name: [*command(photos, tmp_path / name), "--batch_size_per_gpu", "1", "--epochs", "2"]
+    flags = lambda name: [
+        *command(photos, tmp_path / name),
+        "--batch_size_per_gpu",
+        "1",
+        "--epochs",
+        "2",
+    ]
     both = [launch(name, hosts, flags("joined"), tmp_path / name, processes=2) for name in NAMES]
     try:
         assert [process.wait(600) for process in both] == [0, 0], (tmp_path / "host1").read_text()
     finally:
         end(*both)
-    alone = [sys.executable, *"-m torch.distributed.run --standalone --nproc_per_node=4 train.py".split()]
-    subprocess.run([*alone, *flags("alone")], cwd=REPO, check=True, capture_output=True, timeout=600,
-                   env=os.environ | {"OMP_NUM_THREADS": "1"})
-    found, wanted = (read_checkpoint(tmp_path / name / "checkpoint.pth") for name in ("joined", "alone"))
+    alone = [
+        sys.executable,
+        *"-m torch.distributed.run --standalone --nproc_per_node=4 train.py".split(),
+    ]
+    subprocess.run(
+        [*alone, *flags("alone")],
+        cwd=REPO,
+        check=True,
+        capture_output=True,
+        timeout=600,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    found, wanted = (
+        read_checkpoint(tmp_path / name / "checkpoint.pth") for name in ("joined", "alone")
+    )
     for part in STATE:
         assert equal(found[part], wanted[part]), f"{part} differs"
 
 
-def test_a_host_that_is_cut_off_ends_the_other_with_a_line_and_a_late_one_joins_the_restart(hosts, tmp_path):
-    """The cable is pulled: no connection is closed, and only patience ends the wait. Later the host comes back.
+def test_a_host_that_is_cut_off_ends_the_other_with_a_line_and_a_late_one_joins_the_restart(
+    hosts, tmp_path
+):
+    """The cable is pulled: no connection is closed, and only patience ends the wait. Later the host
+    comes back.
 
     The second host, which has lost the one that holds the rendezvous, says the same line.
     """
     photos = write_hard_photos(tmp_path / "photos")
-    flags = [*command(photos, tmp_path / "run"), "--batch_size_per_gpu", "2", "--epochs", "60", "--knn_every", "0",
-             "--saveckp_freq", "0", "--patience", "0.25"]
+    flags = [
+        *command(photos, tmp_path / "run"),
+        "--batch_size_per_gpu",
+        "2",
+        "--epochs",
+        "60",
+        "--knn_every",
+        "0",
+        "--saveckp_freq",
+        "0",
+        "--patience",
+        "0.25",
+    ]
     first, second = (launch(name, hosts, flags, tmp_path / name) for name in NAMES)
     late = None
     try:

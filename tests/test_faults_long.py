@@ -1,4 +1,7 @@
-"""Long runs: memory, open files and threads stay flat over thousands of steps; a long log stays quick."""
+"""Long runs: memory, open files and threads stay flat over thousands of steps; a long log stays
+quick.
+"""
+
 import json
 import os
 import subprocess
@@ -61,8 +64,14 @@ def test_memory_files_and_threads_stay_flat_over_five_thousand_steps(tmp_path):
     """Of the training and of its loader's worker, after 1,000, 3,000 and 5,000 steps: within 2 %."""
     if not Path("/proc/self/statm").exists():
         pytest.skip("only Linux tells these")
-    ended = subprocess.run([sys.executable, "-c", STEPS, str(tmp_path)], cwd=REPO, capture_output=True, text=True,
-                           env=os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}, timeout=600)
+    ended = subprocess.run(
+        [sys.executable, "-c", STEPS, str(tmp_path)],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"},
+        timeout=600,
+    )
     assert ended.returncode == 0, ended.stderr
     lines = [line for line in ended.stdout.splitlines() if line.startswith("used")]
     measured = [json.loads(line.removeprefix("used")) for line in lines]
@@ -71,19 +80,38 @@ def test_memory_files_and_threads_stay_flat_over_five_thousand_steps(tmp_path):
     for who in (0, 1):
         first, *later = [one[who] for one in measured]
         for one in later:
-            assert one[0] <= 1.02 * first[0], f"resident memory grew from {first[0]} to {one[0]} bytes"
+            assert one[0] <= 1.02 * first[0], (
+                f"resident memory grew from {first[0]} to {one[0]} bytes"
+            )
             assert one[1:] == first[1:], "open files and threads must stay as many as they were"
 
 
 def record(epoch: int) -> dict:
-    return {"epoch": epoch, "train_loss": 3.0, "train_lr": 1e-3, "train_wd": 0.1, "teacher_temp": 0.04,
-            "teacher_momentum": 0.99, "images_per_s": 1000.0, "train_entropy": 2.0, "train_kl": 1.0,
-            "knn_teacher": 70.0, "knn_student": 70.0, "entropy_curve": [2.0] * 20, "kl_curve": [1.0] * 20}
+    return {
+        "epoch": epoch,
+        "train_loss": 3.0,
+        "train_lr": 1e-3,
+        "train_wd": 0.1,
+        "teacher_temp": 0.04,
+        "teacher_momentum": 0.99,
+        "images_per_s": 1000.0,
+        "train_entropy": 2.0,
+        "train_kl": 1.0,
+        "knn_teacher": 70.0,
+        "knn_student": 70.0,
+        "entropy_curve": [2.0] * 20,
+        "kl_curve": [1.0] * 20,
+    }
 
 
 def test_the_log_and_the_curves_of_a_million_steps_are_quick(tmp_path):
-    """A line an epoch, and up to 20 values of entropy and KL in it: 50,000 epochs have a million of each."""
-    history = [{"epoch": -1, "knn_untrained": 20.0, "knn_pixels": 50.0}, *map(record, range(50_000))]
+    """A line an epoch, and up to 20 values of entropy and KL in it: 50,000 epochs have a million of
+    each.
+    """
+    history = [
+        {"epoch": -1, "knn_untrained": 20.0, "knn_pixels": 50.0},
+        *map(record, range(50_000)),
+    ]
     began = time.process_time()
     run_state.write_log(tmp_path / "log.txt", history)
     written = time.process_time()

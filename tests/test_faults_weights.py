@@ -1,4 +1,7 @@
-"""Hostile checkpoints: code in the pickle, torn files, claims, wrong shapes and types: a result or one clear line."""
+"""Hostile checkpoints: code in the pickle, torn files, claims, wrong shapes and types: a result or
+one clear line.
+"""
+
 import copy
 import io
 import math
@@ -20,7 +23,7 @@ from training.run_state import build_student, load_run, start_run
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 HERE = World(0, 1, torch.device("cpu"), torch.float32)
-GIB10 = 10 * 2 ** 30
+GIB10 = 10 * 2**30
 
 
 class Code:
@@ -37,14 +40,25 @@ class Code:
 def trained(tmp_path_factory) -> tuple[dict, list[str]]:
     """A checkpoint after one epoch, and the command that made it."""
     folder = tmp_path_factory.mktemp("trained")
-    flags = [*TINY, "--data_path", str(write_photos(folder / "photos")), "--output_dir", str(folder / "run"),
-             "--epochs", "2", "--knn_every", "0"]
+    flags = [
+        *TINY,
+        "--data_path",
+        str(write_photos(folder / "photos")),
+        "--output_dir",
+        str(folder / "run"),
+        "--epochs",
+        "2",
+        "--knn_every",
+        "0",
+    ]
     train.main([*flags, "--epochs", "1"])
     return read_checkpoint(folder / "run/checkpoint.pth"), flags
 
 
 def outcome(read) -> str:
-    """"" for a result, else the line; an assertion fails on a line that is none, and any other exception passes on."""
+    """ "" for a result, else the line; an assertion fails on a line that is none, and any other
+    exception passes on.
+    """
     try:
         read()
     except InputError as error:
@@ -54,13 +68,17 @@ def outcome(read) -> str:
 
 
 def readers(file: Path, flags: list[str]) -> dict[str, str]:
-    """What each of those that read a checkpoint makes of it: evaluations, a run that goes on, and one that starts."""
+    """What each of those that read a checkpoint makes of it: evaluations, a run that goes on, and
+    one that starts.
+    """
     settings = parse_settings([*flags, "--output_dir", str(file.parent)])
     starting = parse_settings([*flags, "--output_dir", str(file.parent), "--init_from", str(file)])
-    return {"load_backbone": outcome(lambda: load_backbone(file)),
-            "of the student": outcome(lambda: load_backbone(file, "student", "vit_nano")),
-            "start_run": outcome(lambda: load_run(file, start_run(settings, HERE), settings)),
-            "--init_from": outcome(lambda: build_student(starting))}
+    return {
+        "load_backbone": outcome(lambda: load_backbone(file)),
+        "of the student": outcome(lambda: load_backbone(file, "student", "vit_nano")),
+        "start_run": outcome(lambda: load_run(file, start_run(settings, HERE), settings)),
+        "--init_from": outcome(lambda: build_student(starting)),
+    }
 
 
 def claimed(*shape: int) -> torch.Tensor:
@@ -69,22 +87,70 @@ def claimed(*shape: int) -> torch.Tensor:
 
 
 VALUES = {  # what may stand in another's place
-    "None": None, "text": "text", "number": 7, "negative": -3, "NaN": math.nan, "infinity": math.inf, "list": [1, [2]],
-    "dict": {"a": 1}, "empty": {}, "tuple": (), "bytes": b"bytes", "true": True, "huge": 10 ** 30,
-    "scalar": torch.zeros(()), "vector": torch.zeros(5), "nan tensor": torch.full((3,), math.nan),
-    "complex": torch.zeros(3, dtype=torch.complex64), "int": torch.ones(3, dtype=torch.int64),
-    "claims 10 GB": claimed(GIB10 // 4), "meta": torch.zeros(GIB10, device="meta"),
-    "sparse": torch.zeros(3, 3).to_sparse(), "no rows": torch.zeros(0, 3)}
-PLACES = [(name,) for name in ("student", "teacher", "dino_loss", "optimizer", "epoch", "images", "metrics",
-                               "seconds", "history", "args")] + [
-    ("teacher", "backbone.cls_token"), ("teacher", "backbone.pos_embed"), ("student", "head.mlp.0.weight"),
-    ("teacher", "backbone.patch_embed.proj.weight"), ("dino_loss", "center"), ("optimizer", "state"),
-    ("optimizer", "param_groups"), ("optimizer", "state", 0), ("optimizer", "state", 0, "exp_avg"),
-    ("optimizer", "state", 0, "step"), ("optimizer", "param_groups", 0), ("optimizer", "param_groups", 0, "params"),
-    ("optimizer", "param_groups", 0, "betas"), ("optimizer", "param_groups", 0, "lr"), ("history", 1),
-    ("history", 1, "train_loss"), ("args", "arch"), ("args", "num_heads"), ("args", "patch_size"),
-    ("args", "eval_size"), ("args", "eval_crop"), ("args", "mean"), ("args", "std"), ("args", "out_dim"),
-    ("args", "data_path")]
+    "None": None,
+    "text": "text",
+    "number": 7,
+    "negative": -3,
+    "NaN": math.nan,
+    "infinity": math.inf,
+    "list": [1, [2]],
+    "dict": {"a": 1},
+    "empty": {},
+    "tuple": (),
+    "bytes": b"bytes",
+    "true": True,
+    "huge": 10**30,
+    "scalar": torch.zeros(()),
+    "vector": torch.zeros(5),
+    "nan tensor": torch.full((3,), math.nan),
+    "complex": torch.zeros(3, dtype=torch.complex64),
+    "int": torch.ones(3, dtype=torch.int64),
+    "claims 10 GB": claimed(GIB10 // 4),
+    "meta": torch.zeros(GIB10, device="meta"),
+    "sparse": torch.zeros(3, 3).to_sparse(),
+    "no rows": torch.zeros(0, 3),
+}
+PLACES = [
+    (name,)
+    for name in (
+        "student",
+        "teacher",
+        "dino_loss",
+        "optimizer",
+        "epoch",
+        "images",
+        "metrics",
+        "seconds",
+        "history",
+        "args",
+    )
+] + [
+    ("teacher", "backbone.cls_token"),
+    ("teacher", "backbone.pos_embed"),
+    ("student", "head.mlp.0.weight"),
+    ("teacher", "backbone.patch_embed.proj.weight"),
+    ("dino_loss", "center"),
+    ("optimizer", "state"),
+    ("optimizer", "param_groups"),
+    ("optimizer", "state", 0),
+    ("optimizer", "state", 0, "exp_avg"),
+    ("optimizer", "state", 0, "step"),
+    ("optimizer", "param_groups", 0),
+    ("optimizer", "param_groups", 0, "params"),
+    ("optimizer", "param_groups", 0, "betas"),
+    ("optimizer", "param_groups", 0, "lr"),
+    ("history", 1),
+    ("history", 1, "train_loss"),
+    ("args", "arch"),
+    ("args", "num_heads"),
+    ("args", "patch_size"),
+    ("args", "eval_size"),
+    ("args", "eval_crop"),
+    ("args", "mean"),
+    ("args", "std"),
+    ("args", "out_dim"),
+    ("args", "data_path"),
+]
 
 
 def put(checkpoint: dict, place: tuple, value) -> dict:
@@ -118,9 +184,19 @@ def deep(levels: int) -> tuple:
     return value
 
 
-@pytest.mark.parametrize(("place", "value"), [
-    (("epoch",), "text"), (("images",), None), (("optimizer",), {}), (("metrics",), torch.zeros(5)), (("history",), 7),
-    (("student", "a\nname"), torch.zeros(1)), (("args", "arch"), "a\nb" + 3000 * "c"), (("args", "loss"), "mse")])
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("epoch",), "text"),
+        (("images",), None),
+        (("optimizer",), {}),
+        (("metrics",), torch.zeros(5)),
+        (("history",), 7),
+        (("student", "a\nname"), torch.zeros(1)),
+        (("args", "arch"), "a\nb" + 3000 * "c"),
+        (("args", "loss"), "mse"),
+    ],
+)
 def test_a_run_does_not_go_on_from_what_no_run_saves(place, value, trained, tmp_path):
     """Counts that are no numbers, another optimizer's state, another network's or method's run."""
     checkpoint, flags = trained
@@ -142,19 +218,35 @@ def kinds(tensor: torch.Tensor, rng: random.Random) -> list[torch.Tensor]:
     """The tensor, spoilt in a way: another type, shape, claim, or a number that is none."""
     bad = tensor.clone().float()
     bad.view(-1)[rng.randrange(bad.numel())] = rng.choice([math.nan, math.inf, -math.inf])
-    return [bad, tensor.to(torch.complex64), tensor.to(torch.int8), tensor[..., :-1], tensor.unsqueeze(0),
-            claimed(*tensor.shape, 10 ** 8), tensor.to("meta"), tensor.to_sparse()]
+    return [
+        bad,
+        tensor.to(torch.complex64),
+        tensor.to(torch.int8),
+        tensor[..., :-1],
+        tensor.unsqueeze(0),
+        claimed(*tensor.shape, 10**8),
+        tensor.to("meta"),
+        tensor.to_sparse(),
+    ]
 
 
 def test_spoilt_weights_are_refused_by_all_who_read_them(trained, tmp_path):
     checkpoint, flags = trained
     rng, file, cases = random.Random(0), tmp_path / "checkpoint.pth", 0
-    names = [name for name, value in checkpoint["teacher"].items() if value.is_floating_point() and "backb" in name]
+    names = [
+        name
+        for name, value in checkpoint["teacher"].items()
+        if value.is_floating_point() and "backb" in name
+    ]
     for name in rng.sample(names, 3):
         for spoilt in kinds(checkpoint["teacher"][name], rng):
-            torch.save(put(put(checkpoint, ("teacher", name), spoilt), ("student", name), spoilt), file)
+            torch.save(
+                put(put(checkpoint, ("teacher", name), spoilt), ("student", name), spoilt), file
+            )
             for reader, said in readers(file, flags).items():
-                assert str(file) in said, f"{reader} took {name} as {spoilt.dtype} {tuple(spoilt.shape)}"
+                assert str(file) in said, (
+                    f"{reader} took {name} as {spoilt.dtype} {tuple(spoilt.shape)}"
+                )
             cases += 1
     assert cases >= 24
 
@@ -162,8 +254,15 @@ def test_spoilt_weights_are_refused_by_all_who_read_them(trained, tmp_path):
 def test_half_and_double_precision_are_weights_too(trained, tmp_path):
     checkpoint, _ = trained
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
-        torch.save({"teacher": {name: value.to(dtype) if value.is_floating_point() else value
-                                for name, value in checkpoint["teacher"].items()}}, tmp_path / "half.pth")
+        torch.save(
+            {
+                "teacher": {
+                    name: value.to(dtype) if value.is_floating_point() else value
+                    for name, value in checkpoint["teacher"].items()
+                }
+            },
+            tmp_path / "half.pth",
+        )
         assert load_backbone(tmp_path / "half.pth")[0].cls_token.dtype == torch.float32
 
 
@@ -187,7 +286,7 @@ def test_a_checkpoint_cut_anywhere_is_refused_by_all(trained, tmp_path):
     torch.save(checkpoint, whole)
     file = tmp_path / "checkpoint.pth"
     for twentieth in range(20):
-        file.write_bytes(whole.getvalue()[:len(whole.getvalue()) * twentieth // 20])
+        file.write_bytes(whole.getvalue()[: len(whole.getvalue()) * twentieth // 20])
         assert all("truncated" in said for said in readers(file, flags).values())
 
 
@@ -196,7 +295,10 @@ def test_flipped_bytes_are_a_result_or_one_line(legacy, trained, tmp_path):
     """In the pickle and the zip's own records, where a byte says more than one of a weight does."""
     checkpoint, flags = trained
     rng, whole, file = random.Random(0), io.BytesIO(), tmp_path / "checkpoint.pth"
-    small = {"teacher": {"cls_token": checkpoint["teacher"]["backbone.cls_token"]}, "args": checkpoint["args"]}
+    small = {
+        "teacher": {"cls_token": checkpoint["teacher"]["backbone.cls_token"]},
+        "args": checkpoint["args"],
+    }
     torch.save(small, whole, _use_new_zipfile_serialization=not legacy)
     for _ in range(60):
         spoilt = bytearray(whole.getvalue())
@@ -206,15 +308,22 @@ def test_flipped_bytes_are_a_result_or_one_line(legacy, trained, tmp_path):
         readers(file, flags)
 
 
-@pytest.mark.parametrize("place", [(), ("teacher",), ("args",), ("args", "arch"), ("optimizer", "state"), ("history",)])
+@pytest.mark.parametrize(
+    "place", [(), ("teacher",), ("args",), ("args", "arch"), ("optimizer", "state"), ("history",)]
+)
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_code_is_refused_and_not_run(place, protocol, trained, tmp_path, monkeypatch):
     checkpoint, flags = trained
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "run"
     folder.mkdir()
-    for code in (Code(open, "was-here", "w"), Code(eval, "open('was-here', 'w')"), Code(getattr, 1, "real"),
-                 Code(torch.hub.load, "no", "no"), Code(pickle.loads, b"N.")):
+    for code in (
+        Code(open, "was-here", "w"),
+        Code(eval, "open('was-here', 'w')"),
+        Code(getattr, 1, "real"),
+        Code(torch.hub.load, "no", "no"),
+        Code(pickle.loads, b"N."),
+    ):
         spoilt = put(checkpoint, place, code) if place else code
         torch.save(spoilt, folder / "checkpoint.pth", pickle_protocol=protocol)
         for said in readers(folder / "checkpoint.pth", flags).values():
@@ -225,15 +334,20 @@ def test_code_is_refused_and_not_run(place, protocol, trained, tmp_path, monkeyp
 
 
 def test_a_file_that_unpacks_to_ten_gigabytes_is_refused_before_it_is(trained, tmp_path):
-    """PyTorch stores its records as they are; a packed one may be a thousand times larger than the file."""
+    """PyTorch stores its records as they are; a packed one may be a thousand times larger than the
+    file.
+    """
     _, flags = trained
     plain, file = io.BytesIO(), tmp_path / "checkpoint.pth"
     torch.save({"teacher": {"cls_token": torch.zeros(3)}}, plain)
-    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
+    with (
+        zipfile.ZipFile(plain) as source,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
         for record in source.infolist():
             packed.writestr(record.filename, source.read(record))
         with packed.open("archive/data/1", "w", force_zip64=True) as large:
             for _ in range(64):
-                large.write(bytes(2 ** 20))
-    assert file.stat().st_size < 2 ** 20
+                large.write(bytes(2**20))
+    assert file.stat().st_size < 2**20
     assert all("truncated or no checkpoint" in said for said in readers(file, flags).values())

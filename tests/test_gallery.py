@@ -1,4 +1,5 @@
 """docs/results.md shows what figures/ablations holds."""
+
 import re
 
 from ablations import gallery

@@ -1,4 +1,5 @@
 """The projection head: names, normalisations, the frozen gain."""
+
 import pytest
 import torch
 
@@ -7,7 +8,10 @@ from head import DINOHead
 
 def small_head(**changes) -> DINOHead:
     torch.manual_seed(0)
-    return DINOHead(**{"in_dim": 11, "out_dim": 23, "hidden_dim": 13, "bottleneck_dim": 7, "init_std": 0.3} | changes)
+    return DINOHead(
+        **{"in_dim": 11, "out_dim": 23, "hidden_dim": 13, "bottleneck_dim": 7, "init_std": 0.3}
+        | changes
+    )
 
 
 def test_logits_are_cosines_with_the_prototypes():
@@ -15,8 +19,12 @@ def test_logits_are_cosines_with_the_prototypes():
     bottleneck = head.mlp(features)
     for i, prototype in enumerate(head.last_layer.weight_v):
         cosine = torch.cosine_similarity(bottleneck, prototype.unsqueeze(0))
-        torch.testing.assert_close(head(features)[:, i], cosine, msg="a logit must be the cosine of the bottleneck and "
-                                   "its prototype: normalise each image's bottleneck, along its last axis")
+        torch.testing.assert_close(
+            head(features)[:, i],
+            cosine,
+            msg="a logit must be the cosine of the bottleneck and "
+            "its prototype: normalise each image's bottleneck, along its last axis",
+        )
 
 
 def test_the_gain_scales_the_logits_of_its_prototype():
@@ -34,8 +42,15 @@ def test_norm_last_layer_freezes_the_gain_at_one():
 
 def test_names_are_the_releases():
     assert set(small_head().state_dict()) == {
-        "mlp.0.weight", "mlp.0.bias", "mlp.2.weight", "mlp.2.bias", "mlp.4.weight", "mlp.4.bias",
-        "last_layer.weight_g", "last_layer.weight_v"}
+        "mlp.0.weight",
+        "mlp.0.bias",
+        "mlp.2.weight",
+        "mlp.2.bias",
+        "mlp.4.weight",
+        "mlp.4.bias",
+        "last_layer.weight_g",
+        "last_layer.weight_v",
+    }
     with_bn = set(small_head(use_bn=True).state_dict())
     assert {"mlp.1.running_mean", "mlp.4.running_mean", "mlp.3.weight", "mlp.6.weight"} <= with_bn
     assert {"mlp.weight", "mlp.bias"} < set(small_head(nlayers=1).state_dict())

@@ -1,4 +1,5 @@
 """torch.hub.load gives the authors' networks by name, and ours by checkpoint."""
+
 import hashlib
 from pathlib import Path
 
@@ -34,8 +35,9 @@ def test_our_checkpoints_load_by_hub_for_teacher_and_student(tmp_path):
     torch.save(weights | {"args": {"arch": "vit_nano"}}, tmp_path / "checkpoint.pth")
     images = torch.randn(3, 3, 64, 64)
     for key, network in networks.items():
-        loaded = torch.hub.load(str(REPO), "dino", source="local",
-                                checkpoint=str(tmp_path / "checkpoint.pth"), key=key)
+        loaded = torch.hub.load(
+            str(REPO), "dino", source="local", checkpoint=str(tmp_path / "checkpoint.pth"), key=key
+        )
         torch.testing.assert_close(loaded(images), network.eval()(images), rtol=0, atol=0)
 
 
@@ -51,13 +53,16 @@ def test_each_name_of_the_authors_weights_loads_its_own_file(name, tmp_path, mon
     assert all(parameter.requires_grad for parameter in loaded.parameters()), "it can be fine-tuned"
 
 
-@pytest.mark.parametrize(("name", "arch", "patch_size", "width"), [
-    ("dino_vits16", "vit_small", 16, 384),
-    ("dino_vits8", "vit_small", 8, 384),
-    ("dino_vitb16", "vit_base", 16, 768),
-    ("dino_vitb8", "vit_base", 8, 768),
-    ("dino_resnet50", "resnet50", 16, 2048),
-])
+@pytest.mark.parametrize(
+    ("name", "arch", "patch_size", "width"),
+    [
+        ("dino_vits16", "vit_small", 16, 384),
+        ("dino_vits8", "vit_small", 8, 384),
+        ("dino_vitb16", "vit_base", 16, 768),
+        ("dino_vitb8", "vit_base", 8, 768),
+        ("dino_resnet50", "resnet50", 16, 2048),
+    ],
+)
 def test_without_pretrained_it_is_the_same_network_untrained(name, arch, patch_size, width):
     """Table 1's network, whose weights' names and shapes are those of the released file."""
     with torch.device("meta"):  # shapes only
@@ -65,7 +70,8 @@ def test_without_pretrained_it_is_the_same_network_untrained(name, arch, patch_s
         named = build_backbone(arch, patch_size)
     assert network.embed_dim == width
     assert {key: value.shape for key, value in network.state_dict().items()} == {
-        key: value.shape for key, value in named.state_dict().items()}
+        key: value.shape for key, value in named.state_dict().items()
+    }
 
 
 def test_the_hub_offers_every_name_that_the_command_line_takes():

@@ -1,4 +1,5 @@
 """The k-NN vote of Table 2, against brute force, and features shared over processes."""
+
 import json
 import math
 
@@ -30,9 +31,15 @@ def test_votes_are_weighted_by_the_exponential_of_the_cosine():
     for i in range(7):
         cosines = [torch.cosine_similarity(test[i], train[j], dim=0).item() for j in range(31)]
         nearest = sorted(range(31), key=lambda j: -cosines[j])[:11]
-        expected = [sum(math.exp(cosines[j] / 0.07) for j in nearest if j % 3 == c) for c in range(3)]
-        torch.testing.assert_close(votes[i] / votes[i].sum(), torch.tensor(expected) / sum(expected),
-                                   check_dtype=False, msg="each neighbour must vote with exp(cosine / 0.07)")
+        expected = [
+            sum(math.exp(cosines[j] / 0.07) for j in nearest if j % 3 == c) for c in range(3)
+        ]
+        torch.testing.assert_close(
+            votes[i] / votes[i].sum(),
+            torch.tensor(expected) / sum(expected),
+            check_dtype=False,
+            msg="each neighbour must vote with exp(cosine / 0.07)",
+        )
 
 
 def test_nearer_images_outvote_more_images():
@@ -42,14 +49,20 @@ def test_nearer_images_outvote_more_images():
 
 
 def test_at_a_low_temperature_the_nearest_image_decides():
-    """lim T -> 0 of the softmax of cosine / T; exp((cosine - 1) / T) itself is 0 in fp32 for cosines like these."""
+    """lim T -> 0 of the softmax of cosine / T; exp((cosine - 1) / T) itself is 0 in fp32 for
+    cosines like these.
+    """
     generator = torch.Generator().manual_seed(0)
     train, test = torch.randn(31, 53, generator=generator), torch.randn(7, 53, generator=generator)
     cosines, nearest = nearest_neighbours(train, test, 11)
     votes = knn_votes(cosines, nearest, 31, temperature=0.001)
     assert cosines.max() < 0.6, "the cosines were meant to be far below 1"
-    torch.testing.assert_close(votes.argmax(dim=1), nearest[:, 0], msg="each image is a class of its own, so the "
-                               "nearest must win: take each row's largest cosine off before the exponential")
+    torch.testing.assert_close(
+        votes.argmax(dim=1),
+        nearest[:, 0],
+        msg="each image is a class of its own, so the "
+        "nearest must win: take each row's largest cosine off before the exponential",
+    )
 
 
 def test_more_neighbours_than_images_are_all_images_and_any_number_is_tested():
@@ -65,17 +78,25 @@ def test_top_accuracy_is_a_percentage():
 
 
 def test_the_parts_of_the_test_images_add_up_to_the_accuracies_of_all():
-    """Accuracy = 100 sum over the processes of the right answers to their part / n; a part may be empty."""
+    """Accuracy = 100 sum over the processes of the right answers to their part / n; a part may be
+    empty.
+    """
     generator = torch.Generator().manual_seed(0)
-    data = LabelledFeatures(torch.randn(101, 5, generator=generator), torch.arange(101) % 7,
-                            torch.randn(2003, 5, generator=generator), torch.arange(2003) % 7)
+    data = LabelledFeatures(
+        torch.randn(101, 5, generator=generator),
+        torch.arange(101) % 7,
+        torch.randn(2003, 5, generator=generator),
+        torch.arange(2003) % 7,
+    )
     parts = torch.arange(2003).split([1201, 0, 802])
     right = sum(count_right(data, part, (3, 20), 0.07) for part in parts)
     cosines, nearest = nearest_neighbours(data.train_features, data.test_features, 20)
     for (k, measured), counted in zip(knn_accuracies(data, (3, 20)).items(), right.tolist()):
         votes = knn_votes(cosines[:, :k], data.train_labels[nearest[:, :k]], 7)
         expected = [top_accuracy(votes, data.test_labels, among) for among in (1, 5)]
-        assert measured == pytest.approx(expected), "sharing and cutting into parts must change nothing"
+        assert measured == pytest.approx(expected), (
+            "sharing and cutting into parts must change nothing"
+        )
         assert [100 * one / 2003 for one in counted] == pytest.approx(expected)
 
 
@@ -84,7 +105,9 @@ def test_the_evaluation_view_is_a_resized_centre_crop_for_any_shape():
     ramp = torch.arange(128, dtype=torch.uint8).expand(3, 64, 128)
     seen = view(ramp)
     assert seen.shape == (3, 56, 56)
-    assert (seen[0, 0, [0, -1]] * 255).tolist() == pytest.approx([36, 91])  # the middle 56 of 128 columns
+    assert (seen[0, 0, [0, -1]] * 255).tolist() == pytest.approx(
+        [36, 91]
+    )  # the middle 56 of 128 columns
     assert view(torch.zeros(3, 7, 300, dtype=torch.uint8)).shape == (3, 56, 56)
 
 
@@ -105,7 +128,9 @@ def test_features_keep_the_images_order():
 def test_features_are_taken_in_evaluation_mode_and_the_mode_is_given_back():
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.9)).train()
     images = torch.full((5, 3, 4, 4), 255, dtype=torch.uint8)
-    features = extract_features(network, Images(images), EvaluationView(4, 1.0, (0, 0, 0), (1, 1, 1)), HERE)
+    features = extract_features(
+        network, Images(images), EvaluationView(4, 1.0, (0, 0, 0), (1, 1, 1)), HERE
+    )
     assert features.eq(1).all() and network.training
 
 
@@ -126,13 +151,32 @@ def write_flat_photos(folder):
 def test_features_are_kept_for_other_programs_and_vote_as_the_table_says(tmp_path, capsys):
     torch.manual_seed(0)
     torch.save(build_backbone("vit_nano", 8, 16).state_dict(), tmp_path / "weights.pth")
-    flags = ["--pretrained_weights", tmp_path / "weights.pth", "--data_path", write_flat_photos(tmp_path / "photos"),
-             "--eval_size", 16, "--nb_knn", 3, "--dump_features", tmp_path / "features.pth", "--device", "cpu",
-             "--num_workers", 0, "--results", tmp_path / "results.jsonl"]
+    flags = [
+        "--pretrained_weights",
+        tmp_path / "weights.pth",
+        "--data_path",
+        write_flat_photos(tmp_path / "photos"),
+        "--eval_size",
+        16,
+        "--nb_knn",
+        3,
+        "--dump_features",
+        tmp_path / "features.pth",
+        "--device",
+        "cpu",
+        "--num_workers",
+        0,
+        "--results",
+        tmp_path / "results.jsonl",
+    ]
     eval_knn.main([str(flag) for flag in flags])
     kept = torch.load(tmp_path / "features.pth", weights_only=True)
     line = json.loads((tmp_path / "results.jsonl").read_text())
-    assert "10 images train, 2 test (every fifth image), 3 classes, 16 pixels" in line["data"] == kept["data"]
+    assert (
+        "10 images train, 2 test (every fifth image), 3 classes, 16 pixels"
+        in line["data"]
+        == kept["data"]
+    )
     assert kept["weights"] == line["weights"] and kept["args"]["arch"] == "vit_nano"
     for name in ("vit_nano", "raw pixels"):
         accuracies = knn_accuracies(LabelledFeatures(**kept["features"][name]), (3,))[3]
@@ -140,9 +184,16 @@ def test_features_are_kept_for_other_programs_and_vote_as_the_table_says(tmp_pat
     assert "74.5 % on ImageNet" in capsys.readouterr().out, "the paper's number stands beside ours"
 
 
-@pytest.mark.parametrize(("flags", "said"), [
-    ("--nb_knn 5 0", "--nb_knn [5, 0] must be at least 1"), ("--temperature 0", "--temperature 0.0 must be above 0"),
-    ("--temperature nan", "--temperature nan must be finite"), ("--batch_size 0", "--batch_size 0 must be at least 1"),
-])
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--nb_knn 5 0", "--nb_knn [5, 0] must be at least 1"),
+        ("--temperature 0", "--temperature 0.0 must be above 0"),
+        ("--temperature nan", "--temperature nan must be finite"),
+        ("--batch_size 0", "--batch_size 0 must be at least 1"),
+    ],
+)
 def test_a_bad_flag_is_one_line_with_its_bound(flags, said, tmp_path, capsys):
-    assert said in error_of(eval_knn.main, capsys, "--pretrained_weights", "x.pth", *flags.split(), "--device", "cpu")
+    assert said in error_of(
+        eval_knn.main, capsys, "--pretrained_weights", "x.pth", *flags.split(), "--device", "cpu"
+    )

@@ -1,4 +1,7 @@
-"""Table 2's linear heads: SGD by hand, a sweep in one pass against one head at a time, and whole runs, very small."""
+"""Table 2's linear heads: SGD by hand, a sweep in one pass against one head at a time, and whole
+runs, very small.
+"""
+
 import json
 import math
 from pathlib import Path
@@ -34,11 +37,17 @@ HERE = World(0, 1, torch.device("cpu"), torch.float32)
 
 def small_vit() -> VisionTransformer:
     torch.manual_seed(0)
-    return VisionTransformer(7, 14, embed_dim=22, depth=3, num_heads=2, init_std=0.2).eval().requires_grad_(False)
+    return (
+        VisionTransformer(7, 14, embed_dim=22, depth=3, num_heads=2, init_std=0.2)
+        .eval()
+        .requires_grad_(False)
+    )
 
 
 def test_features_are_the_last_blocks_cls_tokens_joined_then_the_mean_patch():
-    """Appendix F.2: ViT-S joins [CLS] of the last blocks, ViT-B the last [CLS] and the mean patch token."""
+    """Appendix F.2: ViT-S joins [CLS] of the last blocks, ViT-B the last [CLS] and the mean patch
+    token.
+    """
     vit, images = small_vit(), torch.randn(5, 3, 14, 14)
     x, outputs = vit.tokens(images), []
     for block in vit.blocks:
@@ -66,10 +75,16 @@ def flags_of(n_last_blocks: int = 0, avgpool_patchtokens: bool | None = None) ->
 
 def test_what_is_read_follows_the_arch_unless_flags_say_otherwise():
     vit = VisionTransformer(7, 14, embed_dim=4, depth=5, num_heads=2)
-    assert blocks_to_read(flags_of(), vit, "vit_small") == blocks_to_read(flags_of(), vit, "vit_nano") == (4, False)
+    assert (
+        blocks_to_read(flags_of(), vit, "vit_small")
+        == blocks_to_read(flags_of(), vit, "vit_nano")
+        == (4, False)
+    )
     assert blocks_to_read(flags_of(), vit, "vit_base") == (1, True)
     assert blocks_to_read(flags_of(3, True), vit, "vit_small") == (3, True)
-    assert blocks_to_read(flags_of(2, False), vit, "vit_base") == (2, False), "false must override ViT-B's true"
+    assert blocks_to_read(flags_of(2, False), vit, "vit_base") == (2, False), (
+        "false must override ViT-B's true"
+    )
 
 
 def toy(n: int = 31, d: int = 5, classes: int = 3) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -95,7 +110,9 @@ def test_heads_side_by_side_are_each_the_head_trained_alone():
         (alone,) = trained([lr], toy())
         torch.testing.assert_close(head.weight, alone.weight, atol=1e-6, rtol=0)
         torch.testing.assert_close(head.bias, alone.bias, atol=1e-6, rtol=0)
-    assert (together[0].weight - together[2].weight).abs().max() > 0.1, "each head must have its own learning rate"
+    assert (together[0].weight - together[2].weight).abs().max() > 0.1, (
+        "each head must have its own learning rate"
+    )
 
 
 def test_a_head_that_diverges_leaves_the_others_alone():
@@ -103,11 +120,15 @@ def test_a_head_that_diverges_leaves_the_others_alone():
     (alone,) = trained([0.3], [(100 * features, labels) for features, labels in toy()])
     assert not bad.weight.isfinite().all() and torch.equal(good.weight, alone.weight)
     features, labels = toy()[0]
-    assert accuracies([bad], features, labels) == [(0.0, 0.0)], "topk counts NaN as the largest logit"
+    assert accuracies([bad], features, labels) == [(0.0, 0.0)], (
+        "topk counts NaN as the largest logit"
+    )
 
 
 def test_an_epoch_is_sgd_with_momentum_and_without_decay():
-    """g = (softmax(W x + b) - 1_y) x^T, averaged; v <- 0.9 v + g; W <- W - lr v, with lr = base * batch / 256."""
+    """g = (softmax(W x + b) - 1_y) x^T, averaged; v <- 0.9 v + g; W <- W - lr v, with lr = base *
+    batch / 256.
+    """
     (head,) = make_heads(5, 3, 1)
     weight, bias = head.weight.detach().clone(), head.bias.detach().clone()
     velocity, bias_velocity = torch.zeros(3, 5), torch.zeros(3)
@@ -119,9 +140,14 @@ def test_an_epoch_is_sgd_with_momentum_and_without_decay():
         logits = features @ weight.T + bias
         losses.append(torch.nn.functional.cross_entropy(logits, labels))
         error = (logits.softmax(dim=1) - torch.eye(3)[labels]) / len(labels)
-        velocity, bias_velocity = 0.9 * velocity + error.T @ features, 0.9 * bias_velocity + error.sum(dim=0)
+        velocity, bias_velocity = (
+            0.9 * velocity + error.T @ features,
+            0.9 * bias_velocity + error.sum(dim=0),
+        )
         weight, bias = weight - 1.0 * velocity, bias - 1.0 * bias_velocity
-    torch.testing.assert_close(train_epoch(heads, optimizer, toy(), HERE), torch.stack(losses).mean().view(1))
+    torch.testing.assert_close(
+        train_epoch(heads, optimizer, toy(), HERE), torch.stack(losses).mean().view(1)
+    )
     torch.testing.assert_close(heads[0].weight.detach(), weight)
     torch.testing.assert_close(heads[0].bias.detach(), bias)
 
@@ -135,42 +161,59 @@ def test_the_learning_rate_scales_with_the_batch_and_falls_on_a_cosine_to_zero()
     assert values[0] == pytest.approx([0.004, 0.04]) and values[50] == pytest.approx([0.002, 0.02])
     assert values[25] == pytest.approx([0.002 * (1 + math.sqrt(0.5)), 0.02 * (1 + math.sqrt(0.5))])
     assert 0 < values[99][0] < 2e-6 and values[100] == pytest.approx([0, 0])
-    assert all(group["weight_decay"] == 0 and group["momentum"] == 0.9 for group in optimizer.param_groups)
+    assert all(
+        group["weight_decay"] == 0 and group["momentum"] == 0.9 for group in optimizer.param_groups
+    )
 
 
 def test_heads_start_alike_as_the_releases_classifier():
     heads = make_heads(211, 101, 2, seed=7)
-    assert heads[0].weight.std().item() == pytest.approx(0.01, rel=0.03) and heads[0].bias.eq(0).all()
+    assert (
+        heads[0].weight.std().item() == pytest.approx(0.01, rel=0.03) and heads[0].bias.eq(0).all()
+    )
     assert torch.equal(heads[0].weight, heads[1].weight) and heads[0].weight is not heads[1].weight
     assert not torch.equal(heads[0].weight, make_heads(211, 101, 1, seed=8)[0].weight)
 
 
 def test_classes_that_a_plane_divides_are_learnt_to_the_last_image():
     labels = torch.arange(77) % 7
-    features = torch.eye(7)[labels] + 0.05 * torch.randn(77, 7, generator=torch.Generator().manual_seed(0))
-    heads = trained([1e-9, 3.0], list(zip(features.split(11), labels.split(11))), epochs=20, classes=7)
+    features = torch.eye(7)[labels] + 0.05 * torch.randn(
+        77, 7, generator=torch.Generator().manual_seed(0)
+    )
+    heads = trained(
+        [1e-9, 3.0], list(zip(features.split(11), labels.split(11))), epochs=20, classes=7
+    )
     untrained, learnt = accuracies(heads, features, labels)
     assert learnt == (100.0, 100.0), "every class has a direction of its own"
     assert untrained[0] < 60, "a learning rate of nothing must learn nothing"
 
 
 def test_heads_trained_on_kept_features_decide_as_least_squares_onto_one_hot_targets():
-    """W = argmin |X W - Y|^2, Y one-hot, X with a column of ones: the same class for each held-out image."""
+    """W = argmin |X W - Y|^2, Y one-hot, X with a column of ones: the same class for each held-out
+    image.
+    """
     generator, view = torch.Generator().manual_seed(0), EvaluationView(5, 1.0)
     labels = torch.arange(211 + 53)[torch.randperm(264, generator=generator)] % 7
-    colours, noise = torch.rand(7, 3, 5, 5, generator=generator), torch.rand(264, 3, 5, 5, generator=generator)
+    colours, noise = (
+        torch.rand(7, 3, 5, 5, generator=generator),
+        torch.rand(264, 3, 5, 5, generator=generator),
+    )
     images = Images((150 * colours[labels] + 100 * noise).byte(), labels)
     learnt, test = images.subset(torch.arange(211)), images.subset(torch.arange(211, 264))
     flags = SimpleNamespace(cached=True, epochs=13, lr=[0.3], batch_size=31, num_workers=0, seed=0)
     batches, heads = EpochBatches(211, 31, 1, 0, 1, 0), make_heads(75, 7, 1)
     kept, held_out = (extract_features(Pixels(), part, view, HERE) for part in (learnt, test))
     source = make_source(Pixels(), learnt, view, batches, flags, HERE)
-    linear.train_heads(heads, source, batches, lambda: accuracies(heads, held_out, test.labels), flags, HERE)
+    linear.train_heads(
+        heads, source, batches, lambda: accuracies(heads, held_out, test.labels), flags, HERE
+    )
     with_ones = lambda features: torch.cat([features, torch.ones(len(features), 1)], dim=1)
     solution = torch.linalg.lstsq(with_ones(kept), torch.eye(7)[learnt.labels]).solution
     closed_form = (with_ones(held_out) @ solution).argmax(dim=1)
     assert torch.equal(closed_form, test.labels), "the classes were meant to be separable"
-    assert accuracies(heads, held_out, test.labels)[0] == (100.0, 100.0), "SGD must find such a separation too"
+    assert accuracies(heads, held_out, test.labels)[0] == (100.0, 100.0), (
+        "SGD must find such a separation too"
+    )
     assert torch.equal(heads[0](held_out).argmax(dim=1), closed_form)
 
 
@@ -216,9 +259,30 @@ def weights(tmp_path_factory) -> Path:
 
 
 def command(creatures: Path, weights: Path, output: Path, *more: str) -> list[str]:
-    flags = ["--pretrained_weights", weights, "--data_path", creatures, "--eval_size", "32", "--device", "cpu",
-             "--num_workers", "0", "--epochs", "3", "--lr", "0.03", "0.3", "--batch_size", "8", "--output_dir", output,
-             "--results", output / "results.jsonl", *more]
+    flags = [
+        "--pretrained_weights",
+        weights,
+        "--data_path",
+        creatures,
+        "--eval_size",
+        "32",
+        "--device",
+        "cpu",
+        "--num_workers",
+        "0",
+        "--epochs",
+        "3",
+        "--lr",
+        "0.03",
+        "0.3",
+        "--batch_size",
+        "8",
+        "--output_dir",
+        output,
+        "--results",
+        output / "results.jsonl",
+        *more,
+    ]
     return [str(flag) for flag in flags]
 
 
@@ -226,8 +290,10 @@ def run(*args) -> tuple[dict, dict]:
     """The checkpoint of the heads and the last line of results."""
     output = args[2]
     linear.main(command(*args))
-    return (torch.load(output / "linear.pth", weights_only=True),
-            json.loads((output / "results.jsonl").read_text().splitlines()[-1]))
+    return (
+        torch.load(output / "linear.pth", weights_only=True),
+        json.loads((output / "results.jsonl").read_text().splitlines()[-1]),
+    )
 
 
 def assert_same(a: dict, b: dict, **tolerance) -> None:
@@ -250,7 +316,8 @@ def test_the_whole_sweep_and_its_best_are_reported(trained_once):
 
 
 def test_the_heads_are_kept_as_they_were_evaluated_and_the_same_seed_trains_the_same_ones(
-        trained_once, creatures, weights, tmp_path):
+    trained_once, creatures, weights, tmp_path
+):
     """The crops are functions of (seed, epoch, image), whatever the number of workers."""
     kept, line = run(creatures, weights, tmp_path, "--num_workers", "1")
     assert_same(trained_once[0], kept, atol=0, rtol=0)
@@ -261,27 +328,36 @@ def test_a_fraction_of_the_labels_is_learnt_from(creatures, weights, tmp_path):
     _, line = run(creatures, weights, tmp_path, "--fraction", "0.5", "--cached", "--epochs", "1")
     counts = [len(list(folder.iterdir())) for folder in (creatures / "train").iterdir()]
     learnt_from = sum(max(1, round(0.5 * count)) for count in counts)
-    assert f"{learnt_from} images train, 20 test" in line["data"], "half of each class, at least one"
+    assert f"{learnt_from} images train, 20 test" in line["data"], (
+        "half of each class, at least one"
+    )
 
 
 def test_fewer_images_than_a_batch_are_one_batch(creatures, weights, tmp_path, monkeypatch):
-    """EpochBatches drops an incomplete batch, which here would be all there is; and the lr follows the true batch."""
+    """EpochBatches drops an incomplete batch, which here would be all there is; and the lr follows
+    the true batch.
+    """
     made = []
-    monkeypatch.setattr(linear, "make_optimizer", lambda *args: made.append(make_optimizer(*args)) or made[0])
+    monkeypatch.setattr(
+        linear, "make_optimizer", lambda *args: made.append(make_optimizer(*args)) or made[0]
+    )
     checkpoint, _ = run(creatures, weights, tmp_path, "--batch_size", "1000", "--cached")
     assert made[0].param_groups[1]["peak_lr"] == pytest.approx(0.3 * 40 / 256)
     assert checkpoint["heads"]["1.bias"].abs().max() > 0, "something must have been trained"
 
 
-@pytest.mark.parametrize(("flags", "said"), [
-    (["--lr", "0.1", "0"], "--lr [0.1, 0.0] must be above 0"),
-    (["--lr", "nan"], "--lr [nan] must be finite"),
-    (["--epochs", "0"], "--epochs 0 must be at least 1"),
-    (["--fraction", "0"], "--fraction 0.0 must be above 0 and at most 1"),
-    (["--n_last_blocks", "5"], "--n_last_blocks 5 is more than the 4 blocks of vit_nano"),
-    (["--avgpool_patchtokens", "maybe"], "'maybe' is neither true nor false"),
-    (["--data_path", "{creatures}/val/fish"], "no labels to learn from"),
-])
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--lr", "0.1", "0"], "--lr [0.1, 0.0] must be above 0"),
+        (["--lr", "nan"], "--lr [nan] must be finite"),
+        (["--epochs", "0"], "--epochs 0 must be at least 1"),
+        (["--fraction", "0"], "--fraction 0.0 must be above 0 and at most 1"),
+        (["--n_last_blocks", "5"], "--n_last_blocks 5 is more than the 4 blocks of vit_nano"),
+        (["--avgpool_patchtokens", "maybe"], "'maybe' is neither true nor false"),
+        (["--data_path", "{creatures}/val/fish"], "no labels to learn from"),
+    ],
+)
 def test_bad_input_is_one_line_with_its_fix(creatures, weights, tmp_path, capsys, flags, said):
     flags = [flag.format(creatures=creatures) for flag in flags]
     assert said in error_of(linear.main, capsys, *command(creatures, weights, tmp_path, *flags))
@@ -296,17 +372,37 @@ def test_a_convnet_is_evaluated_too(creatures, tmp_path):
 
 @pytest.mark.slow
 def test_without_images_the_embedded_ones_are_learnt_from_kept_features(weights, tmp_path):
-    linear.main(["--pretrained_weights", str(weights), "--eval_size", "32", "--device", "cpu", "--epochs", "3",
-                 "--lr", "0.5", "--results", str(tmp_path / "r.jsonl")])
+    linear.main(
+        [
+            "--pretrained_weights",
+            str(weights),
+            "--eval_size",
+            "32",
+            "--device",
+            "cpu",
+            "--epochs",
+            "3",
+            "--lr",
+            "0.5",
+            "--results",
+            str(tmp_path / "r.jsonl"),
+        ]
+    )
     line = json.loads((tmp_path / "r.jsonl").read_text())
     assert "4000 images train, 1000 test" in line["data"] and "centre views" in line["data"]
-    assert line["measured"]["lr 0.5, top-1 %"] > 15, "even an untrained network tells more than chance"
+    assert line["measured"]["lr 0.5, top-1 %"] > 15, (
+        "even an untrained network tells more than chance"
+    )
 
 
 def test_a_frozen_convnet_stays_as_it_is_while_heads_are_trained_on_it():
-    """Its batch normalisations keep their statistics: extracting features must not put it into training mode."""
+    """Its batch normalisations keep their statistics: extracting features must not put it into
+    training mode.
+    """
     backbone = build_backbone("resnet18").eval()
     network = linear.FrozenFeatures(backbone, 1, False)
     images = Images(torch.zeros(3, 3, 32, 32, dtype=torch.uint8))
-    extract_features(network, images, EvaluationView(32, 1.0), World(0, 1, torch.device("cpu"), torch.float32))
+    extract_features(
+        network, images, EvaluationView(32, 1.0), World(0, 1, torch.device("cpu"), torch.float32)
+    )
     assert not any(module.training for module in backbone.modules())

@@ -1,4 +1,5 @@
 """Eq. 1 to 5: the loss over pairs of different views, centering, sharpening, and the two collapses."""
+
 import math
 
 import pytest
@@ -24,7 +25,10 @@ def naive_loss(student, teacher, center, student_temp, teacher_temp) -> float:
                 continue
             pairs += 1
             for b in range(B):
-                p_t = [math.exp((teacher[t * B + b, k].item() - center[k].item()) / teacher_temp) for k in range(K)]
+                p_t = [
+                    math.exp((teacher[t * B + b, k].item() - center[k].item()) / teacher_temp)
+                    for k in range(K)
+                ]
                 p_s = [math.exp(student[v * B + b, k].item() / student_temp) for k in range(K)]
                 total -= sum(p_t[k] / sum(p_t) * math.log(p_s[k] / sum(p_s)) for k in range(K)) / B
     return total / pairs
@@ -37,8 +41,9 @@ def test_eq_3_the_loss_is_the_cross_entropy_averaged_over_pairs_of_different_vie
         loss_fn.center.copy_(torch.linspace(-0.2, 0.3, K))
         before = loss_fn.center.clone()
         expected = naive_loss(student, teacher, loss_fn.center[0], student_temp, T)
-        assert loss_fn(student, teacher, T).item() == pytest.approx(expected, rel=1e-5), \
+        assert loss_fn(student, teacher, T).item() == pytest.approx(expected, rel=1e-5), (
             "Eq. 3: the mean, over pairs of different views, of -sum_k p_t log p_s, softmaxes over the K prototypes"
+        )
         unmoved = torch.equal(loss_fn.center, before)
         assert unmoved, "the loss uses the center and leaves it as it is"
 
@@ -46,7 +51,8 @@ def test_eq_3_the_loss_is_the_cross_entropy_averaged_over_pairs_of_different_vie
 def closed_form(student, teacher, center, student_temp, teacher_temp) -> torch.Tensor:
     """Eq. 3 without its pairs: sum over views of n logsumexp(s / tau) - <p, s / tau>.
 
-    p is the sum of what the view is to predict, and n how many these are: 1 for a global view, 2 for a local one.
+    p is the sum of what the view is to predict, and n how many these are: 1 for a global view, 2
+    for a local one.
     """
     p1, p2 = ((teacher.double() - center) / teacher_temp).softmax(dim=-1).split(B)
     total = 0.0
@@ -63,12 +69,16 @@ def test_the_double_loop_and_its_gradient_equal_the_closed_form():
     loss = loss_fn(student, teacher, T)
     expected = closed_form(student, teacher, loss_fn.center, 0.13, T)
     torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(*(torch.autograd.grad(one, student)[0] for one in (loss, expected)), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(one, student)[0] for one in (loss, expected)), rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_one_compiled_graph_gives_the_loss_its_gradient_entropy_and_kl(dtype):
-    """The form that is read is the form that is compiled; aot_eager traces forward and backward without a toolchain."""
+    """The form that is read is the form that is compiled; aot_eager traces forward and backward
+    without a toolchain.
+    """
     (student, teacher), results = random_logits(), []
     loss_fn = DINOLoss(K)
     loss_fn.center.copy_(torch.linspace(-0.2, 0.3, K))
@@ -85,8 +95,11 @@ def test_half_precision_logits_are_computed_in_fp32():
     student, teacher = (logits.detach().bfloat16() for logits in random_logits())
     loss = DINOLoss(K)(student, teacher, T)
     assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, DINOLoss(K)(student.float(), teacher.float(), T),
-                               msg="softmaxes of bf16 logits want fp32: call .float() before them")
+    torch.testing.assert_close(
+        loss,
+        DINOLoss(K)(student.float(), teacher.float(), T),
+        msg="softmaxes of bf16 logits want fp32: call .float() before them",
+    )
 
 
 def test_a_view_is_never_paired_with_itself():
@@ -95,10 +108,16 @@ def test_a_view_is_never_paired_with_itself():
     loss_fn = DINOLoss(K)
     loss_fn(student, teacher, 1e-4).backward()
     per_view = student.grad.view(V, B, K)
-    against_uniform = (student.detach().view(V, B, K)[0] / 0.1).softmax(-1) - 1 / K  # teacher view 1 alone
+    against_uniform = (student.detach().view(V, B, K)[0] / 0.1).softmax(
+        -1
+    ) - 1 / K  # teacher view 1 alone
     expected = against_uniform / 0.1 / B / (2 * V - 2)
-    torch.testing.assert_close(per_view[0], expected, msg="student view 0 must learn from teacher view 1 only, and its "
-                               "gradient is (P_s - P_t) / tau_s, over images and pairs")
+    torch.testing.assert_close(
+        per_view[0],
+        expected,
+        msg="student view 0 must learn from teacher view 1 only, and its "
+        "gradient is (P_s - P_t) / tau_s, over images and pairs",
+    )
 
 
 def test_entropy_and_kl_are_non_negative_and_sum_to_the_loss():
@@ -106,17 +125,25 @@ def test_entropy_and_kl_are_non_negative_and_sum_to_the_loss():
     loss_fn = DINOLoss(K)
     loss = loss_fn(student, teacher, T)
     p = (teacher / T).softmax(-1)
-    torch.testing.assert_close(loss_fn.teacher_entropy, -(p * p.log()).sum(-1).mean(),
-                               msg="teacher_entropy is the mean over the rows of -sum_k p_t log p_t")
-    torch.testing.assert_close(loss_fn.teacher_entropy + loss_fn.kl, loss.detach(),
-                               msg="Eq. 5: teacher_entropy and kl must sum to the loss, and take no gradient")
+    torch.testing.assert_close(
+        loss_fn.teacher_entropy,
+        -(p * p.log()).sum(-1).mean(),
+        msg="teacher_entropy is the mean over the rows of -sum_k p_t log p_t",
+    )
+    torch.testing.assert_close(
+        loss_fn.teacher_entropy + loss_fn.kl,
+        loss.detach(),
+        msg="Eq. 5: teacher_entropy and kl must sum to the loss, and take no gradient",
+    )
     positive = loss_fn.kl.item() > 0
     assert positive, "a divergence is never negative"
 
 
 def test_a_student_that_says_nothing_costs_ln_k():
     _, teacher = random_logits()
-    assert DINOLoss(K)(torch.zeros(V * B, K), teacher, T).item() == pytest.approx(math.log(K), rel=1e-6)
+    assert DINOLoss(K)(torch.zeros(V * B, K), teacher, T).item() == pytest.approx(
+        math.log(K), rel=1e-6
+    )
 
 
 def test_many_prototypes_lose_no_digits():
@@ -150,9 +177,12 @@ def test_eq_4_the_center_is_an_average_of_the_teachers_logits():
     loss_fn.update_center(teacher + 1)
     assert loss_fn.center.dtype == torch.float32, "the center must stay in fp32, as it was"
     mean = teacher.mean(dim=0, keepdim=True)
-    torch.testing.assert_close(loss_fn.center, 0.9 * (0.1 * mean) + 0.1 * (mean + 1),
-                               msg="Eq. 4: with m = 0.9 the old center keeps 9 tenths, and each prototype's mean over "
-                                   "the batch adds 1 tenth")
+    torch.testing.assert_close(
+        loss_fn.center,
+        0.9 * (0.1 * mean) + 0.1 * (mean + 1),
+        msg="Eq. 4: with m = 0.9 the old center keeps 9 tenths, and each prototype's mean over "
+        "the batch adds 1 tenth",
+    )
 
 
 def test_the_center_is_subtracted_so_that_a_common_favourite_is_forgotten():
@@ -172,8 +202,11 @@ def test_the_loss_uses_the_old_center_and_leaves_it_alone():
 def test_center_momentum_one_switches_centering_off():
     loss_fn, (_, teacher) = DINOLoss(K, center_momentum=1.0), random_logits()
     loss_fn.update_center(teacher + 5)
-    torch.testing.assert_close(loss_fn.center, torch.zeros(1, K),
-                               msg="m = 1 must leave the center where it was: all weight is the old one's")
+    torch.testing.assert_close(
+        loss_fn.center,
+        torch.zeros(1, K),
+        msg="m = 1 must leave the center where it was: all weight is the old one's",
+    )
 
 
 def test_the_center_is_part_of_the_state():
@@ -182,7 +215,10 @@ def test_the_center_is_part_of_the_state():
 
 def test_sharpening_lowers_the_entropy():
     loss_fn, logits = DINOLoss(K), random_logits()
-    entropies = [(loss_fn(*logits, temp), loss_fn.teacher_entropy.item())[1] for temp in (0.01, 0.04, 0.1, 1.0)]
+    entropies = [
+        (loss_fn(*logits, temp), loss_fn.teacher_entropy.item())[1]
+        for temp in (0.01, 0.04, 0.1, 1.0)
+    ]
     assert entropies == sorted(entropies)
 
 

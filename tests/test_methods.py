@@ -1,4 +1,5 @@
 """BYOL's and MoCo's losses against their own papers' equations; the ablations' trainings as runs."""
+
 import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,17 +31,27 @@ HERE = World(0, 1, torch.device("cpu"), torch.float32)
 
 def random_logits(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(V * B, K, generator=generator).requires_grad_(), torch.randn(2 * B, K, generator=generator) / 10
+    return torch.randn(V * B, K, generator=generator).requires_grad_(), torch.randn(
+        2 * B, K, generator=generator
+    ) / 10
 
 
 def test_byols_loss_is_the_squared_distance_of_normalised_outputs():
     """BYOL, Eq. 2, over all pairs of different views; row 5's center is taken off the teacher's."""
     (student, teacher), loss_fn = random_logits(), SquaredDistance(K)
     loss_fn.center.normal_(generator=torch.Generator().manual_seed(1))
-    expected = [((s / s.norm() - (t - loss_fn.center[0]) / (t - loss_fn.center[0]).norm()) ** 2).sum().item()
-                for x in range(2) for v in range(V) if v != x
-                for s, t in zip(student.detach()[v * B:(v + 1) * B], teacher[x * B:(x + 1) * B])]
-    assert loss_fn(student, teacher, T).item() == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+    expected = [
+        ((s / s.norm() - (t - loss_fn.center[0]) / (t - loss_fn.center[0]).norm()) ** 2)
+        .sum()
+        .item()
+        for x in range(2)
+        for v in range(V)
+        if v != x
+        for s, t in zip(student.detach()[v * B : (v + 1) * B], teacher[x * B : (x + 1) * B])
+    ]
+    assert loss_fn(student, teacher, T).item() == pytest.approx(
+        sum(expected) / len(expected), rel=1e-5
+    )
 
 
 def test_infonce_tells_the_own_image_from_the_queue():
@@ -60,13 +71,23 @@ def test_the_queue_holds_the_last_keys_oldest_first_and_the_loss_used_the_old_on
     loss_fn = InfoNCE(K, queue_length=8)
     first, steps = loss_fn.queue.clone(), [random_logits(seed)[1] for seed in range(3)]
     keys = [F.normalize(step, dim=-1) for step in steps]  # 6 a step
-    for n, (step, expected) in enumerate(zip(steps, [torch.cat([first[6:], keys[0]]), torch.cat([keys[0][4:], keys[1]]),
-                                                     torch.cat([keys[1][4:], keys[2]])])):
+    for n, (step, expected) in enumerate(
+        zip(
+            steps,
+            [
+                torch.cat([first[6:], keys[0]]),
+                torch.cat([keys[0][4:], keys[1]]),
+                torch.cat([keys[1][4:], keys[2]]),
+            ],
+        )
+    ):
         before = loss_fn.queue.clone()
         loss_fn(random_logits()[0], step, T)
         assert torch.equal(loss_fn.queue, before), "a step's keys must not be their own negatives"
         loss_fn.update_center(step)
-        torch.testing.assert_close(loss_fn.queue, expected, msg=f"the order is wrong after step {n + 1}")
+        torch.testing.assert_close(
+            loss_fn.queue, expected, msg=f"the order is wrong after step {n + 1}"
+        )
     assert "queue" in loss_fn.state_dict(), "the queue is part of the checkpoint"
 
 
@@ -84,18 +105,24 @@ def test_no_gradient_reaches_the_teacher_and_no_view_meets_itself(loss_fn):
     loss_fn(student, teacher, T).backward()
     assert teacher.grad is None, "the teacher's side must be detached"
     student.grad = None
-    only_one = student.detach()[:2 * B].clone().requires_grad_()
-    loss_fn(only_one, torch.cat([teacher.detach()[:B], 9 * teacher.detach()[B:].roll(1, 0)]), T).backward()
+    only_one = student.detach()[: 2 * B].clone().requires_grad_()
+    loss_fn(
+        only_one, torch.cat([teacher.detach()[:B], 9 * teacher.detach()[B:].roll(1, 0)]), T
+    ).backward()
     changed = only_one.grad.clone()
     only_one.grad = None
     loss_fn(only_one, torch.cat([teacher.detach()[:B], teacher.detach()[B:]]), T).backward()
     if not isinstance(loss_fn, SinkhornLoss):  # whose targets share one batch
-        torch.testing.assert_close(changed[B:], only_one.grad[B:], msg="view 2 must not be compared with view 2")
+        torch.testing.assert_close(
+            changed[B:], only_one.grad[B:], msg="view 2 must not be compared with view 2"
+        )
         assert not torch.allclose(changed[:B], only_one.grad[:B])
 
 
 def test_the_batch_is_shuffled_over_the_processes_and_the_order_restored():
-    """Two threads as two processes: each one's teacher sees images of both, and its keys come back in order."""
+    """Two threads as two processes: each one's teacher sees images of both, and its keys come back
+    in order.
+    """
     images = torch.arange(10.0).view(2, 5, 1)  # an image's number is its pixel
     shared, meet = [None, None], Barrier(2, timeout=9)
 
@@ -113,23 +140,33 @@ def test_the_batch_is_shuffled_over_the_processes_and_the_order_restored():
             return joined
 
         teacher = Teacher()
-        shuffle_batches(teacher, SimpleNamespace(rank=rank, size=2, device=torch.device("cpu"), gather=gather))
+        shuffle_batches(
+            teacher, SimpleNamespace(rank=rank, size=2, device=torch.device("cpu"), gather=gather)
+        )
         return teacher([images[rank], 10 + images[rank]]), teacher.seen
 
     torch.manual_seed(0)
     with ThreadPoolExecutor() as processes:
         (keys, seen), (other_keys, other_seen) = processes.map(teach, range(2))
     for rank, found in enumerate((keys, other_keys)):
-        assert torch.equal(found, torch.cat([images[rank], 10 + images[rank]])), "each key must return to its query"
+        assert torch.equal(found, torch.cat([images[rank], 10 + images[rank]])), (
+            "each key must return to its query"
+        )
     for view in range(2):
-        assert sorted(seen[view] + other_seen[view]) == [10 * view + n for n in range(10)], "each image is seen once"
+        assert sorted(seen[view] + other_seen[view]) == [10 * view + n for n in range(10)], (
+            "each image is seen once"
+        )
         own = {10.0 * view + n for n in range(5)}
-        assert own & set(other_seen[view]) and own - set(other_seen[view]), "a process's images must go to both"
+        assert own & set(other_seen[view]) and own - set(other_seen[view]), (
+            "a process's images must go to both"
+        )
 
 
-FLAGS = ("--arch vit_nano --patch_size 16 --global_crops_size 32 --local_crops_size 16 --local_crops_number 1 "
-         "--eval_size 32 --head_hidden_dim 29 --head_bottleneck_dim 7 --out_dim 31 --batch_size_per_gpu 4 "
-         "--warmup_epochs 0 --warmup_teacher_temp_epochs 0 --epochs 2").split()
+FLAGS = (
+    "--arch vit_nano --patch_size 16 --global_crops_size 32 --local_crops_size 16 --local_crops_number 1 "
+    "--eval_size 32 --head_hidden_dim 29 --head_bottleneck_dim 7 --out_dim 31 --batch_size_per_gpu 4 "
+    "--warmup_epochs 0 --warmup_teacher_temp_epochs 0 --epochs 2"
+).split()
 RUN = "--num_workers 0 --device cpu --precision fp32 --knn_every 0".split()
 
 
@@ -142,7 +179,9 @@ def write_images(folder: Path) -> Path:
 
 
 def steps_of(kind: str, folder: Path, monkeypatch) -> tuple[list[dict], list[dict]]:
-    """Train 3 epochs of two steps -> the student's weights in each step, and the teacher's that served in it."""
+    """Train 3 epochs of two steps -> the student's weights in each step, and the teacher's that
+    served in it.
+    """
     students, teachers, honest = [], [], ablations_train.start_run
     copy = lambda network: {name: value.clone() for name, value in network.state_dict().items()}
 
@@ -157,24 +196,52 @@ def steps_of(kind: str, folder: Path, monkeypatch) -> tuple[list[dict], list[dic
         return run
 
     monkeypatch.setattr(ablations_train, "start_run", start_run)
-    ablations_train.main([*FLAGS, *RUN, "--data_path", str(write_images(folder / "images")), "--output_dir",
-                          str(folder / "run"), "--teacher", kind, "--epochs", "3", "--lr", "9"])
+    ablations_train.main(
+        [
+            *FLAGS,
+            *RUN,
+            "--data_path",
+            str(write_images(folder / "images")),
+            "--output_dir",
+            str(folder / "run"),
+            "--teacher",
+            kind,
+            "--epochs",
+            "3",
+            "--lr",
+            "9",
+        ]
+    )
     return students, teachers
 
 
-@pytest.mark.parametrize(("kind", "source"), [("student", [0, 1, 2, 3, 4]), ("previous_iteration", [0, 0, 1, 2, 3]),
-                                              ("previous_epoch", [0, 0, 2, 2, 4])])
-def test_fig_6s_teachers_are_the_student_of_the_step_that_their_name_says(kind, source, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [
+        ("student", [0, 1, 2, 3, 4]),
+        ("previous_iteration", [0, 0, 1, 2, 3]),
+        ("previous_epoch", [0, 0, 2, 2, 4]),
+    ],
+)
+def test_fig_6s_teachers_are_the_student_of_the_step_that_their_name_says(
+    kind, source, tmp_path, monkeypatch
+):
     """Which step's student serves as the teacher in steps 0 ... 4, of two an epoch."""
     students, teachers = steps_of(kind, tmp_path, monkeypatch)
-    assert not torch.equal(students[1]["backbone.cls_token"], students[2]["backbone.cls_token"]), "nothing is trained"
+    assert not torch.equal(students[1]["backbone.cls_token"], students[2]["backbone.cls_token"]), (
+        "nothing is trained"
+    )
     for step, origin in enumerate(source):
-        assert all(torch.equal(value, students[origin][name]) for name, value in teachers[step].items()), \
-            f"in step {step} the teacher must be the student of step {origin}"
+        assert all(
+            torch.equal(value, students[origin][name]) for name, value in teachers[step].items()
+        ), f"in step {step} the teacher must be the student of step {origin}"
 
 
-METHODS = {"BYOL": as_flags(BYOL_DEMO | PAIR_DEMO), "MoCo-v2": as_flags(MOCO_DEMO | PAIR_DEMO),
-           "SwAV": as_flags(SWAV_DEMO)}
+METHODS = {
+    "BYOL": as_flags(BYOL_DEMO | PAIR_DEMO),
+    "MoCo-v2": as_flags(MOCO_DEMO | PAIR_DEMO),
+    "SwAV": as_flags(SWAV_DEMO),
+}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -182,23 +249,40 @@ def test_each_methods_state_survives_a_checkpoint_and_another_methods_is_refused
     settings = parse([*FLAGS, *METHODS[method], "--output_dir", str(tmp_path)])
     run = start_run(settings, HERE)
     crops = [torch.randn(4, 3, 32, 32) for _ in range(2)]
-    train_step(run.student, run.teacher, run.dino_loss, run.optimizer, [crops], Schedules(0.01, 0.0, 0.9, 0.05),
-               settings, HERE)
+    train_step(
+        run.student,
+        run.teacher,
+        run.dino_loss,
+        run.optimizer,
+        [crops],
+        Schedules(0.01, 0.0, 0.9, 0.05),
+        settings,
+        HERE,
+    )
     run.history.append({"epoch": -1})
     save_run(tmp_path / "checkpoint.pth", run, settings)
     again = start_run(settings, HERE)
     load_run(tmp_path / "checkpoint.pth", again, settings)
     for part in ("student", "teacher", "dino_loss"):
         for name, value in getattr(run, part).state_dict().items():
-            assert torch.equal(getattr(again, part).state_dict()[name], value), f"{part}'s {name} is lost"
-    for read, begin in ((parse, start_run), (parse_settings, run_state.start_run)):  # by either command
+            assert torch.equal(getattr(again, part).state_dict()[name], value), (
+                f"{part}'s {name} is lost"
+            )
+    for read, begin in (
+        (parse, start_run),
+        (parse_settings, run_state.start_run),
+    ):  # by either command
         other = read([*FLAGS, "--output_dir", "nowhere"])
         with pytest.raises(ValueError, match="choose another --output_dir"):
             load_run(tmp_path / "checkpoint.pth", begin(other, HERE), other)
 
 
 def test_each_setting_of_the_loss_makes_the_loss_it_names():
-    for flags, kind in (("", DINOLoss), ("--loss mse", SquaredDistance), ("--loss infonce --queue_length 5", InfoNCE)):
+    for flags, kind in (
+        ("", DINOLoss),
+        ("--loss mse", SquaredDistance),
+        ("--loss infonce --queue_length 5", InfoNCE),
+    ):
         assert type(make_loss(parse([*FLAGS, *flags.split()]), HERE)) is kind
     for centering, iterations in (("sinkhorn", 3), ("batch_softmax", 1)):
         assert make_loss(parse([*FLAGS, "--centering", centering]), HERE).iterations == iterations
@@ -208,7 +292,9 @@ def test_a_predictor_starts_fresh_on_weights_that_have_none(tmp_path):
     settings = parse([*FLAGS, "--output_dir", str(tmp_path)])
     run = start_run(settings, HERE)
     save_run(tmp_path / "checkpoint.pth", run, settings)
-    student = make_student(parse([*FLAGS, "--init_from", str(tmp_path / "checkpoint.pth"), "--predictor"]), HERE)
+    student = make_student(
+        parse([*FLAGS, "--init_from", str(tmp_path / "checkpoint.pth"), "--predictor"]), HERE
+    )
     torch.testing.assert_close(student.head.mlp.state_dict(), run.student.head.mlp.state_dict())
     assert student.head.predictor is not None
 
@@ -223,8 +309,19 @@ def test_other_heads_than_the_weights_were_trained_with_are_refused(tmp_path):
 
 def test_other_losses_are_logged_without_entropy_and_kl(tmp_path, capsys):
     """They have no such parts, so no collapse can be read off them."""
-    ablations_train.main([*FLAGS, *METHODS["BYOL"], *RUN, "--output_dir", str(tmp_path / "run"), "--data_path",
-                          str(write_images(tmp_path / "images"))])
+    ablations_train.main(
+        [
+            *FLAGS,
+            *METHODS["BYOL"],
+            *RUN,
+            "--output_dir",
+            str(tmp_path / "run"),
+            "--data_path",
+            str(write_images(tmp_path / "images")),
+        ]
+    )
     told, log = capsys.readouterr().out, (tmp_path / "run" / "log.txt").read_text()
-    assert "train_loss" in log and not any(word in told + log for word in ("KL", "COLLAPSE", "train_kl"))
+    assert "train_loss" in log and not any(
+        word in told + log for word in ("KL", "COLLAPSE", "train_kl")
+    )
     assert (tmp_path / "run" / "curves.png").stat().st_size

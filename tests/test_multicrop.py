@@ -1,4 +1,5 @@
 """Multi-crop: the law of the augmentations, one pass per resolution."""
+
 import pytest
 import torch
 import torchvision.transforms.functional as TF
@@ -19,15 +20,21 @@ def test_views_are_two_globals_then_the_locals():
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_views_are_contiguous_whatever_the_layout_of_the_image(layout):
-    """The whole image is a box too, and then the resize keeps its layout; grey and blur have layouts of their own."""
+    """The whole image is a box too, and then the resize keeps its layout; grey and blur have
+    layouts of their own.
+    """
     torch.manual_seed(0)
     image = (IMAGE * 255).byte()[None, :, :37].contiguous(memory_format=layout)[0]
     crop = MultiCrop(37, 37, (1, 1), (1, 1), 10, blur=(0.5, 0.5, 0.5), solarize=0.5)
-    assert all(view.is_contiguous() and view.shape == (3, 37, 37) for _ in range(5) for view in crop(image))
+    assert all(
+        view.is_contiguous() and view.shape == (3, 37, 37) for _ in range(5) for view in crop(image)
+    )
 
 
 def test_a_tensor_and_a_image_give_the_same_views():
-    """And a tensor gives the same in both layouts: colours apart, or side by side as the decoder leaves them."""
+    """And a tensor gives the same in both layouts: colours apart, or side by side as the decoder
+    leaves them.
+    """
     pixels = (IMAGE * 255).byte()
     torch.manual_seed(3)
     from_tensor = MultiCrop(35, 14)(pixels)
@@ -39,12 +46,18 @@ def test_a_tensor_and_a_image_give_the_same_views():
 
 def test_views_are_normalised_by_mean_and_std():
     image = torch.full((3, 50, 50), 128, dtype=torch.uint8)
-    plain = MultiCrop(20, 10, jitter=(0, 0, 0, 0), solarize=0, mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3))
+    plain = MultiCrop(
+        20, 10, jitter=(0, 0, 0, 0), solarize=0, mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3)
+    )
     expected = (128 / 255 - torch.tensor([0.5, 0.4, 0.3])) / torch.tensor([0.1, 0.2, 0.3])
     gen_grey = grey(torch.full((3, 1, 1), 128 / 255)).item()
     for view in plain(image):
         was_greyed = abs(view[0, 0, 0].item() * 0.1 + 0.5 - gen_grey) < 1e-6
-        wanted = (gen_grey - torch.tensor([0.5, 0.4, 0.3])) / torch.tensor([0.1, 0.2, 0.3]) if was_greyed else expected
+        wanted = (
+            (gen_grey - torch.tensor([0.5, 0.4, 0.3])) / torch.tensor([0.1, 0.2, 0.3])
+            if was_greyed
+            else expected
+        )
         torch.testing.assert_close(view, wanted.view(3, 1, 1).expand_as(view), atol=1e-4, rtol=1e-4)
 
 
@@ -53,23 +66,37 @@ def fraction(happened: list[bool]) -> float:
 
 
 def test_the_chances_of_the_augmentations_are_the_papers():
-    """On an image of which each augmentation leaves a mark of its own; 1500 draws: 3 standard errors are 0.04."""
+    """On an image of which each augmentation leaves a mark of its own; 1500 draws: 3 standard
+    errors are 0.04.
+    """
     torch.manual_seed(0)
     stripes = torch.zeros(3, 64, 64, dtype=torch.uint8)
     stripes[0, :, ::2], stripes[1, :, 32:] = 200, 100
-    still = {"jitter": (0, 0, 0, 0), "mean": (0, 0, 0), "std": (1, 1, 1), "global_scale": (1, 1), "local_scale": (1, 1),
-             "global_size": 64, "local_size": 64, "local_number": 1}
+    still = {
+        "jitter": (0, 0, 0, 0),
+        "mean": (0, 0, 0),
+        "std": (1, 1, 1),
+        "global_scale": (1, 1),
+        "local_scale": (1, 1),
+        "global_size": 64,
+        "local_size": 64,
+        "local_number": 1,
+    }
     views = [MultiCrop(**still, blur=(0, 0, 0), solarize=0.2)(stripes) for _ in range(1500)]
     greyed = [bool((view[0] - view[1]).abs().max() < 1e-3) for one in views for view in one]
     assert fraction(greyed) == pytest.approx(0.2, abs=0.04)
     for number, expected in enumerate((0.0, 0.2, 0.0)):
         coloured = [one[number] for one in views if not one[number][0].eq(one[number][1]).all()]
         solarized = [bool(view[0].amax() < 0.5) for view in coloured]
-        assert fraction(solarized) == pytest.approx(expected, abs=0.04), f"solarise on view {number}"
+        assert fraction(solarized) == pytest.approx(expected, abs=0.04), (
+            f"solarise on view {number}"
+        )
     views = [MultiCrop(**still, solarize=0)(stripes) for _ in range(1500)]
     for number, expected in enumerate((1.0, 0.1, 0.5)):
         coloured = [one[number][0] for one in views if not one[number][0].eq(one[number][1]).all()]
-        blurred = fraction([bool((red[:, 1:] - red[:, :-1]).abs().amax() < 0.75) for red in coloured])
+        blurred = fraction(
+            [bool((red[:, 1:] - red[:, :-1]).abs().amax() < 0.75) for red in coloured]
+        )
         visible = 0.9 * expected  # a sigma below 0.3 pixels leaves the stripes as they are
         assert blurred == pytest.approx(visible, abs=0.05), f"blur on view {number}"
 
@@ -87,7 +114,9 @@ def test_crops_cover_areas_within_their_scale():
     torch.manual_seed(0)
     across = torch.linspace(0, 255, 256).round().byte().expand(256, 256)
     image = torch.stack([across, across.T, torch.zeros_like(across)])
-    crop = MultiCrop(64, 32, (0.4, 1.0), (0.05, 0.4), 4, (0, 0, 0), (1, 1, 1), (0, 0, 0, 0), (0, 0, 0), 0)
+    crop = MultiCrop(
+        64, 32, (0.4, 1.0), (0.05, 0.4), 4, (0, 0, 0), (1, 1, 1), (0, 0, 0, 0), (0, 0, 0), 0
+    )
     areas = [[], []]
     for _ in range(200):
         for number, view in enumerate(crop(image)):
@@ -112,11 +141,20 @@ def test_one_backbone_pass_per_resolution_keeps_the_order_of_the_views():
     head.register_forward_hook(lambda *_: head_passes.append(1))
     crops = [torch.randn(5, 3, size, size) for size in (20, 20, 11, 11, 11)]
     logits = forward_crops(backbone, head, crops)
-    assert backbone.calls == 2, f"crops of two sizes need two passes of the backbone, not {backbone.calls}"
-    assert len(head_passes) == 1, f"the head needs all views in one pass, not in {len(head_passes)}: a batch "\
+    assert backbone.calls == 2, (
+        f"crops of two sizes need two passes of the backbone, not {backbone.calls}"
+    )
+    assert len(head_passes) == 1, (
+        f"the head needs all views in one pass, not in {len(head_passes)}: a batch "
         "normalisation in it is over all of them"
+    )
     assert logits.shape == (5 * 5, 7), "the logits of all views stand below each other: (V * B, K)"
-    torch.testing.assert_close(logits, torch.cat([head(crop.mean(dim=(2, 3))) for crop in crops]),
-                               msg="the views must stay in their order: the loss takes the first two for the globals")
+    torch.testing.assert_close(
+        logits,
+        torch.cat([head(crop.mean(dim=(2, 3))) for crop in crops]),
+        msg="the views must stay in their order: the loss takes the first two for the globals",
+    )
     torch.testing.assert_close(MultiCropNetwork(backbone, head)(crops), logits)
-    assert forward_crops(backbone, head, crops[:2]).shape == (2 * 5, 7), "the teacher gets two globals, and no locals"
+    assert forward_crops(backbone, head, crops[:2]).shape == (2 * 5, 7), (
+        "the teacher gets two globals, and no locals"
+    )

@@ -1,4 +1,5 @@
 """docs/paper.md leads from each equation, figure and table of the paper to code that is there."""
+
 import ast
 import re
 from pathlib import Path
@@ -38,7 +39,12 @@ def numbered(text: str) -> set[tuple[str, int]]:
 
 def test_a_list_of_numbers_is_read_in_full():
     assert numbered("Tables 3 and 5; Fig. 7 to 9") == {
-        ("Table", 3), ("Table", 5), ("Fig", 7), ("Fig", 8), ("Fig", 9)}
+        ("Table", 3),
+        ("Table", 5),
+        ("Fig", 7),
+        ("Fig", 8),
+        ("Fig", 9),
+    }
 
 
 @pytest.mark.parametrize("kind", HIGHEST)

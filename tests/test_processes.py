@@ -1,4 +1,7 @@
-"""Two processes compute together what one computes alone, also where there is nothing to do for one of the two."""
+"""Two processes compute together what one computes alone, also where there is nothing to do for one
+of the two.
+"""
+
 import importlib
 import json
 import os
@@ -22,8 +25,10 @@ from training.backbone import build_backbone
 REPO = Path(__file__).parent.parent
 FROZEN = " --pretrained_weights {data}/weights.pth --eval_size 32 --device cpu --results {output}/results.jsonl"
 PICTURES = FROZEN + " --num_workers 0"
-TRAINING = (f"train {' '.join(test_runs.TINY)} --drop_path_rate 0" +  # each process draws masks of its own
-            " --batch_size_per_gpu {batch} --data_path {data}/bright --output_dir {output}")
+TRAINING = (
+    f"train {' '.join(test_runs.TINY)} --drop_path_rate 0"  # each process draws masks of its own
+    + " --batch_size_per_gpu {batch} --data_path {data}/bright --output_dir {output}"
+)
 LEARNING = {
     "training": TRAINING,
     "training with batch normalisation": TRAINING + " --use_bn_in_head true",
@@ -31,23 +36,25 @@ LEARNING = {
     # the queue holds whole steps: their order inside differs
     "training by InfoNCE": "ablations." + TRAINING + " --loss infonce --queue_length 48",
     "linear": "evals.linear --data_path {data}/creatures --output_dir {output} --epochs 3 --lr 0.03 0.3 "
-              "--batch_size {batch}" + PICTURES,
+    "--batch_size {batch}" + PICTURES,
     "fine-tuning": f"evals.transfer {' '.join(test_transfer.TINY)} --from_scratch --lr 0.2 --mixup 0 --cutmix 0 "
-                   "--drop_path_rate 0 --batch_size {batch} --data_path {data}/dark --output_dir {output} --results "
-                   "{output}/results.jsonl",
+    "--drop_path_rate 0 --batch_size {batch} --data_path {data}/dark --output_dir {output} --results "
+    "{output}/results.jsonl",
 }
 EVALUATIONS = {
     "k-NN": "eval_knn --data_path {data}/photos --nb_knn 3 5" + PICTURES,
     "k-NN, one test image": "eval_knn --data_path {data}/photos/few --nb_knn 1 5" + PICTURES,
     "retrieval": "evals.image_retrieval --data_path {data}/photos" + PICTURES,
     "copies, one distractor": "evals.copy_detection --data_path {data}/copies --distractors {data}/one --whiten "
-                              "{data}/photos" + PICTURES,
+    "{data}/photos" + PICTURES,
     "attention": "evals.attention_segmentation --data_path {data}/voc" + PICTURES,
-    "attention, the first without objects": "evals.attention_segmentation --data_path {data}/voc_of_two" + PICTURES,
+    "attention, the first without objects": "evals.attention_segmentation --data_path {data}/voc_of_two"
+    + PICTURES,
     "attention, one image": "evals.attention_segmentation --data_path {data}/voc_of_one" + PICTURES,
-    "videos": "evals.video_segmentation --data_path {data}/davis --overlay false --output_dir {output}" + FROZEN,
+    "videos": "evals.video_segmentation --data_path {data}/davis --overlay false --output_dir {output}"
+    + FROZEN,
     "one video": "evals.video_segmentation --data_path {data}/davis_of_one --overlay false --output_dir {output}"
-                 + FROZEN,
+    + FROZEN,
 }
 DRIVER = """
 import importlib, json, os, pathlib, sys, warnings
@@ -69,25 +76,42 @@ def write_data(data: Path) -> None:
     test_transfer.write_photos(data / "dark")
     write_creatures(data / "creatures")
     torch.save(build_backbone("vit_nano", 8, 48, init_std=0.2).state_dict(), data / "weights.pth")
-    for i, (name, n) in enumerate((("few/fish", 3), ("few/snail", 4), ("more/leaf", 11), ("more/turtle", 13))):
+    for i, (name, n) in enumerate(
+        (("few/fish", 3), ("few/snail", 4), ("more/leaf", 11), ("more/turtle", 13))
+    ):
         save_creatures(data / "photos" / name, n, seed=i)
     save_creatures(data / "one", 1, seed=4)
     write_copydays(data / "copies", 7)
-    for name, listed in (("voc", "one\nnone\nthree\n"), ("voc_of_two", "none\nthree\n"), ("voc_of_one", "three\n")):
+    for name, listed in (
+        ("voc", "one\nnone\nthree\n"),
+        ("voc_of_two", "none\nthree\n"),
+        ("voc_of_one", "three\n"),
+    ):
         (write_voc(data / name) / "ImageSets/Segmentation/val.txt").write_text(listed)
     write_davis(data / "davis")
     (write_davis(data / "davis_of_one") / "ImageSets/2017/val.txt").write_text("snail\n")
 
 
 def commands(folder: Path, processes: int) -> list[list[str]]:
-    """Script and flags of each run, as so many processes are to make it, into FOLDER/PROCESSES/NAME."""
-    return [[word.format(data=folder / "data", output=folder / str(processes) / name, batch=8 // processes)
-             for word in command.split()] for name, command in (LEARNING | EVALUATIONS).items()]
+    """Script and flags of each run, as so many processes are to make it, into
+    FOLDER/PROCESSES/NAME.
+    """
+    return [
+        [
+            word.format(
+                data=folder / "data", output=folder / str(processes) / name, batch=8 // processes
+            )
+            for word in command.split()
+        ]
+        for name, command in (LEARNING | EVALUATIONS).items()
+    ]
 
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory) -> Path:
-    """The folder where all runs were made, by two processes of one launch and meanwhile by this one."""
+    """The folder where all runs were made, by two processes of one launch and meanwhile by this
+    one.
+    """
     folder = tmp_path_factory.mktemp("processes")
     write_data(folder / "data")
     alone, together = commands(folder, 1), commands(folder, 2)
@@ -96,10 +120,22 @@ def outputs(tmp_path_factory) -> Path:
         runs = [[str(one.getsockname()[1]), *run] for one, run in zip(sockets, together)]
     (folder / "runs.json").write_text(json.dumps(runs))
     (folder / "driver.py").write_text(DRIVER)
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    both = subprocess.Popen([sys.executable, *"-m torch.distributed.run --standalone --nproc_per_node=2".split(),
-                             folder / "driver.py", folder / "runs.json"], cwd=REPO, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, text=True, env=environment | {"PYTHONPATH": str(REPO)})
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")
+    }
+    both = subprocess.Popen(
+        [
+            sys.executable,
+            *"-m torch.distributed.run --standalone --nproc_per_node=2".split(),
+            folder / "driver.py",
+            folder / "runs.json",
+        ],
+        cwd=REPO,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment | {"PYTHONPATH": str(REPO)},
+    )
     try:
         for script, *flags in alone:
             importlib.import_module(script).main(flags)
@@ -127,9 +163,13 @@ def test_two_processes_train_as_one_with_the_double_batch(outputs, name):
     """Center, weights and k-NN; without drop path, whose masks are drawn per process."""
     one, two = (outputs / processes / name for processes in "12")
     alone, pair = load(one / "checkpoint.pth"), load(two / "checkpoint.pth")
-    torch.testing.assert_close(pair["dino_loss"]["center"], alone["dino_loss"]["center"], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        pair["dino_loss"]["center"], alone["dino_loss"]["center"], atol=1e-5, rtol=1e-4
+    )
     for key, value in alone["teacher"].items():
-        torch.testing.assert_close(pair["teacher"][key], value, atol=2e-4, rtol=1e-3, msg=f"{key} differs")
+        torch.testing.assert_close(
+            pair["teacher"][key], value, atol=2e-4, rtol=1e-3, msg=f"{key} differs"
+        )
     for ours, theirs in zip(test_runs.log_of(one), test_runs.log_of(two), strict=True):
         assert theirs.keys() == ours.keys()
         assert all(theirs[key] == pytest.approx(ours[key], abs=1e-3) for key in ours)
@@ -146,10 +186,13 @@ def test_two_processes_train_the_linear_heads_of_one_with_the_double_batch(outpu
 def test_two_processes_fine_tune_as_one_with_the_double_batch(outputs):
     """Without mixing and dropped paths, which each process draws for itself.
 
-    Not the keys' biases: softmax is blind to them, and AdamW makes whole steps of the rounding of their gradient 0.
+    Not the keys' biases: softmax is blind to them, and AdamW makes whole steps of the rounding of
+    their gradient 0.
     """
     one, two = (outputs / processes / "fine-tuning" for processes in "12")
-    assert result(one)["measured"] == result(two)["measured"], "one table a run, of the same numbers"
+    assert result(one)["measured"] == result(two)["measured"], (
+        "one table a run, of the same numbers"
+    )
     alone, pair = test_transfer.weights_of(one), test_transfer.weights_of(two)
     for name, before in test_transfer.small_network(classes=2).state_dict().items():
         keys = slice(128, 256) if "qkv.bias" in name else slice(0)
@@ -162,10 +205,19 @@ def test_two_processes_fine_tune_as_one_with_the_double_batch(outputs):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EVALUATIONS)
 def test_an_evaluation_tells_the_same_figures_from_two_processes(outputs, name):
-    """And writes the same files; a process without an image, an object or a video takes part as well."""
+    """And writes the same files; a process without an image, an object or a video takes part as
+    well.
+    """
     one, two = (outputs / processes / name for processes in "12")
     alone, together = result(one), result(two)
     assert together["measured"] == pytest.approx(alone["measured"], abs=1e-3)
-    assert {**together, "measured": 0, "flags": 0, "time": 0} == {**alone, "measured": 0, "flags": 0, "time": 0}
-    written = [sorted(path.relative_to(output) for path in output.rglob("*")) for output in (one, two)]
+    assert {**together, "measured": 0, "flags": 0, "time": 0} == {
+        **alone,
+        "measured": 0,
+        "flags": 0,
+        "time": 0,
+    }
+    written = [
+        sorted(path.relative_to(output) for path in output.rglob("*")) for output in (one, two)
+    ]
     assert written[0] == written[1]

@@ -1,4 +1,5 @@
 """What README, docs/ and the classroom's page say of the source is true: commands, flags, files."""
+
 import re
 import shlex
 from pathlib import Path
@@ -88,9 +89,15 @@ def test_every_script_that_is_shown_is_there():
 
 def test_every_flag_of_the_other_scripts_that_is_shown_exists():
     """A flag is written in the script itself, or in what gives all evaluations their flags."""
-    shared = (REPO / "training/evaluation.py").read_text() + (REPO / "training/pretrained.py").read_text()
+    shared = (REPO / "training/evaluation.py").read_text() + (
+        REPO / "training/pretrained.py"
+    ).read_text()
     for script, flags in OTHERS:
-        if script in ("train.py", "-m ablations.train", "-m bench"):  # their flags are made from the settings
+        if script in (
+            "train.py",
+            "-m ablations.train",
+            "-m bench",
+        ):  # their flags are made from the settings
             continue
         source = file_of(script).read_text(encoding="utf-8") + shared
         for flag in re.findall(r"--(\w+)", flags):

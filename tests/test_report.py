@@ -1,4 +1,5 @@
 """What a run shows at its end: the figures, and the paragraph in plain words."""
+
 import math
 from pathlib import Path
 
@@ -25,12 +26,28 @@ def a_run(entropy: float, kl: float) -> tuple[RunState, Settings]:
     settings = Settings(arch="vit_nano", patch_size=8, out_dim=64, eval_size=64, eval_crop=1.0)
     backbone = build_backbone("vit_nano", 8, 48)
     student = MultiCropNetwork(backbone, DINOHead(128, 64, hidden_dim=13, bottleneck_dim=7))
-    last = {"epoch": 0, "train_loss": entropy + kl, "train_entropy": entropy, "train_kl": kl, "train_lr": 0.1,
-            "train_wd": 0.1, "teacher_momentum": 0.9, "teacher_temp": 0.04, "images_per_s": 9.0,
-            "knn_teacher": 71.5, "knn_student": 70.0}
+    last = {
+        "epoch": 0,
+        "train_loss": entropy + kl,
+        "train_entropy": entropy,
+        "train_kl": kl,
+        "train_lr": 0.1,
+        "train_wd": 0.1,
+        "teacher_momentum": 0.9,
+        "teacher_temp": 0.04,
+        "images_per_s": 9.0,
+        "knn_teacher": 71.5,
+        "knn_student": 70.0,
+    }
     history = [{"epoch": -1, "knn_untrained": 21.5, "knn_pixels": 50.0}, last]
-    return RunState(student, make_teacher(student), DINOLoss(64), torch.optim.SGD(student.parameters()), epoch=1,
-                    history=history), settings
+    return RunState(
+        student,
+        make_teacher(student),
+        DINOLoss(64),
+        torch.optim.SGD(student.parameters()),
+        epoch=1,
+        history=history,
+    ), settings
 
 
 def finish(tmp_path: Path, entropy: float, kl: float) -> str:
@@ -43,15 +60,25 @@ def finish(tmp_path: Path, entropy: float, kl: float) -> str:
 
 def test_the_paragraph_gives_every_number_and_the_figures_are_there(tmp_path):
     text = finish(tmp_path, entropy=2.0, kl=0.5)
-    for said in ("loss is 2.500", "ln K = 4.159", "71.5 % with the teacher", "21.5 % with the same network untrained",
-                 "50.0 % with raw pixels", "of its attention on the object", "best head, 60 % of the mass",
-                 "head mean, 80 % of the mass",
-                 "No collapse", str(tmp_path)):
+    for said in (
+        "loss is 2.500",
+        "ln K = 4.159",
+        "71.5 % with the teacher",
+        "21.5 % with the same network untrained",
+        "50.0 % with raw pixels",
+        "of its attention on the object",
+        "best head, 60 % of the mass",
+        "head mean, 80 % of the mass",
+        "No collapse",
+        str(tmp_path),
+    ):
         assert said in text, f"{said!r} is missing in: {text}"
     assert {path.name for path in tmp_path.iterdir()} == {"attention.png", "curves.png"}
 
 
-@pytest.mark.parametrize(("entropy", "said"), [(0.999 * math.log(64), "uniform"), (0.001, "one-hot")])
+@pytest.mark.parametrize(
+    ("entropy", "said"), [(0.999 * math.log(64), "uniform"), (0.001, "one-hot")]
+)
 def test_a_collapse_is_the_verdict_and_a_loud_line(tmp_path, entropy, said):
     assert f"COLLAPSE, {said}" in finish(tmp_path, entropy=entropy, kl=0.001)
     run, _ = a_run(entropy, 0.001)

@@ -1,4 +1,7 @@
-"""Ranking: average precision by hand and by brute force, GeM's limits, whitening, scales; the revisited protocol."""
+"""Ranking: average precision by hand and by brute force, GeM's limits, whitening, scales; the
+revisited protocol.
+"""
+
 import json
 import os
 import pickle
@@ -34,17 +37,22 @@ def bools(text: str) -> torch.Tensor:
     return torch.tensor([letter == "x" for letter in text])
 
 
-@pytest.mark.parametrize(("relevant", "junk", "by_hand"), [
-    ("x......", ".......", 1.0),  # first: (1 + 1) / 2
-    ("..x....", ".......", (0 + 1 / 3) / 2),
-    (".x.x...", ".......", ((0 + 1 / 2) / 2 + (1 / 3 + 2 / 4) / 2) / 2),
-    ("x.x....", ".......", ((1 + 1) / 2 + (1 / 2 + 2 / 3) / 2) / 2),
-    (".x.x...", "x.x....", 1.0),  # without the junk both are first
-    ("..x....", ".x.....", (0 + 1 / 2) / 2),
-    ("xxx....", "...xxxx", 1.0),
-])
+@pytest.mark.parametrize(
+    ("relevant", "junk", "by_hand"),
+    [
+        ("x......", ".......", 1.0),  # first: (1 + 1) / 2
+        ("..x....", ".......", (0 + 1 / 3) / 2),
+        (".x.x...", ".......", ((0 + 1 / 2) / 2 + (1 / 3 + 2 / 4) / 2) / 2),
+        ("x.x....", ".......", ((1 + 1) / 2 + (1 / 2 + 2 / 3) / 2) / 2),
+        (".x.x...", "x.x....", 1.0),  # without the junk both are first
+        ("..x....", ".x.....", (0 + 1 / 2) / 2),
+        ("xxx....", "...xxxx", 1.0),
+    ],
+)
 def test_average_precision_by_hand(relevant, junk, by_hand):
-    """AP = 1/P sum (j / r_j + (j + 1) / (r_j + 1)) / 2, junk out of the ranking (Radenovic et al. 2018)."""
+    """AP = 1/P sum (j / r_j + (j + 1) / (r_j + 1)) / 2, junk out of the ranking (Radenovic et al.
+    2018).
+    """
     found = average_precision(bools(relevant), bools(junk)).item()
     assert found == pytest.approx(by_hand), f"relevant {relevant}, junk {junk}"
 
@@ -60,9 +68,14 @@ def test_a_query_without_relevant_images_does_not_count():
 
 
 def test_average_precisions_are_those_of_a_plain_loop():
-    """Every query's ranking sorted and walked through by Python, junk skipped, trapezoids added one by one."""
+    """Every query's ranking sorted and walked through by Python, junk skipped, trapezoids added one
+    by one.
+    """
     generator = torch.Generator().manual_seed(0)
-    queries, database = torch.randn(5, 3, generator=generator), torch.randn(31, 3, generator=generator)
+    queries, database = (
+        torch.randn(5, 3, generator=generator),
+        torch.randn(31, 3, generator=generator),
+    )
     kind = torch.randint(3, (5, 31), generator=generator)  # 0 other, 1 relevant, 2 junk
     found = average_precisions(queries, database, kind == 1, kind == 2)
     for i in range(5):
@@ -78,15 +91,20 @@ def test_average_precisions_are_those_of_a_plain_loop():
         assert found[i].item() == pytest.approx(area / hits), f"query {i}"
 
 
-JUDGED = [{"easy": [0, 3], "hard": [1], "junk": [4], "bbx": [0, 0, 5, 5]},
-          {"easy": [], "hard": [2, 5], "junk": [0, 1], "bbx": [0, 0, 5, 5]}]
+JUDGED = [
+    {"easy": [0, 3], "hard": [1], "junk": [4], "bbx": [0, 0, 5, 5]},
+    {"easy": [], "hard": [2, 5], "junk": [0, 1], "bbx": [0, 0, 5, 5]},
+]
 
 
-@pytest.mark.parametrize(("level", "relevant", "junk"), [
-    ("easy", [[0, 3], []], [[1, 4], [0, 1, 2, 5]]),
-    ("medium", [[0, 1, 3], [2, 5]], [[4], [0, 1]]),
-    ("hard", [[1], [2, 5]], [[0, 3, 4], [0, 1]]),
-])
+@pytest.mark.parametrize(
+    ("level", "relevant", "junk"),
+    [
+        ("easy", [[0, 3], []], [[1, 4], [0, 1, 2, 5]]),
+        ("medium", [[0, 1, 3], [2, 5]], [[4], [0, 1]]),
+        ("hard", [[1], [2, 5]], [[0, 3, 4], [0, 1]]),
+    ],
+)
 def test_what_each_level_asks_for(level, relevant, junk):
     """Easy: hard is junk; medium: easy and hard are relevant; hard: easy is junk."""
     for mask, wanted in zip(judgements(JUDGED, 7, level), (relevant, junk)):
@@ -101,39 +119,57 @@ def test_a_level_without_queries_is_left_out():
 
 
 def test_a_image_does_not_find_itself():
-    """Each ranks the others: one of a class alone has nothing to find, and twins find each other first."""
+    """Each ranks the others: one of a class alone has nothing to find, and twins find each other
+    first.
+    """
     features = torch.tensor([[1.0, 0, 0], [1, 0.1, 0], [0, 1, 0], [0, 1, 0.1], [0, 0, 1]])
     assert same_class_map(features, torch.tensor([0, 0, 1, 1, 2])) == pytest.approx(100)
     assert same_class_map(features, torch.tensor([0, 1, 1, 0, 2])) < 50
 
 
 def test_gem_goes_from_the_mean_to_the_maximum():
-    """(1/N sum x^p)^(1/p): p = 1 is the mean, p -> infinity the maximum; below 1e-6 x counts as 1e-6."""
+    """(1/N sum x^p)^(1/p): p = 1 is the mean, p -> infinity the maximum; below 1e-6 x counts as
+    1e-6.
+    """
     tokens = torch.rand(2, 11, 5, generator=torch.Generator().manual_seed(0)).double() + 0.1
     torch.testing.assert_close(gem(tokens, 1), tokens.mean(dim=1))
     torch.testing.assert_close(gem(tokens, 500), tokens.amax(dim=1), rtol=0.01, atol=0)
-    torch.testing.assert_close(gem(tokens), (tokens ** 4).mean(dim=1) ** 0.25)
+    torch.testing.assert_close(gem(tokens), (tokens**4).mean(dim=1) ** 0.25)
     torch.testing.assert_close(gem(-tokens), torch.full((2, 5), 1e-6).double())
 
 
 @pytest.mark.parametrize(("m", "kept"), [(101, 7), (5, 4)])
 def test_whitened_features_have_covariance_one(m, kept):
-    """On the images it was learnt on; with m <= D of them only m - 1 directions vary, and no others are kept."""
+    """On the images it was learnt on; with m <= D of them only m - 1 directions vary, and no others
+    are kept.
+    """
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(m, 7, generator=generator) @ torch.randn(7, 7, generator=generator) + 3
     whitened = learn_whitening(features)(features)
     assert whitened.shape == (m, kept)
     torch.testing.assert_close(whitened.mean(dim=0), torch.zeros(kept).double(), atol=1e-9, rtol=0)
-    torch.testing.assert_close(whitened.T @ whitened / m, torch.eye(kept).double(), atol=1e-9, rtol=0)
+    torch.testing.assert_close(
+        whitened.T @ whitened / m, torch.eye(kept).double(), atol=1e-9, rtol=0
+    )
 
 
 def test_one_scale_is_the_network_itself():
-    """MultiScale of one scale is the l2-normalised feature; of three, the normalised mean over resized images."""
+    """MultiScale of one scale is the l2-normalised feature; of three, the normalised mean over
+    resized images.
+    """
     torch.manual_seed(0)
-    network, images = build_backbone("vit_nano", 8, 48, init_std=0.2).eval(), torch.randn(2, 3, 48, 64)
+    network, images = (
+        build_backbone("vit_nano", 8, 48, init_std=0.2).eval(),
+        torch.randn(2, 3, 48, 64),
+    )
     with torch.no_grad():
-        torch.testing.assert_close(MultiScale(network, 8, (1,))(images), nn.functional.normalize(network(images)))
-        smaller = [nn.functional.interpolate(images, size, mode="bilinear") for size in ((32, 48), (24, 32))]
+        torch.testing.assert_close(
+            MultiScale(network, 8, (1,))(images), nn.functional.normalize(network(images))
+        )
+        smaller = [
+            nn.functional.interpolate(images, size, mode="bilinear")
+            for size in ((32, 48), (24, 32))
+        ]
         mean = (network(images) + sum(network(image) for image in smaller)) / 3
         torch.testing.assert_close(MultiScale(network, 8)(images), nn.functional.normalize(mean))
 
@@ -148,7 +184,9 @@ def test_the_whole_image_is_shown_in_whole_patches():
 
 
 def test_queries_are_cropped_to_their_boxes(tmp_path):
-    """bbx is left, top, right, bottom in pixels; what sticks out is cut; outside there is nothing to show."""
+    """bbx is left, top, right, bottom in pixels; what sticks out is cut; outside there is nothing
+    to show.
+    """
     values = np.arange(11 * 13 * 3, dtype=np.uint8).reshape(11, 13, 3)
     Image.fromarray(values).save(tmp_path / "a.png")
     crops = Crops([tmp_path / "a.png"] * 3, [[2.4, 3.0, 7.0, 9.6], [-5, 5, 99, 99], [20, 0, 30, 5]])
@@ -162,8 +200,14 @@ def test_queries_are_cropped_to_their_boxes(tmp_path):
 def test_plain_values_and_arrays_survive_a_pickle(tmp_path, protocol):
     """Of protocols 0 to 4: lists, text, bytes, numbers, and NumPy's arrays of one axis."""
     numbers = np.arange(7)
-    value = {"names": ["a", "é"], "bytes": b"\xff\0", "twice": [numbers, numbers], "none": np.array([]),
-             "big": numbers.astype(">i4"), "scalar": np.float64(2.5)}
+    value = {
+        "names": ["a", "é"],
+        "bytes": b"\xff\0",
+        "twice": [numbers, numbers],
+        "none": np.array([]),
+        "big": numbers.astype(">i4"),
+        "scalar": np.float64(2.5),
+    }
     (tmp_path / "value.pkl").write_bytes(pickle.dumps(value, protocol))
     read = read_plain_pickle(tmp_path / "value.pkl")
     assert read.keys() == value.keys()
@@ -179,12 +223,22 @@ class Hostile:
         return self.call
 
 
-@pytest.mark.parametrize("call", [(os.mkdir, "proof"), (eval, "open('proof', 'w')"), (os.system, "touch proof"),
-                                  (np.fromfile, "weights"), (getattr, "x", "upper")])
+@pytest.mark.parametrize(
+    "call",
+    [
+        (os.mkdir, "proof"),
+        (eval, "open('proof', 'w')"),
+        (os.system, "touch proof"),
+        (np.fromfile, "weights"),
+        (getattr, "x", "upper"),
+    ],
+)
 def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, monkeypatch, call):
     """No function but those of plain values is called: the file that would prove it is not there."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "gnd_roxford5k.pkl").write_bytes(pickle.dumps({"imlist": ["a"], "gnd": Hostile(*call)}))
+    (tmp_path / "gnd_roxford5k.pkl").write_bytes(
+        pickle.dumps({"imlist": ["a"], "gnd": Hostile(*call)})
+    )
     with pytest.raises(InputError, match=r"gnd_roxford5k.*never run"):
         read_plain_pickle(tmp_path / "gnd_roxford5k.pkl")
     assert not (tmp_path / "proof").exists(), "the pickle's code ran"
@@ -194,7 +248,9 @@ def test_a_pickle_of_python_2_is_read(tmp_path):
     """It has text for bytes: what np.arange(3) and its list were there, protocol 2."""
     head = b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01K\x03\x85"
     dtype = b"cnumpy\ndtype\nU\x02i4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
-    (tmp_path / "two.pkl").write_bytes(head + dtype + b"U\x0c" + np.arange(250, 253, dtype="<i4").tobytes() + b"tb.")
+    (tmp_path / "two.pkl").write_bytes(
+        head + dtype + b"U\x0c" + np.arange(250, 253, dtype="<i4").tobytes() + b"tb."
+    )
     assert read_plain_pickle(tmp_path / "two.pkl") == [250, 251, 252]
 
 
@@ -207,8 +263,10 @@ def test_an_array_of_objects_is_refused(tmp_path):
 
 def test_a_torn_pickle_ends_in_one_clear_line(tmp_path):
     """Cut anywhere, with a byte changed, or claiming more than it holds: InputError, nothing else."""
-    whole = pickle.dumps({"imlist": ["a", "b"], "gnd": [{"easy": np.arange(3), "bbx": [0.5, 1, 2, 3]}]}, 2)
-    changed = [whole[:i] + bytes([whole[i] ^ 0x55]) + whole[i + 1:] for i in range(len(whole))]
+    whole = pickle.dumps(
+        {"imlist": ["a", "b"], "gnd": [{"easy": np.arange(3), "bbx": [0.5, 1, 2, 3]}]}, 2
+    )
+    changed = [whole[:i] + bytes([whole[i] ^ 0x55]) + whole[i + 1 :] for i in range(len(whole))]
     claims = [b"\x80\x04B\xff\xff\xff\xff.", b"\x80\x05\x96" + b"\xff" * 8 + b"."]
     for data in [whole[:i] for i in range(len(whole))] + changed + claims:
         (tmp_path / "torn.pkl").write_bytes(data)
@@ -221,20 +279,28 @@ def test_a_torn_pickle_ends_in_one_clear_line(tmp_path):
 @pytest.fixture
 def weights(tmp_path):
     torch.manual_seed(0)
-    torch.save(build_backbone("vit_nano", 16, 32, init_std=0.2).state_dict(), tmp_path / "weights.pth")
+    torch.save(
+        build_backbone("vit_nano", 16, 32, init_std=0.2).state_dict(), tmp_path / "weights.pth"
+    )
     return tmp_path / "weights.pth"
 
 
 @pytest.fixture
 def oxford(tmp_path):
-    """Seven creatures in the benchmark's layout; queries 0 and 1 are crops of images 0 and 1, which are junk."""
+    """Seven creatures in the benchmark's layout; queries 0 and 1 are crops of images 0 and 1, which
+    are junk.
+    """
     drawn, folder = make_creatures(7, 64), tmp_path / "datasets" / "roxford5k"
     (folder / "jpg").mkdir(parents=True)
     names = [f"building_{i}" for i in range(7)]
     for name, image in zip(names, drawn.images):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).resize((64, 48)).save(folder / "jpg" / f"{name}.jpg")
-    judged = [{"bbx": [3.2, 4.0, 60.0, 44.0], "easy": [2], "hard": [3, 4], "junk": [0]},
-              {"bbx": [0.0, 0.0, 64.0, 48.0], "easy": [], "hard": [5], "junk": np.array([1])}]
+        Image.fromarray(image.permute(1, 2, 0).numpy()).resize((64, 48)).save(
+            folder / "jpg" / f"{name}.jpg"
+        )
+    judged = [
+        {"bbx": [3.2, 4.0, 60.0, 44.0], "easy": [2], "hard": [3, 4], "junk": [0]},
+        {"bbx": [0.0, 0.0, 64.0, 48.0], "easy": [], "hard": [5], "junk": np.array([1])},
+    ]
     write_truth(folder, {"imlist": names, "qimlist": names[:2], "gnd": judged})
     return folder
 
@@ -249,15 +315,28 @@ FLAGS = "--device cpu --eval_size 32 --num_workers 0".split()
 def test_the_revisited_benchmark_from_files_to_a_table(oxford, weights, tmp_path, capsys):
     """The table's mAPs are those of features taken one by one and ranked without the junk."""
     results = tmp_path / "results.jsonl"
-    image_retrieval.main(["--pretrained_weights", str(weights), "--data_path", str(oxford.parent), "--multiscale",
-                          "false", "--results", str(results), *FLAGS])
+    image_retrieval.main(
+        [
+            "--pretrained_weights",
+            str(weights),
+            "--data_path",
+            str(oxford.parent),
+            "--multiscale",
+            "false",
+            "--results",
+            str(results),
+            *FLAGS,
+        ]
+    )
     measured = json.loads(results.read_text())["measured"]
     files, query_files, judged = image_retrieval.read_ground_truth(oxford / "gnd_roxford5k.pkl")
     backbone = build_backbone("vit_nano", 16, 32).eval()
     backbone.load_state_dict(torch.load(weights, weights_only=True))
     view = WholeView(16, size=32, crop=1)
-    queries, database = (extract_features(backbone, Images(source), view, HERE, batch_size=1)
-                         for source in (Crops(query_files, [one["bbx"] for one in judged]), files))
+    queries, database = (
+        extract_features(backbone, Images(source), view, HERE, batch_size=1)
+        for source in (Crops(query_files, [one["bbx"] for one in judged]), files)
+    )
     expected = revisited_map(queries, database, judged)
     assert set(expected) == {"easy", "medium", "hard"}
     for level, value in expected.items():
@@ -265,35 +344,71 @@ def test_the_revisited_benchmark_from_files_to_a_table(oxford, weights, tmp_path
     assert "roxford5k, medium, mAP %" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    ({"qimlist": ["building_0"]}, "no ground truth"), ({"gnd": 7}, "no ground truth"), ({"imlist": None}, "no ground"),
-    ({"gnd": [{"bbx": [0, 0, 9, 9], "easy": [99], "hard": [], "junk": []}] * 2}, "no ground truth"),
-    ({"imlist": ["nowhere", "building_1"]}, "nowhere.jpg"),
-    ({"gnd": [{"bbx": [0, 0, 9, 9], "easy": [], "hard": [], "junk": [1]}] * 2}, "no ground truth"),
-    ({"gnd": [{"bbx": [float("nan"), 0, 9, 9], "easy": [1], "hard": [], "junk": []}] * 2}, "no ground truth"),
-    ({"gnd": Hostile(os.mkdir, "proof")}, "never run"), (np.arange(3), "no ground truth"),
-])
-def test_a_ground_truth_that_does_not_fit_is_named(oxford, weights, capsys, monkeypatch, tmp_path, change, said):
-    """Lists of other lengths, numbers of no image, missing images, junk only, code: one line with the fix."""
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"qimlist": ["building_0"]}, "no ground truth"),
+        ({"gnd": 7}, "no ground truth"),
+        ({"imlist": None}, "no ground"),
+        (
+            {"gnd": [{"bbx": [0, 0, 9, 9], "easy": [99], "hard": [], "junk": []}] * 2},
+            "no ground truth",
+        ),
+        ({"imlist": ["nowhere", "building_1"]}, "nowhere.jpg"),
+        (
+            {"gnd": [{"bbx": [0, 0, 9, 9], "easy": [], "hard": [], "junk": [1]}] * 2},
+            "no ground truth",
+        ),
+        (
+            {"gnd": [{"bbx": [float("nan"), 0, 9, 9], "easy": [1], "hard": [], "junk": []}] * 2},
+            "no ground truth",
+        ),
+        ({"gnd": Hostile(os.mkdir, "proof")}, "never run"),
+        (np.arange(3), "no ground truth"),
+    ],
+)
+def test_a_ground_truth_that_does_not_fit_is_named(
+    oxford, weights, capsys, monkeypatch, tmp_path, change, said
+):
+    """Lists of other lengths, numbers of no image, missing images, junk only, code: one line with
+    the fix.
+    """
     monkeypatch.chdir(tmp_path)
-    truth = {"imlist": [f"building_{i}" for i in range(7)], "qimlist": ["building_0", "building_1"],
-             "gnd": [{"bbx": [0, 0, 9, 9], "easy": [1], "hard": [], "junk": []}] * 2}
+    truth = {
+        "imlist": [f"building_{i}" for i in range(7)],
+        "qimlist": ["building_0", "building_1"],
+        "gnd": [{"bbx": [0, 0, 9, 9], "easy": [1], "hard": [], "junk": []}] * 2,
+    }
     write_truth(oxford, truth | change if isinstance(change, dict) else change)
-    line = error_of(image_retrieval.main, capsys, "--pretrained_weights", weights, "--data_path", oxford, *FLAGS)
+    line = error_of(
+        image_retrieval.main, capsys, "--pretrained_weights", weights, "--data_path", oxford, *FLAGS
+    )
     assert said in line and (said == "nowhere.jpg" or "gnd_roxford5k.pkl" in line)
     assert not (tmp_path / "proof").exists()
 
 
 def test_class_folders_are_a_retrieval_task(weights, tmp_path, capsys):
-    """Images of a class look alike here, so that pixels find them all; without labels the line says what to do."""
+    """Images of a class look alike here, so that pixels find them all; without labels the line says
+    what to do.
+    """
     for i in range(6):
         folder = tmp_path / "photos" / f"class {i % 2}"
         folder.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (40, 30), [(200, 30 + i, 90), (30, 30 + i, 190)][i % 2]).save(folder / f"{i}.png")
-    flags = ["--pretrained_weights", weights, "--results", tmp_path / "results.jsonl", *FLAGS, "--data_path"]
+        Image.new("RGB", (40, 30), [(200, 30 + i, 90), (30, 30 + i, 190)][i % 2]).save(
+            folder / f"{i}.png"
+        )
+    flags = [
+        "--pretrained_weights",
+        weights,
+        "--results",
+        tmp_path / "results.jsonl",
+        *FLAGS,
+        "--data_path",
+    ]
     image_retrieval.main([str(flag) for flag in [*flags, tmp_path / "photos"]])
     measured = json.loads((tmp_path / "results.jsonl").read_text())["measured"]
     assert measured["raw pixels, same class, mAP %"] == pytest.approx(100)
     capsys.readouterr()
-    assert "neither labels nor gnd_*.pkl" in error_of(image_retrieval.main, capsys, *flags,
-                                                      tmp_path / "photos" / "class 0")
+    assert "neither labels nor gnd_*.pkl" in error_of(
+        image_retrieval.main, capsys, *flags, tmp_path / "photos" / "class 0"
+    )

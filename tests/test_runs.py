@@ -1,4 +1,5 @@
 """Whole trainings through the command line, very small: resuming, signals, logs, files."""
+
 import json
 import os
 import signal
@@ -17,17 +18,26 @@ from training import backbone
 from vit import VisionTransformer
 
 REPO = Path(__file__).parent.parent
-TINY = ("--arch vit_nano --patch_size 16 --global_crops_size 32 --local_crops_size 16 --local_crops_number 2 "
-        "--eval_size 32 --eval_crop 1 --out_dim 31 --head_hidden_dim 29 --head_bottleneck_dim 7 --batch_size_per_gpu 4 "
-        "--epochs 3 --warmup_epochs 1 --warmup_teacher_temp_epochs 0 --num_workers 0 --device cpu --precision fp32 "
-        "--knn_every 1 --saveckp_freq 2 --init_std 0.06").split()
+TINY = (
+    "--arch vit_nano --patch_size 16 --global_crops_size 32 --local_crops_size 16 --local_crops_number 2 "
+    "--eval_size 32 --eval_crop 1 --out_dim 31 --head_hidden_dim 29 --head_bottleneck_dim 7 --batch_size_per_gpu 4 "
+    "--epochs 3 --warmup_epochs 1 --warmup_teacher_temp_epochs 0 --num_workers 0 --device cpu --precision fp32 "
+    "--knn_every 1 --saveckp_freq 2 --init_std 0.06"
+).split()
 
 
 def write_photos(folder: Path) -> Path:
-    """24 images in two classes that differ in brightness, and 3 to evaluate on, which a run draws at its end."""
+    """24 images in two classes that differ in brightness, and 3 to evaluate on, which a run draws
+    at its end.
+    """
     rng = np.random.default_rng(0)
     for i in range(27):
-        path = folder / ("train" if i < 24 else "val") / ("dark" if i % 2 else "bright") / f"{i:02d}.png"
+        path = (
+            folder
+            / ("train" if i < 24 else "val")
+            / ("dark" if i % 2 else "bright")
+            / f"{i:02d}.png"
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = rng.integers(0, 100, (40, 50, 3)) + (0 if i % 2 else 150)
         Image.fromarray(pixels.astype(np.uint8)).save(path)
@@ -48,7 +58,9 @@ def run(photos: Path, output: Path, *flags: str) -> dict:
 def log_of(output: Path) -> list[dict]:
     records = [json.loads(line) for line in (output / "log.txt").read_text().splitlines()]
     for record in records:
-        record.pop("images_per_s", None)  # the clock is the one thing that differs between equal runs
+        record.pop(
+            "images_per_s", None
+        )  # the clock is the one thing that differs between equal runs
     return records
 
 
@@ -74,23 +86,44 @@ def uninterrupted(photos, tmp_path_factory) -> tuple[Path, dict]:
 
 def test_a_run_leaves_its_log_figures_and_checkpoints(uninterrupted):
     output, checkpoint = uninterrupted
-    assert set(os.listdir(output)) == {".lock", "checkpoint.pth", "checkpoint0002.pth", "log.txt", "curves.png",
-                                       "attention.png"}
+    assert set(os.listdir(output)) == {
+        ".lock",
+        "checkpoint.pth",
+        "checkpoint0002.pth",
+        "log.txt",
+        "curves.png",
+        "attention.png",
+    }
     baselines, *epochs = log_of(output)
     assert baselines.keys() == {"epoch", "knn_untrained", "knn_pixels"} and baselines["epoch"] == -1
     assert [record["epoch"] for record in epochs] == [0, 1, 2]
     for record in epochs:
-        assert {"train_loss", "train_lr", "train_wd", "train_entropy", "train_kl", "teacher_temp", "teacher_momentum",
-                "knn_teacher", "knn_student"} < record.keys()
-        assert record["train_entropy"] + record["train_kl"] == pytest.approx(record["train_loss"], abs=1e-5)
+        assert {
+            "train_loss",
+            "train_lr",
+            "train_wd",
+            "train_entropy",
+            "train_kl",
+            "teacher_temp",
+            "teacher_momentum",
+            "knn_teacher",
+            "knn_student",
+        } < record.keys()
+        assert record["train_entropy"] + record["train_kl"] == pytest.approx(
+            record["train_loss"], abs=1e-5
+        )
     args = checkpoint["args"]
     assert (checkpoint["epoch"], args["arch"], args["patch_size"]) == (3, "vit_nano", 16)
 
 
-def test_the_same_seed_gives_the_same_run_bit_for_bit_and_another_another(uninterrupted, photos, tmp_path):
+def test_the_same_seed_gives_the_same_run_bit_for_bit_and_another_another(
+    uninterrupted, photos, tmp_path
+):
     _, checkpoint = uninterrupted
     again = run(photos, tmp_path / "again", "--num_workers", "2")
-    assert all(equal(again[name], checkpoint[name]) for name in STATE), "workers must not change the result"
+    assert all(equal(again[name], checkpoint[name]) for name in STATE), (
+        "workers must not change the result"
+    )
     other = run(photos, tmp_path / "other", "--seed", "1", "--epochs", "1")
     assert not equal(other["student"], checkpoint["student"])
 
@@ -118,7 +151,8 @@ def run_until(step: int, photos: Path, output: Path, monkeypatch, *flags: str) -
 
 @pytest.mark.parametrize("stop_after", [3, 6, 11])
 def test_a_run_stopped_anywhere_ends_bit_for_bit_where_an_uninterrupted_one_ends(
-        uninterrupted, photos, tmp_path, monkeypatch, stop_after):
+    uninterrupted, photos, tmp_path, monkeypatch, stop_after
+):
     """A signal after so many of the 18 steps; then the same command again."""
     run_until(stop_after, photos, tmp_path, monkeypatch)
     output, checkpoint = uninterrupted
@@ -130,13 +164,16 @@ def test_a_run_stopped_anywhere_ends_bit_for_bit_where_an_uninterrupted_one_ends
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
 def test_a_run_stopped_and_continued_has_the_weights_of_an_undisturbed_one_with_every_optimizer(
-        optimizer, photos, tmp_path, monkeypatch):
+    optimizer, photos, tmp_path, monkeypatch
+):
     flags = ("--optimizer", optimizer, "--epochs", "2", "--knn_every", "0")
     undisturbed = run(photos, tmp_path / "undisturbed", *flags)
     run_until(8, photos, tmp_path / "stopped", monkeypatch, *flags)
     continued = run(photos, tmp_path / "stopped", *flags)
     for name in STATE:
-        assert equal(continued[name], undisturbed[name]), f"--optimizer {optimizer}: {name} differs after continuing"
+        assert equal(continued[name], undisturbed[name]), (
+            f"--optimizer {optimizer}: {name} differs after continuing"
+        )
 
 
 def test_a_finished_run_started_again_changes_nothing(uninterrupted, photos, capsys):
@@ -146,28 +183,60 @@ def test_a_finished_run_started_again_changes_nothing(uninterrupted, photos, cap
     assert "continuing" in capsys.readouterr().out
 
 
-def test_a_finished_run_is_refused_for_what_it_was_not_trained_with_alone(uninterrupted, photos, capsys):
+def test_a_finished_run_is_refused_for_what_it_was_not_trained_with_alone(
+    uninterrupted, photos, capsys
+):
     output, _ = uninterrupted
     run(photos, output, "--download")
     assert "settings changed" not in capsys.readouterr().out
     with pytest.raises(SystemExit):
         run(photos, output, "--lr", "0.123", "--download")
-    assert "is finished, and was made with another --lr: choose another --output_dir" in capsys.readouterr().err
+    assert (
+        "is finished, and was made with another --lr: choose another --output_dir"
+        in capsys.readouterr().err
+    )
 
 
 def test_weights_can_start_another_run_with_fresh_schedules(uninterrupted, photos, tmp_path):
     output, checkpoint = uninterrupted
-    started = run(photos, tmp_path, "--init_from", str(output / "checkpoint.pth"), "--lr", "0", "--min_lr", "0",
-                  "--epochs", "1")
+    started = run(
+        photos,
+        tmp_path,
+        "--init_from",
+        str(output / "checkpoint.pth"),
+        "--lr",
+        "0",
+        "--min_lr",
+        "0",
+        "--epochs",
+        "1",
+    )
     assert started["epoch"] == 1
-    assert equal(started["teacher"], checkpoint["teacher"]), "with lr 0 the weights stay those of --init_from"
+    assert equal(started["teacher"], checkpoint["teacher"]), (
+        "with lr 0 the weights stay those of --init_from"
+    )
 
 
 def test_a_nan_stops_the_run_names_the_step_and_spares_the_checkpoint(photos, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
-        run(photos, tmp_path, "--lr", "1e18", "--clip_grad", "0", "--warmup_epochs", "0", "--freeze_last_layer", "0")
+        run(
+            photos,
+            tmp_path,
+            "--lr",
+            "1e18",
+            "--clip_grad",
+            "0",
+            "--warmup_epochs",
+            "0",
+            "--freeze_last_layer",
+            "0",
+        )
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert stopped.value.code == 2 and "the loss is nan at epoch 1, step" in error and "Traceback" not in error
+    assert (
+        stopped.value.code == 2
+        and "the loss is nan at epoch 1, step" in error
+        and "Traceback" not in error
+    )
     kept = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
     assert all(value.isfinite().all() for value in kept["student"].values())
 
@@ -183,18 +252,43 @@ def test_without_labels_the_run_says_so_once_and_trains(tmp_path, photos, capsys
 
 
 def test_a_convnet_trains_too(photos, tmp_path):
-    checkpoint = run(photos / "train", tmp_path, "--arch", "resnet18", "--epochs", "1", "--optimizer", "sgd")
+    checkpoint = run(
+        photos / "train", tmp_path, "--arch", "resnet18", "--epochs", "1", "--optimizer", "sgd"
+    )
     assert "backbone.layer4.1.conv2.weight" in checkpoint["teacher"]
     assert not (tmp_path / "attention.png").exists()
 
 
 @pytest.mark.slow
 def test_sigterm_to_the_whole_group_saves_and_the_same_command_goes_on(photos, tmp_path):
-    """As torchrun, Slurm and systemd send it: to the loader's workers too, which are groups of their own."""
-    command = [sys.executable, "train.py", *TINY, "--data_path", str(photos), "--output_dir", str(tmp_path), "--epochs",
-               "2000", "--saveckp_freq", "0", "--knn_every", "0", "--num_workers", "1"]
-    process = subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                               start_new_session=True)
+    """As torchrun, Slurm and systemd send it: to the loader's workers too, which are groups of
+    their own.
+    """
+    command = [
+        sys.executable,
+        "train.py",
+        *TINY,
+        "--data_path",
+        str(photos),
+        "--output_dir",
+        str(tmp_path),
+        "--epochs",
+        "2000",
+        "--saveckp_freq",
+        "0",
+        "--knn_every",
+        "0",
+        "--num_workers",
+        "1",
+    ]
+    process = subprocess.Popen(
+        command,
+        cwd=REPO,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     while not (tmp_path / "log.txt").exists() or len(log_of(tmp_path)) < 3:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.2)
@@ -202,39 +296,64 @@ def test_sigterm_to_the_whole_group_saves_and_the_same_command_goes_on(photos, t
         os.kill(int(worker), signal.SIGTERM)
     os.killpg(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM and "the same command continues there" in output
+    assert (
+        process.returncode == 128 + signal.SIGTERM and "the same command continues there" in output
+    )
     checkpoint = torch.load(tmp_path / "checkpoint.pth", weights_only=True)
     assert checkpoint["epoch"] >= 2 and len(log_of(tmp_path)) == checkpoint["epoch"] + 1
 
 
 def test_two_trainings_do_not_share_an_output_folder(photos, tmp_path, capsys):
     """The second is told; what the first saves stays its own."""
-    command = [*TINY, "--data_path", str(photos), "--output_dir", str(tmp_path), "--epochs", "2000", "--knn_every", "0",
-               "--saveckp_freq", "0"]
-    first = subprocess.Popen([sys.executable, "train.py", *command], cwd=REPO, stdout=subprocess.DEVNULL,
-                             stderr=subprocess.DEVNULL)
+    command = [
+        *TINY,
+        "--data_path",
+        str(photos),
+        "--output_dir",
+        str(tmp_path),
+        "--epochs",
+        "2000",
+        "--knn_every",
+        "0",
+        "--saveckp_freq",
+        "0",
+    ]
+    first = subprocess.Popen(
+        [sys.executable, "train.py", *command],
+        cwd=REPO,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         while not (tmp_path / "checkpoint.pth").exists():
             assert first.poll() is None
             time.sleep(0.2)
         with pytest.raises(SystemExit) as refused:
             train.main(command)
-        assert refused.value.code == 2 and "another training is at work in" in capsys.readouterr().err
+        assert (
+            refused.value.code == 2 and "another training is at work in" in capsys.readouterr().err
+        )
     finally:
         first.kill()
         first.wait()
 
 
-def test_reading_the_metrics_every_few_steps_changes_nothing_but_when_they_are_read(photos, uninterrupted, tmp_path,
-                                                                                  monkeypatch):
+def test_reading_the_metrics_every_few_steps_changes_nothing_but_when_they_are_read(
+    photos, uninterrupted, tmp_path, monkeypatch
+):
     """The log is the same, and a loss that is not finite keeps its step."""
     run(photos, tmp_path / "rarely", "--log_every", "4")  # of 6 steps an epoch
     for rarely, always in zip(log_of(tmp_path / "rarely"), log_of(uninterrupted[0]), strict=True):
         assert rarely.keys() == always.keys()
-        assert all(rarely[key] == pytest.approx(always[key]) for key in always), \
+        assert all(rarely[key] == pytest.approx(always[key]) for key in always), (
             "each epoch must average the metrics of all its steps"
+        )
     steps, honest = iter(range(100)), train.train_step
-    monkeypatch.setattr(train, "train_step", lambda *parts: honest(*parts) * (float("nan") if next(steps) == 8 else 1))
+    monkeypatch.setattr(
+        train,
+        "train_step",
+        lambda *parts: honest(*parts) * (float("nan") if next(steps) == 8 else 1),
+    )
     with pytest.raises(SystemExit) as stopped:
         run(photos, tmp_path / "broken", "--log_every", "4")
     assert stopped.value.code == 2
@@ -245,16 +364,21 @@ def test_reading_the_metrics_every_few_steps_changes_nothing_but_when_they_are_r
 def small_vit(monkeypatch) -> None:
     """A ViT that is no arch of ours, so that its checkpoint is small enough to be stored."""
     network = lambda patch_size, **sizes: VisionTransformer(
-        patch_size, embed_dim=6, depth=1, num_heads=1, **sizes)
+        patch_size, embed_dim=6, depth=1, num_heads=1, **sizes
+    )
     monkeypatch.setitem(backbone.VITS, "vit_nano", network)
 
 
 STORED = REPO / "tests/stored/checkpoint_d805f4a.pth"  # after 8 of 18 steps
-OF_STORED = ("--patch_size 8 --head_hidden_dim 11 --out_dim 13 --lr 0.02 --momentum_teacher 0.9 --drop_path_rate 0 "
-             "--saveckp_freq 0").split()
+OF_STORED = (
+    "--patch_size 8 --head_hidden_dim 11 --out_dim 13 --lr 0.02 --momentum_teacher 0.9 --drop_path_rate 0 "
+    "--saveckp_freq 0"
+).split()
 
 
-def test_a_checkpoint_of_an_older_version_is_continued_to_the_end(small_vit, photos, tmp_path, capsys):
+def test_a_checkpoint_of_an_older_version_is_continued_to_the_end(
+    small_vit, photos, tmp_path, capsys
+):
     """Commit d805f4a made it, stopped in mid-epoch, and its own end had this loss."""
     (tmp_path / "checkpoint.pth").write_bytes(STORED.read_bytes())
     checkpoint = run(photos, tmp_path, *OF_STORED)
@@ -262,10 +386,14 @@ def test_a_checkpoint_of_an_older_version_is_continued_to_the_end(small_vit, pho
     assert checkpoint["epoch"] == 3 and checkpoint["images"] == 0 and "pictures" not in checkpoint
     records = log_of(tmp_path)
     assert [record["epoch"] for record in records] == [-1, 0, 1, 2]
-    assert [record["train_loss"] for record in records[1:]] == pytest.approx([0.942, 1.440, 1.915], abs=2e-3)
+    assert [record["train_loss"] for record in records[1:]] == pytest.approx(
+        [0.942, 1.440, 1.915], abs=2e-3
+    )
 
 
-def test_a_run_of_another_method_is_not_continued_as_plain_dino(small_vit, photos, tmp_path, capsys):
+def test_a_run_of_another_method_is_not_continued_as_plain_dino(
+    small_vit, photos, tmp_path, capsys
+):
     """One line names the command that does."""
     for name, value in (("loss", "infonce"), ("teacher", "student"), ("head_l2_bottleneck", False)):
         stored = torch.load(STORED, weights_only=True)

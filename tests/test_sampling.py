@@ -1,4 +1,7 @@
-"""Crops and batches are functions of (seed, epoch, image), however the work is shared or interrupted."""
+"""Crops and batches are functions of (seed, epoch, image), however the work is shared or
+interrupted.
+"""
+
 import torch
 
 from data import Images
@@ -7,8 +10,12 @@ from runtime.sampling import CropsDataset, EpochBatches
 
 
 def crops_of(epoch: int, index: int, seed: int = 0) -> torch.Tensor:
-    images = Images(torch.randint(0, 256, (7, 3, 40, 40), generator=torch.Generator().manual_seed(1)).byte())
-    return torch.cat([view.flatten() for view in CropsDataset(images, MultiCrop(16, 8), seed)[epoch, index]])
+    images = Images(
+        torch.randint(0, 256, (7, 3, 40, 40), generator=torch.Generator().manual_seed(1)).byte()
+    )
+    return torch.cat(
+        [view.flatten() for view in CropsDataset(images, MultiCrop(16, 8), seed)[epoch, index]]
+    )
 
 
 def test_crops_depend_on_seed_epoch_and_image_and_on_nothing_else():
@@ -19,7 +26,9 @@ def test_crops_depend_on_seed_epoch_and_image_and_on_nothing_else():
         assert not torch.equal(first, other)
 
 
-def batches_of(world_size: int, batch_size: int, accumulate: int = 1, epoch: int = 0, first_step: int = 0):
+def batches_of(
+    world_size: int, batch_size: int, accumulate: int = 1, epoch: int = 0, first_step: int = 0
+):
     steps: dict[int, set] = {}
     for rank in range(world_size):
         batches = EpochBatches(101, batch_size, accumulate, rank, world_size, seed=5)
@@ -31,11 +40,22 @@ def batches_of(world_size: int, batch_size: int, accumulate: int = 1, epoch: int
 
 def test_a_step_takes_the_same_images_however_they_are_shared():
     alone = batches_of(1, 12)
-    assert alone == batches_of(2, 6) == batches_of(3, 4) == batches_of(1, 4, accumulate=3) == batches_of(2, 3, 2)
+    assert (
+        alone
+        == batches_of(2, 6)
+        == batches_of(3, 4)
+        == batches_of(1, 4, accumulate=3)
+        == batches_of(2, 3, 2)
+    )
     assert len(alone) == 8 and len({key for batch in alone.values() for key in batch}) == 96
 
 
 def test_an_epoch_goes_on_in_its_middle_and_the_next_has_another_order():
-    assert batches_of(1, 12, first_step=3) == {step: batch for step, batch in batches_of(1, 12).items() if step >= 3}
-    orders = [[index for batch in batches_of(1, 12, epoch=epoch).values() for _, index in batch] for epoch in (0, 1)]
+    assert batches_of(1, 12, first_step=3) == {
+        step: batch for step, batch in batches_of(1, 12).items() if step >= 3
+    }
+    orders = [
+        [index for batch in batches_of(1, 12, epoch=epoch).values() for _, index in batch]
+        for epoch in (0, 1)
+    ]
     assert orders[0] != orders[1]

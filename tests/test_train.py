@@ -1,4 +1,7 @@
-"""Algorithm 1 in its order, and what surrounds it: schedules, weight decay, clipping, the frozen last layer."""
+"""Algorithm 1 in its order, and what surrounds it: schedules, weight decay, clipping, the frozen
+last layer.
+"""
+
 import copy
 import math
 from types import SimpleNamespace
@@ -29,25 +32,45 @@ def parts(seed: int = 0) -> SimpleNamespace:
     """A student, a teacher that differs from it, a center that is not zero, and crops."""
     torch.manual_seed(seed)
     backbone = VisionTransformer(7, 14, embed_dim=22, depth=2, num_heads=2, init_std=0.2)
-    student = MultiCropNetwork(backbone, DINOHead(22, K, hidden_dim=17, bottleneck_dim=5, init_std=0.2))
+    student = MultiCropNetwork(
+        backbone, DINOHead(22, K, hidden_dim=17, bottleneck_dim=5, init_std=0.2)
+    )
     teacher = make_teacher(student)
     for param in teacher.parameters():
         param.add_(0.1 * torch.randn_like(param))
     dino_loss = DINOLoss(K)
     dino_loss.center.normal_(std=0.1)
     crops = [torch.randn(B, 3, size, size) for size in (14, 14, 7, 7, 7)]
-    return SimpleNamespace(student=student, ddp_student=student, teacher=teacher, dino_loss=dino_loss,
-                           crops=crops, optimizer=make_optimizer("adamw", student))
+    return SimpleNamespace(
+        student=student,
+        ddp_student=student,
+        teacher=teacher,
+        dino_loss=dino_loss,
+        crops=crops,
+        optimizer=make_optimizer("adamw", student),
+    )
 
 
-def step(p: SimpleNamespace, micro_batches=None, values=VALUES, clip=0.0, freeze=False, world=HERE) -> torch.Tensor:
+def step(
+    p: SimpleNamespace, micro_batches=None, values=VALUES, clip=0.0, freeze=False, world=HERE
+) -> torch.Tensor:
     set_schedules(p.optimizer, values)
-    return train_step(p.ddp_student, p.teacher, p.dino_loss, p.optimizer, micro_batches or [p.crops],
-                      values._replace(last_layer_frozen=freeze), Settings(clip_grad=clip), world)
+    return train_step(
+        p.ddp_student,
+        p.teacher,
+        p.dino_loss,
+        p.optimizer,
+        micro_batches or [p.crops],
+        values._replace(last_layer_frozen=freeze),
+        Settings(clip_grad=clip),
+        world,
+    )
 
 
 def step_by_hand(p: SimpleNamespace, clip: float) -> torch.Tensor:
-    """Loss with the old center and the old teacher, clipping, the student's step, then the EMA, then the center."""
+    """Loss with the old center and the old teacher, clipping, the student's step, then the EMA,
+    then the center.
+    """
     student_logits = forward_crops(p.student.backbone, p.student.head, p.crops)
     teacher_logits = forward_crops(p.teacher.backbone, p.teacher.head, p.crops[:2]).detach()
     loss = p.dino_loss(student_logits, teacher_logits, 0.05)
@@ -65,31 +88,51 @@ def step_by_hand(p: SimpleNamespace, clip: float) -> torch.Tensor:
 
 @pytest.mark.parametrize(("optimizer", "clip"), [("adamw", 0.0), ("sgd", 0.3)])
 def test_a_step_is_algorithm_1(optimizer, clip):
-    """And so is the one after it. A clipping is to be seen in SGD: AdamW's steps hardly know a gradient's length.
+    """And so is the one after it. A clipping is to be seen in SGD: AdamW's steps hardly know a
+    gradient's length.
 
-    Not the keys' biases: softmax is blind to them, and AdamW makes whole steps of the rounding of their gradient 0.
+    Not the keys' biases: softmax is blind to them, and AdamW makes whole steps of the rounding of
+    their gradient 0.
     """
     p, by_hand = parts(), parts()
     for one in (p, by_hand):
         one.optimizer = make_optimizer(optimizer, one.student)
     for number, mend in ((1, "clipped to clip_grad"), (2, "nothing left of the last step's")):
         metrics, wanted = step(p, clip=clip), step_by_hand(by_hand, clip)
-        torch.testing.assert_close(metrics, wanted, msg="loss, entropy and KL are those of the old center, which moves "
-                                   "after the loss; behind them stands the largest gradient's norm, unclipped")
-        for which, said in (("student", f"a step with the values given, by this loss's gradient, {mend}"),
-                            ("teacher", "it averages the student that has made its step, once")):
+        torch.testing.assert_close(
+            metrics,
+            wanted,
+            msg="loss, entropy and KL are those of the old center, which moves "
+            "after the loss; behind them stands the largest gradient's norm, unclipped",
+        )
+        for which, said in (
+            ("student", f"a step with the values given, by this loss's gradient, {mend}"),
+            ("teacher", "it averages the student that has made its step, once"),
+        ):
             wanted = dict(getattr(by_hand, which).named_parameters())
             for name, ours in getattr(p, which).named_parameters():
                 parts_but_keys = slice(None, None, 2) if name.endswith("qkv.bias") else slice(None)
-                for a, b in zip(ours.chunk(3)[parts_but_keys], wanted[name].chunk(3)[parts_but_keys], strict=True):
-                    torch.testing.assert_close(a, b, msg=f"after step {number} {name} of the {which} is not Algorithm "
-                                               f"1's: {said}")
-        torch.testing.assert_close(p.dino_loss.center, by_hand.dino_loss.center,
-                                   msg="the center must average the logits of the teacher that made this loss")
+                for a, b in zip(
+                    ours.chunk(3)[parts_but_keys],
+                    wanted[name].chunk(3)[parts_but_keys],
+                    strict=True,
+                ):
+                    torch.testing.assert_close(
+                        a,
+                        b,
+                        msg=f"after step {number} {name} of the {which} is not Algorithm "
+                        f"1's: {said}",
+                    )
+        torch.testing.assert_close(
+            p.dino_loss.center,
+            by_hand.dino_loss.center,
+            msg="the center must average the logits of the teacher that made this loss",
+        )
 
 
 def test_a_step_calls_the_student_that_knows_the_other_processes(monkeypatch):
     """And moves the teacher to the student inside of it, whose parameters have the teacher's names."""
+
     class Wrapped(nn.Module):
         def __init__(self, module):
             super().__init__()
@@ -103,7 +146,9 @@ def test_a_step_calls_the_student_that_knows_the_other_processes(monkeypatch):
     monkeypatch.setattr(hardware, "DistributedDataParallel", Wrapped)
     p.ddp_student = Wrapped(p.student)
     step(p)
-    assert calls == [1], "the crops go through the wrapped student, which averages the gradients: once"
+    assert calls == [1], (
+        "the crops go through the wrapped student, which averages the gradients: once"
+    )
 
 
 class WithAnother(World):
@@ -117,47 +162,80 @@ def test_the_center_averages_the_logits_of_all_processes():
     alone, together = parts(), parts()
     step(alone)
     step(together, world=WithAnother(0, 1, torch.device("cpu"), torch.float32))
-    torch.testing.assert_close(together.dino_loss.center, alone.dino_loss.center + 0.1, msg="Eq. 4 sums over the whole "
-                               "batch, of which each process has a part: world.mean(the teacher's logits)")
+    torch.testing.assert_close(
+        together.dino_loss.center,
+        alone.dino_loss.center + 0.1,
+        msg="Eq. 4 sums over the whole "
+        "batch, of which each process has a part: world.mean(the teacher's logits)",
+    )
 
 
 def test_the_teacher_sees_the_two_global_views_only():
     p, other = parts(), parts()
     other.crops[2:] = [torch.randn_like(crop) for crop in other.crops[2:]]
     step(p), step(other)
-    torch.testing.assert_close(p.dino_loss.center, other.dino_loss.center,
-                               msg="other local crops must not change what the teacher says")
+    torch.testing.assert_close(
+        p.dino_loss.center,
+        other.dino_loss.center,
+        msg="other local crops must not change what the teacher says",
+    )
 
 
 def test_accumulated_micro_batches_are_one_step_of_the_whole_batch():
     whole, pieces = parts(), parts()
-    for p in (whole, pieces):  # AdamW would blow the rounding of gradients near zero up to whole steps
+    for p in (
+        whole,
+        pieces,
+    ):  # AdamW would blow the rounding of gradients near zero up to whole steps
         p.optimizer = make_optimizer("sgd", p.student)
     metrics = step(whole)
-    alone = [[crop[i:i + 1] for crop in pieces.crops] for i in range(B)]
-    torch.testing.assert_close(step(pieces, alone), metrics, msg="the metrics are means over the micro-batches, whose "
-                               "losses all use the center from before the step")
+    alone = [[crop[i : i + 1] for crop in pieces.crops] for i in range(B)]
+    torch.testing.assert_close(
+        step(pieces, alone),
+        metrics,
+        msg="the metrics are means over the micro-batches, whose "
+        "losses all use the center from before the step",
+    )
     for name in ("student", "teacher"):
-        for a, b in zip(getattr(whole, name).parameters(), getattr(pieces, name).parameters(), strict=True):
-            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4, msg=f"the {name} must move once a step, by the mean "
-                                       "of the micro-batches' gradients")
-    torch.testing.assert_close(whole.dino_loss.center, pieces.dino_loss.center,
-                               msg="the center moves once a step, by the mean over all micro-batches")
+        for a, b in zip(
+            getattr(whole, name).parameters(), getattr(pieces, name).parameters(), strict=True
+        ):
+            torch.testing.assert_close(
+                a,
+                b,
+                atol=1e-5,
+                rtol=1e-4,
+                msg=f"the {name} must move once a step, by the mean "
+                "of the micro-batches' gradients",
+            )
+    torch.testing.assert_close(
+        whole.dino_loss.center,
+        pieces.dino_loss.center,
+        msg="the center moves once a step, by the mean over all micro-batches",
+    )
 
 
 def test_a_frozen_last_layer_does_not_move_and_the_rest_does():
     p = parts()
     before = copy.deepcopy(p.student.state_dict())
     step(p, freeze=True)
-    moved = {name for name, value in p.student.state_dict().items() if not torch.equal(value, before[name])}
-    assert not any("last_layer" in name for name in moved), "a frozen last layer must get no gradient"
+    moved = {
+        name
+        for name, value in p.student.state_dict().items()
+        if not torch.equal(value, before[name])
+    }
+    assert not any("last_layer" in name for name in moved), (
+        "a frozen last layer must get no gradient"
+    )
     assert "head.mlp.4.weight" in moved, "the layers before the last one must train"
     norms = []
     for freeze in (False, True):
         p = parts()
         p.student.head.last_layer.weight_v.data *= 1e-3  # whose gradient is the largest then
         norms.append(step(p, freeze=freeze)[3].item())
-    assert norms[0] == norms[1], "the norm is of all gradients, a frozen layer's too: clip first, then drop them"
+    assert norms[0] == norms[1], (
+        "the norm is of all gradients, a frozen layer's too: clip first, then drop them"
+    )
 
 
 def test_clipping_is_per_tensor_and_not_global():
@@ -183,24 +261,45 @@ def test_biases_and_norms_do_not_decay_but_positions_and_cls_do():
     names = {id(param): name for name, param in student.named_parameters()}
     groups = parameter_groups(student)
     decaying, rest = ({names[id(param)] for param in group["params"]} for group in groups)
-    assert [(group["decays"], group.get("weight_decay")) for group in groups] == [(True, None), (False, 0.0)], \
-        "the second group has a weight_decay of 0.0, since AdamW's own is 0.01"
-    assert all(name.endswith("bias") or "norm" in name for name in rest), f"these must decay: {sorted(rest)}"
-    assert not any(name.endswith("bias") or "norm" in name for name in decaying), \
+    assert [(group["decays"], group.get("weight_decay")) for group in groups] == [
+        (True, None),
+        (False, 0.0),
+    ], "the second group has a weight_decay of 0.0, since AdamW's own is 0.01"
+    assert all(name.endswith("bias") or "norm" in name for name in rest), (
+        f"these must decay: {sorted(rest)}"
+    )
+    assert not any(name.endswith("bias") or "norm" in name for name in decaying), (
         "biases and the scales of normalisations, which have one axis, must not decay"
-    assert {"backbone.pos_embed", "backbone.cls_token", "head.mlp.0.weight", "head.last_layer.weight_v"} <= decaying, \
-        "positions, [CLS], matrices and prototypes have more than one axis, and decay"
+    )
+    assert {
+        "backbone.pos_embed",
+        "backbone.cls_token",
+        "head.mlp.0.weight",
+        "head.last_layer.weight_v",
+    } <= decaying, "positions, [CLS], matrices and prototypes have more than one axis, and decay"
     assert "head.last_layer.weight_g" not in decaying | rest, "the frozen gain is not optimised"
 
 
 def test_the_schedules_scale_lr_with_the_batch_and_end_where_the_paper_says():
-    settings = Settings(epochs=20, warmup_epochs=10, warmup_teacher_temp_epochs=5, teacher_temp=0.07)
+    settings = Settings(
+        epochs=20, warmup_epochs=10, warmup_teacher_temp_epochs=5, teacher_temp=0.07
+    )
     first, peak, last = (schedules(settings, step, 7, 512) for step in (0, 70, 139))
-    assert first.lr == 0 and peak.lr == pytest.approx(0.001) and last.lr == pytest.approx(1e-6, abs=2e-6)
+    assert (
+        first.lr == 0
+        and peak.lr == pytest.approx(0.001)
+        and last.lr == pytest.approx(1e-6, abs=2e-6)
+    )
     assert first.teacher_temp == 0.04 and last.teacher_temp == 0.07
-    assert first.weight_decay == pytest.approx(0.04) and last.weight_decay == pytest.approx(0.4, abs=1e-3)
+    assert first.weight_decay == pytest.approx(0.04) and last.weight_decay == pytest.approx(
+        0.4, abs=1e-3
+    )
     assert peak.teacher_momentum == pytest.approx(cosine(70, 140, 0.996, 1.0))
-    assert [schedules(settings, step, 7, 512).last_layer_frozen for step in (0, 6, 7)] == [True, True, False]
+    assert [schedules(settings, step, 7, 512).last_layer_frozen for step in (0, 6, 7)] == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_lars_scales_matrices_to_a_share_of_their_norm_and_leaves_vectors_alone():
@@ -209,49 +308,86 @@ def test_lars_scales_matrices_to_a_share_of_their_norm_and_leaves_vectors_alone(
     optimizer = LARS([matrix, vector], lr=0.5, weight_decay=0.0)
     matrix.grad, vector.grad = torch.randn(5, 3), torch.randn(7)
     optimizer.step()
-    assert (matrix - old_matrix).norm().item() == pytest.approx(0.5 * 0.001 * old_matrix.norm().item(), rel=1e-4)
+    assert (matrix - old_matrix).norm().item() == pytest.approx(
+        0.5 * 0.001 * old_matrix.norm().item(), rel=1e-4
+    )
     torch.testing.assert_close(vector.detach(), old_vector - 0.5 * vector.grad)
 
 
 def test_a_step_in_bf16_is_near_the_step_in_fp32():
     full, half = parts(), parts()
     types = []
-    half.dino_loss.register_forward_pre_hook(lambda _, logits: types.extend(one.dtype for one in logits[:2]))
+    half.dino_loss.register_forward_pre_hook(
+        lambda _, logits: types.extend(one.dtype for one in logits[:2])
+    )
     close = step(half, world=World(0, 1, torch.device("cpu"), torch.bfloat16))
-    assert types == [torch.bfloat16] * 2, "both networks run under world.autocast(), which makes their logits bf16"
-    torch.testing.assert_close(close, step(full), atol=0.05, rtol=0.05, msg="bf16 has another loss than fp32")
-    assert all(param.dtype == torch.float32 for param in half.student.parameters()), "the weights themselves stay fp32"
+    assert types == [torch.bfloat16] * 2, (
+        "both networks run under world.autocast(), which makes their logits bf16"
+    )
+    torch.testing.assert_close(
+        close, step(full), atol=0.05, rtol=0.05, msg="bf16 has another loss than fp32"
+    )
+    assert all(param.dtype == torch.float32 for param in half.student.parameters()), (
+        "the weights themselves stay fp32"
+    )
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
 def test_every_optimiser_lowers_the_loss(name):
     p = parts()
     p.optimizer = make_optimizer(name, p.student)
-    values = VALUES._replace(lr={"adamw": 0.003, "sgd": 0.1, "lars": 5.0}[name], weight_decay=0.0, teacher_momentum=1.0)
+    values = VALUES._replace(
+        lr={"adamw": 0.003, "sgd": 0.1, "lars": 5.0}[name], weight_decay=0.0, teacher_momentum=1.0
+    )
     losses = [step(p, values=values)[0].item() for _ in range(15)]
     assert losses[-1] < losses[0]
 
 
 def test_collapses_are_called_by_their_names_and_health_is_not():
-    verdict = lambda entropy, kl, out_dim: report.collapse({"train_entropy": entropy, "train_kl": kl}, out_dim)
+    verdict = lambda entropy, kl, out_dim: report.collapse(
+        {"train_entropy": entropy, "train_kl": kl}, out_dim
+    )
     assert "uniform" in verdict(F.softmax(torch.zeros(5), 0).log().neg().mean().item(), 0.001, 5)
-    assert "uniform" in verdict(0.97 * math.log(61), 0.001, 61), "almost uniform, and the same for every image"
-    assert not verdict(0.97 * math.log(61), 0.5, 61), "almost uniform, as at a start, and different for each image"
+    assert "uniform" in verdict(0.97 * math.log(61), 0.001, 61), (
+        "almost uniform, and the same for every image"
+    )
+    assert not verdict(0.97 * math.log(61), 0.5, 61), (
+        "almost uniform, as at a start, and different for each image"
+    )
     assert "one-hot" in verdict(0.01, 0.01, 4096)
     assert not verdict(0.1, 1.5, 4096) and not verdict(5.0, 0.5, 4096)
-    assert not report.collapse({"train_loss": 0.001}, 4096), "a loss without these parts has no verdict"
+    assert not report.collapse({"train_loss": 0.001}, 4096), (
+        "a loss without these parts has no verdict"
+    )
 
 
 def test_presets_are_overridden_by_single_flags_and_the_data_picks_the_default():
     assert parse_settings([]).preset == "demo" and parse_settings([]).arch == "vit_nano"
     assert parse_settings(["--data_path", "x"]).preset == "vits16"
-    changed = parse_settings(["--preset", "vits8", "--out_dim", "4096", "--global_crops_scale", "0.3", "1"])
-    assert (changed.patch_size, changed.out_dim, changed.global_crops_scale) == (8, 4096, (0.3, 1.0))
+    changed = parse_settings(
+        ["--preset", "vits8", "--out_dim", "4096", "--global_crops_scale", "0.3", "1"]
+    )
+    assert (changed.patch_size, changed.out_dim, changed.global_crops_scale) == (
+        8,
+        4096,
+        (0.3, 1.0),
+    )
 
 
 def test_the_defaults_are_the_releases():
     defaults = Settings()
-    assert (defaults.out_dim, defaults.momentum_teacher, defaults.teacher_temp, defaults.lr, defaults.min_lr,
-            defaults.weight_decay, defaults.weight_decay_end, defaults.clip_grad, defaults.batch_size_per_gpu,
-            defaults.epochs, defaults.local_crops_number, defaults.drop_path_rate, defaults.norm_last_layer) == (
-                65536, 0.996, 0.04, 0.0005, 1e-6, 0.04, 0.4, 3.0, 64, 100, 8, 0.1, True)
+    assert (
+        defaults.out_dim,
+        defaults.momentum_teacher,
+        defaults.teacher_temp,
+        defaults.lr,
+        defaults.min_lr,
+        defaults.weight_decay,
+        defaults.weight_decay_end,
+        defaults.clip_grad,
+        defaults.batch_size_per_gpu,
+        defaults.epochs,
+        defaults.local_crops_number,
+        defaults.drop_path_rate,
+        defaults.norm_last_layer,
+    ) == (65536, 0.996, 0.04, 0.0005, 1e-6, 0.04, 0.4, 3.0, 64, 100, 8, 0.1, True)

@@ -1,4 +1,7 @@
-"""Fine-tuning with DeiT's recipe (Table 6): labels balanced, mixed and smoothed; training, reading again."""
+"""Fine-tuning with DeiT's recipe (Table 6): labels balanced, mixed and smoothed; training, reading
+again.
+"""
+
 import json
 from pathlib import Path
 
@@ -17,8 +20,10 @@ from training.backbone import build_backbone
 from training.checkpoint import load_backbone
 
 HERE = World(0, 1, torch.device("cpu"), torch.float32)
-TINY = ("--patch_size 8 --arch vit_nano --eval_size 24 --init_std 0.1 --epochs 3 --warmup_epochs 1 --lr 0.04 "
-        "--batch_size 5 --drop_path_rate 0.1 --crop_scale 0.7 --num_workers 0 --device cpu --precision fp32").split()
+TINY = (
+    "--patch_size 8 --arch vit_nano --eval_size 24 --init_std 0.1 --epochs 3 --warmup_epochs 1 --lr 0.04 "
+    "--batch_size 5 --drop_path_rate 0.1 --crop_scale 0.7 --num_workers 0 --device cpu --precision fp32"
+).split()
 
 
 def write_photos(folder: Path) -> Path:
@@ -27,7 +32,9 @@ def write_photos(folder: Path) -> Path:
     for i in range(40):
         path = folder / ("dark" if i % 2 else "bright") / f"{i:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((rng.integers(0, 60, (29, 31, 3)) + (0 if i % 2 else 190)).astype(np.uint8)).save(path)
+        Image.fromarray(
+            (rng.integers(0, 60, (29, 31, 3)) + (0 if i % 2 else 190)).astype(np.uint8)
+        ).save(path)
     return folder
 
 
@@ -38,8 +45,18 @@ def photos(tmp_path_factory) -> Path:
 
 def run(photos: Path, output: Path, *flags: str) -> dict:
     """Train in this process -> the JSON line, with the checkpoint's path under "checkpoint"."""
-    transfer.main([*TINY, "--data_path", str(photos), "--output_dir", str(output), "--results",
-                   str(output / "results.jsonl"), *flags])
+    transfer.main(
+        [
+            *TINY,
+            "--data_path",
+            str(photos),
+            "--output_dir",
+            str(output),
+            "--results",
+            str(output / "results.jsonl"),
+            *flags,
+        ]
+    )
     return json.loads((output / "results.jsonl").read_text().splitlines()[-1])
 
 
@@ -50,19 +67,29 @@ def weights_of(output: Path) -> dict:
 @pytest.mark.parametrize("fraction", [0.01, 0.1, 0.5])
 def test_a_fraction_of_the_labels_is_balanced_and_seeded(fraction):
     """Low-shot: each class gives round(fraction n_c) of its n_c labels, at least one."""
-    labels = torch.arange(10).repeat_interleave(torch.tensor([3, 7, 13, 29, 31, 37, 41, 43, 100, 200]))
+    labels = torch.arange(10).repeat_interleave(
+        torch.tensor([3, 7, 13, 29, 31, 37, 41, 43, 100, 200])
+    )
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(5))]
     chosen = balanced_fraction(labels, fraction, seed=0)
     for label in range(10):
         want = max(1, round(fraction * int((labels == label).sum())))
         assert (labels[chosen] == label).sum() == want, f"class {label} must give {want} labels"
-    assert torch.equal(chosen, balanced_fraction(labels, fraction, seed=0)), "the same seed, the same images"
-    assert not torch.equal(chosen, balanced_fraction(labels, fraction, seed=1)), "another seed, other images"
-    assert set(chosen.tolist()) <= set(balanced_fraction(labels, 0.7, seed=0).tolist()), "part of a larger fraction"
+    assert torch.equal(chosen, balanced_fraction(labels, fraction, seed=0)), (
+        "the same seed, the same images"
+    )
+    assert not torch.equal(chosen, balanced_fraction(labels, fraction, seed=1)), (
+        "another seed, other images"
+    )
+    assert set(chosen.tolist()) <= set(balanced_fraction(labels, 0.7, seed=0).tolist()), (
+        "part of a larger fraction"
+    )
 
 
 def test_mixed_targets_are_fractions_of_the_two_labels():
-    """Mixup and cutmix: lambda of one label, 1 - lambda of the other's; rows sum to 1, by one lambda a batch."""
+    """Mixup and cutmix: lambda of one label, 1 - lambda of the other's; rows sum to 1, by one
+    lambda a batch.
+    """
     images, labels = torch.rand(3, 3, 16, 16), torch.tensor([0, 1, 2])
     mix, seen = mixing(0.8, 1.0, 7), set()
     for seed in range(20):
@@ -70,8 +97,12 @@ def test_mixed_targets_are_fractions_of_the_two_labels():
         mixed, targets = mix(images, labels)
         torch.testing.assert_close(targets.sum(dim=1), torch.ones(3))
         share = targets[0, 0]
-        torch.testing.assert_close(targets, share * torch.eye(3, 7) + (1 - share) * torch.eye(3, 7).roll(1, 0))
-        pasted = (mixed == images) | (mixed == images.roll(1, 0))  # cutmix: each pixel is of one of the two
+        torch.testing.assert_close(
+            targets, share * torch.eye(3, 7) + (1 - share) * torch.eye(3, 7).roll(1, 0)
+        )
+        pasted = (mixed == images) | (
+            mixed == images.roll(1, 0)
+        )  # cutmix: each pixel is of one of the two
         seen.add(bool(pasted.all()))
     assert seen == {True, False}, "both ways must be taken, each half of the time"
 
@@ -97,88 +128,179 @@ def test_the_loss_is_the_cross_entropy_with_smoothed_targets():
     smooth = [[0.9 * targets[i, c].item() + 0.1 / 7 for c in range(7)] for i in range(3)]
     by_hand = sum(-smooth[i][c] * probs[i, c].log().item() for i in range(3) for c in range(7)) / 3
     assert all(sum(row) == pytest.approx(1, abs=1e-6) for row in smooth)
-    loss = train_step(network, make_optimizer("adamw", network), images, targets, 0.0, 0.05, 0.1, HERE)
+    loss = train_step(
+        network, make_optimizer("adamw", network), images, targets, 0.0, 0.05, 0.1, HERE
+    )
     assert loss.item() == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_all_weights_move_in_one_step():
-    """Fine-tuning is of the backbone too, with one learning rate for all layers: AdamW's first step is lr each."""
+    """Fine-tuning is of the backbone too, with one learning rate for all layers: AdamW's first step
+    is lr each.
+    """
     network = small_network()
     before = {name: param.detach().clone() for name, param in network.named_parameters()}
     optimizer = make_optimizer("adamw", network)
-    for _ in range(2):  # the positions' and the keys' first gradients may be 0 where the classifier starts small
-        train_step(network, optimizer, torch.randn(5, 3, 24, 24), torch.eye(5, 7), 0.01, 0.0, 0.1, HERE)
+    for _ in range(
+        2
+    ):  # the positions' and the keys' first gradients may be 0 where the classifier starts small
+        train_step(
+            network, optimizer, torch.randn(5, 3, 24, 24), torch.eye(5, 7), 0.01, 0.0, 0.1, HERE
+        )
     still = [name for name, param in network.named_parameters() if torch.equal(param, before[name])]
     assert not still, f"these did not learn: {still}"
 
 
 def test_augmented_views_have_their_size_and_scale():
     view = augmentation(24, 0.3, 0.25, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    views = torch.stack([view(torch.randint(256, (3, 29, 41), dtype=torch.uint8)) for _ in range(50)])
-    assert views.shape == (50, 3, 24, 24) and views.dtype == torch.float32 and views.isfinite().all()
+    views = torch.stack(
+        [view(torch.randint(256, (3, 29, 41), dtype=torch.uint8)) for _ in range(50)]
+    )
+    assert (
+        views.shape == (50, 3, 24, 24) and views.dtype == torch.float32 and views.isfinite().all()
+    )
 
 
 def test_a_separable_set_is_learnt_and_read_by_the_loader_strictly(photos, tmp_path, capsys):
     line = run(photos, tmp_path, "--from_scratch", "--epochs", "6", "--fraction", "0.5", "1")
-    assert line["measured"]["from scratch, top-1 %"] == 100, "dark and bright are told apart in six epochs"
-    assert "from scratch, 16 labels, top-1 %" in line["measured"] and (tmp_path / "0.5" / "checkpoint.pth").exists()
+    assert line["measured"]["from scratch, top-1 %"] == 100, (
+        "dark and bright are told apart in six epochs"
+    )
+    assert (
+        "from scratch, 16 labels, top-1 %" in line["measured"]
+        and (tmp_path / "0.5" / "checkpoint.pth").exists()
+    )
     assert "32 images train, 8 test (every fifth image), 2 classes" in line["data"]
     for key in ("teacher", "student"):
         backbone, args = load_backbone(tmp_path / "checkpoint.pth", key)
-        state = {name.removeprefix("backbone."): value for name, value in weights_of(tmp_path).items()}
+        state = {
+            name.removeprefix("backbone."): value for name, value in weights_of(tmp_path).items()
+        }
         assert all(torch.equal(value, state[name]) for name, value in backbone.state_dict().items())
         assert (args["arch"], args["patch_size"], args["eval_size"]) == ("vit_nano", 8, 24)
 
 
 def test_from_scratch_the_paper_has_a_number_of_imagenet_alone():
-    """Table 6's row "supervised" is trained on ImageNet; its other columns are fine-tuned from those weights."""
+    """Table 6's row "supervised" is trained on ImageNet; its other columns are fine-tuned from
+    those weights.
+    """
     small = {"arch": "vit_small", "patch_size": 16}
-    assert [paper_number(small, "from scratch", name) for name in ("", "imagenet", "cifar10")] == [79.9, 79.9, None]
-    assert [paper_number(small, "fine-tuned", name) for name in ("", "cifar10", "food101")] == [81.5, 99.0, None]
+    assert [paper_number(small, "from scratch", name) for name in ("", "imagenet", "cifar10")] == [
+        79.9,
+        79.9,
+        None,
+    ]
+    assert [paper_number(small, "fine-tuned", name) for name in ("", "cifar10", "food101")] == [
+        81.5,
+        99.0,
+        None,
+    ]
     assert paper_number({"arch": "resnet50", "patch_size": 1}, "fine-tuned", "") is None
 
 
 def test_fine_tuning_starts_from_the_weights_of_any_checkpoint(photos, tmp_path, capsys):
-    """At learning rate 1e-12 the backbone stays what it was, whatever grid its positions were learnt on."""
+    """At learning rate 1e-12 the backbone stays what it was, whatever grid its positions were
+    learnt on.
+    """
     backbone = build_backbone("vit_nano", 8, 32, num_heads=2, init_std=0.1)
-    torch.save({"teacher": {f"backbone.{name}": value for name, value in backbone.state_dict().items()},
-                "args": {"num_heads": 2}}, tmp_path / "weights.pth")
-    run(photos, tmp_path, "--pretrained_weights", str(tmp_path / "weights.pth"), "--lr", "1e-12", "--epochs", "1",
-        "--patch_size", "0", "--num_heads", "0", "--init_std", "0", "--arch", "")
-    assert load_backbone(tmp_path / "checkpoint.pth")[0].blocks[0].attn.num_heads == 2, "no weight's shape tells these"
+    torch.save(
+        {
+            "teacher": {f"backbone.{name}": value for name, value in backbone.state_dict().items()},
+            "args": {"num_heads": 2},
+        },
+        tmp_path / "weights.pth",
+    )
+    run(
+        photos,
+        tmp_path,
+        "--pretrained_weights",
+        str(tmp_path / "weights.pth"),
+        "--lr",
+        "1e-12",
+        "--epochs",
+        "1",
+        "--patch_size",
+        "0",
+        "--num_heads",
+        "0",
+        "--init_std",
+        "0",
+        "--arch",
+        "",
+    )
+    assert load_backbone(tmp_path / "checkpoint.pth")[0].blocks[0].attn.num_heads == 2, (
+        "no weight's shape tells these"
+    )
     tuned = weights_of(tmp_path)
     for name, value in backbone.state_dict().items():
         torch.testing.assert_close(tuned[f"backbone.{name}"], value)
 
 
 def test_a_convnet_is_trained_too(photos, tmp_path, capsys):
-    run(photos, tmp_path, "--from_scratch", "--arch", "resnet18", "--eval_size", "32", "--epochs", "1")
+    run(
+        photos,
+        tmp_path,
+        "--from_scratch",
+        "--arch",
+        "resnet18",
+        "--eval_size",
+        "32",
+        "--epochs",
+        "1",
+    )
     backbone, args = load_backbone(tmp_path / "checkpoint.pth")
-    assert args["arch"] == "resnet18" and backbone.bn1.running_mean.abs().sum() > 0, "its statistics must be kept"
+    assert args["arch"] == "resnet18" and backbone.bn1.running_mean.abs().sum() > 0, (
+        "its statistics must be kept"
+    )
 
 
 def test_the_same_seed_trains_the_same_network_whatever_the_workers(photos, tmp_path, capsys):
-    """Mixing, augmentation and dropped paths are functions of (seed, epoch, image) and (seed, step)."""
+    """Mixing, augmentation and dropped paths are functions of (seed, epoch, image) and (seed,
+    step).
+    """
     run(photos, tmp_path / "once", "--from_scratch")
     run(photos, tmp_path / "again", "--from_scratch", "--num_workers", "2")
     once, again = weights_of(tmp_path / "once"), weights_of(tmp_path / "again")
-    assert all(torch.equal(value, again[name]) for name, value in once.items()), "not bit for bit the same"
+    assert all(torch.equal(value, again[name]) for name, value in once.items()), (
+        "not bit for bit the same"
+    )
 
 
-@pytest.mark.parametrize(("flags", "said"), [
-    ("--from_scratch --pretrained_weights x.pth", "--from_scratch takes no weights"),
-    ("--patch_size 0 --init_std 0", "give the weights"),
-    ("--pretrained_weights x.pth --init_std 0", "--patch_size, --num_heads, --init_std are for --from_scratch"),
-    ("--pretrained_weights x.pth --patch_size 0", "--patch_size, --num_heads, --init_std are for --from_scratch"),
-    ("--from_scratch --fraction 0.5 1.5", "--fraction [0.5, 1.5] must be above 0 and at most 1"),
-    ("--from_scratch --warmup_epochs 4", "--warmup_epochs 4.0 must be at least 0 and at most --epochs 3"),
-    ("--from_scratch --train_size 20", "--train_size 20 must be a multiple of the patch size 8"),
-    ("--from_scratch --arch vit_giant", "--arch vit_giant is unknown"),
-    ("--from_scratch --batch_size 1", "--batch_size 1"),
-    ("--from_scratch --data_path {photos}/dark", "has no labels"),
-    ("--from_scratch --dataset stanford_cars --download", "--dataset stanford_cars is not under"),
-    ("--from_scratch --dataset imagenet", "--dataset imagenet is not under"),
-])
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--from_scratch --pretrained_weights x.pth", "--from_scratch takes no weights"),
+        ("--patch_size 0 --init_std 0", "give the weights"),
+        (
+            "--pretrained_weights x.pth --init_std 0",
+            "--patch_size, --num_heads, --init_std are for --from_scratch",
+        ),
+        (
+            "--pretrained_weights x.pth --patch_size 0",
+            "--patch_size, --num_heads, --init_std are for --from_scratch",
+        ),
+        (
+            "--from_scratch --fraction 0.5 1.5",
+            "--fraction [0.5, 1.5] must be above 0 and at most 1",
+        ),
+        (
+            "--from_scratch --warmup_epochs 4",
+            "--warmup_epochs 4.0 must be at least 0 and at most --epochs 3",
+        ),
+        (
+            "--from_scratch --train_size 20",
+            "--train_size 20 must be a multiple of the patch size 8",
+        ),
+        ("--from_scratch --arch vit_giant", "--arch vit_giant is unknown"),
+        ("--from_scratch --batch_size 1", "--batch_size 1"),
+        ("--from_scratch --data_path {photos}/dark", "has no labels"),
+        (
+            "--from_scratch --dataset stanford_cars --download",
+            "--dataset stanford_cars is not under",
+        ),
+        ("--from_scratch --dataset imagenet", "--dataset imagenet is not under"),
+    ],
+)
 def test_bad_input_is_one_line(photos, tmp_path, capsys, flags, said):
     given = flags.format(photos=photos).split()
     where = [] if "data_path" in flags else ["--data_path", photos]
@@ -189,11 +311,21 @@ def test_a_checkpoint_is_not_overwritten(photos, tmp_path, capsys):
     torch.save({"student": {}, "teacher": {}, "epoch": 1, "args": {}}, tmp_path / "checkpoint.pth")
     before = (tmp_path / "checkpoint.pth").read_bytes()
     assert "choose another --output_dir" in error_of(
-        transfer.main, capsys, *TINY, "--data_path", photos, "--output_dir", tmp_path, "--from_scratch")
+        transfer.main,
+        capsys,
+        *TINY,
+        "--data_path",
+        photos,
+        "--output_dir",
+        tmp_path,
+        "--from_scratch",
+    )
     assert (tmp_path / "checkpoint.pth").read_bytes() == before
 
 
-def test_a_stopped_training_leaves_nothing_in_the_way_of_the_same_command(photos, tmp_path, capsys, monkeypatch):
+def test_a_stopped_training_leaves_nothing_in_the_way_of_the_same_command(
+    photos, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setattr(transfer, "cosine", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(SystemExit):
         run(photos, tmp_path, "--from_scratch")

@@ -1,4 +1,7 @@
-"""Label propagation against a loop over all pairs of patches, and Table 5's run from DAVIS's layout to its PNGs."""
+"""Label propagation against a loop over all pairs of patches, and Table 5's run from DAVIS's layout
+to its PNGs.
+"""
+
 import json
 import math
 from pathlib import Path
@@ -33,10 +36,15 @@ def weights(network, tmp_path) -> Path:
 
 
 def write_davis(root: Path) -> Path:
-    """Two sequences of different shapes, in DAVIS's layout; the first has a palette of its own and objects 1 and 3."""
+    """Two sequences of different shapes, in DAVIS's layout; the first has a palette of its own and
+    objects 1 and 3.
+    """
     (root / "ImageSets/2017").mkdir(parents=True)
     (root / "ImageSets/2017/val.txt").write_text("fish\nsnail\n")
-    for name, (height, width), seed, palette in (("fish", (50, 70), 1, PALETTE[::-1]), ("snail", (64, 48), 2, PALETTE)):
+    for name, (height, width), seed, palette in (
+        ("fish", (50, 70), 1, PALETTE[::-1]),
+        ("snail", (64, 48), 2, PALETTE),
+    ):
         images, ids = make_clip(seed, frames=5, side=80, number=2)
         ids[ids == 2] = 3
         (root / "JPEGImages/480p" / name).mkdir(parents=True)
@@ -44,7 +52,10 @@ def write_davis(root: Path) -> Path:
             frame = Image.fromarray(images[i, :, :height, :width].movedim(0, -1).numpy())
             frame.save(root / "JPEGImages/480p" / name / f"{i:05}.jpg")
             mask = ids[i, :height, :width].contiguous()
-            mask[4:20, 4:20], mask[30:44, 20:40] = 1, 3  # some of each object, however the clip is cut
+            mask[4:20, 4:20], mask[30:44, 20:40] = (
+                1,
+                3,
+            )  # some of each object, however the clip is cut
             write_annotation(root / "Annotations/480p" / name / f"{i:05}.png", mask, palette)
     return root
 
@@ -55,8 +66,22 @@ def davis(tmp_path) -> Path:
 
 
 def run(weights, tmp_path, *flags) -> dict:
-    evs.main([str(flag) for flag in ("--pretrained_weights", weights, "--output_dir", tmp_path / "out", "--results",
-                                     tmp_path / "results.jsonl", "--device", "cpu", *flags)])
+    evs.main(
+        [
+            str(flag)
+            for flag in (
+                "--pretrained_weights",
+                weights,
+                "--output_dir",
+                tmp_path / "out",
+                "--results",
+                tmp_path / "results.jsonl",
+                "--device",
+                "cpu",
+                *flags,
+            )
+        ]
+    )
     return json.loads((tmp_path / "results.jsonl").read_text().splitlines()[-1])
 
 
@@ -68,53 +93,79 @@ def error_of(capsys, *flags) -> str:
     return said[0]
 
 
-@pytest.mark.parametrize(("radius", "topk"), [(2, 5), (1, 3), (0, 5), (12, 10 ** 6)])
+@pytest.mark.parametrize(("radius", "topk"), [(2, 5), (1, 3), (0, 5), (12, 10**6)])
 def test_propagation_agrees_with_a_loop_over_all_pairs(radius, topk):
-    """label[i] = sum over the topk nearest j in a square window of exp(cos / T) label[j], over the weights' sum."""
+    """label[i] = sum over the topk nearest j in a square window of exp(cos / T) label[j], over the
+    weights' sum.
+    """
     m, rows, cols, width, number = 3, 5, 7, 11, 2
     generator = torch.Generator().manual_seed(0)
-    frame, context = (F.normalize(torch.randn(*shape, rows, cols, width, generator=generator), dim=-1)
-                      for shape in ((), (m,)))
+    frame, context = (
+        F.normalize(torch.randn(*shape, rows, cols, width, generator=generator), dim=-1)
+        for shape in ((), (m,))
+    )
     labels = torch.rand(m, rows, cols, number, generator=generator)
     found = evs.propagate(frame, context, labels, topk, radius, temperature=0.1)
     for y in range(rows):
         for x in range(cols):
-            pairs = [(math.exp(float(frame[y, x] @ context[t, v, u]) / 0.1), labels[t, v, u]) for t in range(m)
-                     for v in range(rows) for u in range(cols)
-                     if not radius or max(abs(v - y), abs(u - x)) <= radius]
+            pairs = [
+                (math.exp(float(frame[y, x] @ context[t, v, u]) / 0.1), labels[t, v, u])
+                for t in range(m)
+                for v in range(rows)
+                for u in range(cols)
+                if not radius or max(abs(v - y), abs(u - x)) <= radius
+            ]
             best = sorted(pairs, key=lambda pair: -pair[0])[:topk]
-            expected = sum(weight * label for weight, label in best) / sum(weight for weight, _ in best)
-            assert found[y, x].tolist() == pytest.approx(expected.tolist(), abs=1e-5), \
+            expected = sum(weight * label for weight, label in best) / sum(
+                weight for weight, _ in best
+            )
+            assert found[y, x].tolist() == pytest.approx(expected.tolist(), abs=1e-5), (
                 f"patch {y}, {x}: its topk likest within the radius vote, with weights that sum to 1"
+            )
 
 
 @pytest.mark.parametrize("radius", [1, 2, 3])
 def test_a_patch_hears_exactly_the_patches_in_its_window(radius):
-    """With every patch alike and all near ones taken, the labels' weights are uniform over the window, 0 outside."""
+    """With every patch alike and all near ones taken, the labels' weights are uniform over the
+    window, 0 outside.
+    """
     rows, cols = 5, 7
     frame = torch.ones(rows, cols, 1)
     labels = torch.eye(rows * cols).view(1, rows, cols, -1)
-    heard = evs.propagate(frame, frame[None], labels, topk=rows * cols, radius=radius).view(rows, cols, rows, cols)
+    heard = evs.propagate(frame, frame[None], labels, topk=rows * cols, radius=radius).view(
+        rows, cols, rows, cols
+    )
     for y, x, v, u in np.ndindex(rows, cols, rows, cols):
-        assert (heard[y, x, v, u] > 0) == (abs(y - v) <= radius and abs(x - u) <= radius), \
+        assert (heard[y, x, v, u] > 0) == (abs(y - v) <= radius and abs(x - u) <= radius), (
             f"patch {y}, {x} hears patch {v}, {u}, or should: the radius holds for rows and for columns"
-    torch.testing.assert_close(heard.sum(dim=(2, 3)), torch.ones(rows, cols), msg="a patch's weights must sum to 1")
+        )
+    torch.testing.assert_close(
+        heard.sum(dim=(2, 3)), torch.ones(rows, cols), msg="a patch's weights must sum to 1"
+    )
 
 
 def test_each_label_is_scaled_to_its_own_strongest_patch_before_the_largest_wins():
-    """The release's norm_mask: a label that is weak everywhere still wins where it is at its strongest."""
+    """The release's norm_mask: a label that is weak everywhere still wins where it is at its
+    strongest.
+    """
     labels = torch.tensor([[[1.0, 0.0], [0.8, 0.2]]])  # one row of two patches: ground, object
     assert evs.to_mask(labels, (1, 2)).tolist() == [[0, 1]]
     only_ground = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
-    assert evs.to_mask(only_ground, (3, 5)).eq(0).all(), "a label that is the same everywhere must not divide by 0"
+    assert evs.to_mask(only_ground, (3, 5)).eq(0).all(), (
+        "a label that is the same everywhere must not divide by 0"
+    )
 
 
 def test_a_still_video_keeps_its_mask_and_the_ids_are_kept(network):
     images, ids = make_clip(seed=3, frames=1, side=96, number=2)
     ids[ids == 2] = 254
-    still = Video("still", images.expand(5, -1, -1, -1), ids.expand(5, -1, -1), [str(i) for i in range(5)])
+    still = Video(
+        "still", images.expand(5, -1, -1, -1), ids.expand(5, -1, -1), [str(i) for i in range(5)]
+    )
     found = evs.follow(network, still, 96 * 4, ARGS, HERE)  # patches of 2 of the frame's pixels
-    assert found.unique().tolist() == [0, 1, 254] and torch.equal(found[0], ids[0]), "the first frame is given"
+    assert found.unique().tolist() == [0, 1, 254] and torch.equal(found[0], ids[0]), (
+        "the first frame is given"
+    )
     similarity = scores(found, torch.where(still.ids == 254, 2, still.ids))[0, 0]
     assert similarity > 85, f"nothing moved, and yet J is {similarity:.1f} %"
 
@@ -122,42 +173,59 @@ def test_a_still_video_keeps_its_mask_and_the_ids_are_kept(network):
 class Contents(nn.Module):
     """Features by hand: a patch of one pixel has the row of a table that its red names.
 
-    0 is the ground, 1 ... 9 are the parts of a square; their cosines: with itself 1, ground and part 1/2, parts 1/4.
+    0 is the ground, 1 ... 9 are the parts of a square; their cosines: with itself 1, ground and
+    part 1/2, parts 1/4.
     """
 
     def get_intermediate_layers(self, pixels: torch.Tensor, n: int = 1) -> list[torch.Tensor]:
-        table = torch.eye(10) * 0.75 ** 0.5
+        table = torch.eye(10) * 0.75**0.5
         table[:, 0] = 0.5
         table[0, 0] = 1.0
-        return [table[torch.cat([torch.zeros(1), pixels[0, 0].flatten()]).round().long()].unsqueeze(0)]
+        return [
+            table[torch.cat([torch.zeros(1), pixels[0, 0].flatten()]).round().long()].unsqueeze(0)
+        ]
 
 
 def followed(corners: list[tuple[int, int]], radius: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Masks of the 3 x 3 square with these upper left corners, as followed and as they are: bool (T, 23, 29) twice."""
+    """Masks of the 3 x 3 square with these upper left corners, as followed and as they are: bool
+    (T, 23, 29) twice.
+    """
     codes = torch.zeros(len(corners), 23, 29, dtype=torch.uint8)
     for frame, (row, column) in zip(codes, corners):
-        frame[row:row + 3, column:column + 3] = torch.arange(1, 10).view(3, 3)
+        frame[row : row + 3, column : column + 3] = torch.arange(1, 10).view(3, 3)
     video = Video("square", codes.unsqueeze(1).expand(-1, 3, -1, -1), 5 * (codes > 0).byte(), [])
-    args = {"patch_size": 1, "mean": (0, 0, 0), "std": (1 / 255, 1 / 255, 1 / 255)}  # so that pixels stay what they are
+    args = {
+        "patch_size": 1,
+        "mean": (0, 0, 0),
+        "std": (1 / 255, 1 / 255, 1 / 255),
+    }  # so that pixels stay what they are
     return evs.follow(Contents(), video, 23, args, HERE, radius=radius) == 5, codes > 0
 
 
 @pytest.mark.parametrize("shift", [(0, 1), (1, -2), (-3, 3)])
 def test_a_shifted_square_is_followed_to_the_patch(shift):
-    """At most the radius, 3, a frame, so soon out of the first frame's reach: the last frames carry it on."""
+    """At most the radius, 3, a frame, so soon out of the first frame's reach: the last frames carry
+    it on.
+    """
     start = (20 if shift[0] < 0 else 0, 26 if shift[1] < 0 else 0)
-    found, true = followed([(start[0] + t * shift[0], start[1] + t * shift[1]) for t in range(7)], radius=3)
+    found, true = followed(
+        [(start[0] + t * shift[0], start[1] + t * shift[1]) for t in range(7)], radius=3
+    )
     for t in range(7):
         assert torch.equal(found[t], true[t]), f"frame {t}: {found[t].nonzero().tolist()}"
 
 
 @pytest.mark.parametrize("jump", [(0, 4), (4, 0), (4, 4)])
 def test_a_jump_beyond_the_radius_is_not_followed(jump):
-    """No patch of the square lies near its new place, so that all of it takes the ground's label, then and later."""
+    """No patch of the square lies near its new place, so that all of it takes the ground's label,
+    then and later.
+    """
     corners = [(1, t) for t in range(3)] + [(1 + jump[0], 2 + jump[1] + t) for t in range(4)]
     found, true = followed(corners, radius=3)
     assert torch.equal(found[:3], true[:3]), "before the jump it is followed"
-    assert not found[3:].any(), f"frames and patches that are still marked: {found[3:].nonzero().tolist()}"
+    assert not found[3:].any(), (
+        f"frames and patches that are still marked: {found[3:].nonzero().tolist()}"
+    )
     assert torch.equal(*followed(corners, radius=0)), "without a limit it is found again"
     assert torch.equal(*followed(corners, radius=4)), "and with a radius that reaches as far"
 
@@ -165,8 +233,14 @@ def test_a_jump_beyond_the_radius_is_not_followed(jump):
 def test_only_the_first_frame_and_the_last_seven_vote(network, monkeypatch):
     lengths = []
     propagate = evs.propagate
-    monkeypatch.setattr(evs, "propagate", lambda frame, context, *rest, **more: (
-        lengths.append(len(context)), propagate(frame, context, *rest, **more))[1])
+    monkeypatch.setattr(
+        evs,
+        "propagate",
+        lambda frame, context, *rest, **more: (
+            lengths.append(len(context)),
+            propagate(frame, context, *rest, **more),
+        )[1],
+    )
     images, ids = make_clip(frames=11, side=48)
     evs.follow(network, Video("clip", images, ids, []), 48, ARGS, HERE)
     assert lengths == [1, 2, 3, 4, 5, 6, 7, 8, 8, 8]
@@ -180,22 +254,32 @@ def test_davis_in_and_indexed_pngs_with_its_palette_out(weights, davis, tmp_path
         for i in range(5):
             given = Image.open(davis / "Annotations/480p" / name / f"{i:05}.png")
             written = Image.open(tmp_path / "out" / name / f"{i:05}.png")
-            assert written.mode == "P" and written.getpalette() == given.getpalette() and written.size == given.size
+            assert (
+                written.mode == "P"
+                and written.getpalette() == given.getpalette()
+                and written.size == given.size
+            )
             truth.append(torch.from_numpy(np.array(given)))
             found.append(torch.from_numpy(np.array(written)))
             assert Image.open(tmp_path / "out/overlay" / name / f"{i:05}.png").size == given.size
         assert torch.equal(found[0], truth[0]), "the first frame's mask is given, and stays"
-        assert set(torch.stack(found).unique().tolist()) <= {0, 1, 3}, "the objects keep their numbers"
+        assert set(torch.stack(found).unique().tolist()) <= {0, 1, 3}, (
+            "the objects keep their numbers"
+        )
         assert Image.open(tmp_path / "out/overlay" / f"{name}.gif").n_frames == 5
         means.append(scores(torch.stack(found), torch.stack(truth)))
     J, contour = torch.cat(means).mean(dim=0).tolist()
     assert line["measured"]["J-Mean %"] == pytest.approx(J, abs=1e-3)
     assert line["measured"]["J&F-Mean %"] == pytest.approx((J + contour) / 2, abs=1e-3)
-    assert "2 sequences, 6 objects" in line["data"], "3 is the largest number, so that 2 counts as well, as officially"
+    assert "2 sequences, 6 objects" in line["data"], (
+        "3 is the largest number, so that 2 counts as well, as officially"
+    )
     assert "J&F-Mean" in capsys.readouterr().out
 
 
-def test_the_embedded_clips_run_end_to_end_and_follow_better_than_the_first_mask(weights, tmp_path, monkeypatch):
+def test_the_embedded_clips_run_end_to_end_and_follow_better_than_the_first_mask(
+    weights, tmp_path, monkeypatch
+):
     monkeypatch.setattr(evs, "CLIPS", 1)
     monkeypatch.setattr(evs, "CLIP_SIDE", 160)
     line = run(weights, tmp_path, "--overlay", "false")
@@ -207,7 +291,11 @@ def test_the_embedded_clips_run_end_to_end_and_follow_better_than_the_first_mask
 
 def test_a_clip_is_drawn_from_its_seed_with_creatures_that_move_over_still_ground_as_the_light_falls():
     images, ids = make_clip(seed=1, frames=5, side=64)
-    assert images.shape == (5, 3, 64, 64) and ids.shape == (5, 64, 64) and images.dtype == ids.dtype == torch.uint8
+    assert (
+        images.shape == (5, 3, 64, 64)
+        and ids.shape == (5, 64, 64)
+        and images.dtype == ids.dtype == torch.uint8
+    )
     assert torch.equal(images, make_clip(seed=1, frames=5, side=64)[0])
     assert not torch.equal(images, make_clip(seed=2, frames=5, side=64)[0])
     for frame in ids:
@@ -217,11 +305,16 @@ def test_a_clip_is_drawn_from_its_seed_with_creatures_that_move_over_still_groun
     torch.testing.assert_close(images[4][:, ground].float(), darkened, atol=1, rtol=0)
     for number in (1, 2, 3):
         overlap = region_similarity(ids[:1] == number, ids[-1:] == number).item()
-        assert overlap < 0.7, f"creature {number} hardly moved: J of its first and last mask is {overlap:.2f}"
+        assert overlap < 0.7, (
+            f"creature {number} hardly moved: J of its first and last mask is {overlap:.2f}"
+        )
 
 
 def spoil(davis: Path, what: str) -> None:
-    annotation, frame = davis / "Annotations/480p/fish/00002.png", davis / "JPEGImages/480p/fish/00002.jpg"
+    annotation, frame = (
+        davis / "Annotations/480p/fish/00002.png",
+        davis / "JPEGImages/480p/fish/00002.jpg",
+    )
     match what:
         case "no list":
             (davis / "ImageSets/2017/val.txt").unlink()
@@ -245,29 +338,56 @@ def spoil(davis: Path, what: str) -> None:
             Image.new("L", (70, 50), 255).save(annotation.with_name("00000.png"))
 
 
-@pytest.mark.parametrize(("what", "said"), [
-    ("no list", "val.txt"), ("empty list", "names no sequence"), ("unknown sequence", "whale' has 0 frames"),
-    ("sequence elsewhere", "'../480p/fish', which is no folder's own name"),
-    ("missing annotation", "fish/00002.png"), ("torn annotation", "fish/00002.png"), ("colours", "RGB colours"),
-    ("frame's size", "fish/00002.jpg' is 70 x 51"), ("annotation's size", "fish/00002.png' is 71 x 50"),
-    ("no object", "marks no object"),
-])
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("no list", "val.txt"),
+        ("empty list", "names no sequence"),
+        ("unknown sequence", "whale' has 0 frames"),
+        ("sequence elsewhere", "'../480p/fish', which is no folder's own name"),
+        ("missing annotation", "fish/00002.png"),
+        ("torn annotation", "fish/00002.png"),
+        ("colours", "RGB colours"),
+        ("frame's size", "fish/00002.jpg' is 70 x 51"),
+        ("annotation's size", "fish/00002.png' is 71 x 50"),
+        ("no object", "marks no object"),
+    ],
+)
 def test_bad_files_are_named_with_the_fix(weights, davis, capsys, what, said):
     spoil(davis, what)
-    assert said in error_of(capsys, "--pretrained_weights", weights, "--data_path", davis, "--device", "cpu")
+    assert said in error_of(
+        capsys, "--pretrained_weights", weights, "--data_path", davis, "--device", "cpu"
+    )
 
 
-@pytest.mark.parametrize(("flags", "said"), [
-    ("--temperature inf", "--temperature inf must be finite"),
-    ("--topk 0", "--topk 0"), ("--temperature 0", "--temperature 0.0"), ("--n_last_frames -1", "--n_last_frames -1"),
-    ("--size_mask_neighborhood -1", "--size_mask_neighborhood -1"), ("--eval_size -8", "--eval_size -8"),
-    ("--dataset cifar10", "unrecognized arguments: --dataset"), ("--data_path nowhere", "nowhere/ImageSets"),
-])
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--temperature inf", "--temperature inf must be finite"),
+        ("--topk 0", "--topk 0"),
+        ("--temperature 0", "--temperature 0.0"),
+        ("--n_last_frames -1", "--n_last_frames -1"),
+        ("--size_mask_neighborhood -1", "--size_mask_neighborhood -1"),
+        ("--eval_size -8", "--eval_size -8"),
+        ("--dataset cifar10", "unrecognized arguments: --dataset"),
+        ("--data_path nowhere", "nowhere/ImageSets"),
+    ],
+)
 def test_bad_flags_are_named(weights, capsys, flags, said):
-    assert said in error_of(capsys, "--pretrained_weights", weights, *flags.split(), "--device", "cpu")
+    assert said in error_of(
+        capsys, "--pretrained_weights", weights, *flags.split(), "--device", "cpu"
+    )
 
 
 def test_a_convnet_has_no_patches_to_match(tmp_path, capsys):
     torch.save(build_backbone("resnet18").state_dict(), tmp_path / "resnet.pth")
-    said = error_of(capsys, "--pretrained_weights", tmp_path / "resnet.pth", "--arch", "resnet18", "--device", "cpu")
+    said = error_of(
+        capsys,
+        "--pretrained_weights",
+        tmp_path / "resnet.pth",
+        "--arch",
+        "resnet18",
+        "--device",
+        "cpu",
+    )
     assert "take a ViT's weights" in said

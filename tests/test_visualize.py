@@ -1,4 +1,5 @@
 """The attention figure and the film, from a checkpoint and images of any shape to files."""
+
 import shutil
 import subprocess
 from pathlib import Path
@@ -21,30 +22,65 @@ from visualize_attention import principal_colours
 @pytest.fixture
 def weights(tmp_path) -> Path:
     torch.manual_seed(0)
-    torch.save(build_backbone("vit_nano", 8, 48, init_std=0.2).state_dict(), tmp_path / "weights.pth")
+    torch.save(
+        build_backbone("vit_nano", 8, 48, init_std=0.2).state_dict(), tmp_path / "weights.pth"
+    )
     return tmp_path / "weights.pth"
 
 
 def photo(path: Path, size: tuple[int, int]) -> str:
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)).save(
+        path
+    )
     return str(path)
 
 
 def test_one_image_gives_the_figure_and_the_releases_files(weights, tmp_path, capsys):
     image = photo(tmp_path / "wide.png", (50, 170))
-    visualize_attention.main(["--pretrained_weights", str(weights), "--image_path", image, "--image_size", "40",
-                              "--threshold", "0.6", "--output_dir", str(tmp_path / "out"), "--device", "cpu"])
+    visualize_attention.main(
+        [
+            "--pretrained_weights",
+            str(weights),
+            "--image_path",
+            image,
+            "--image_size",
+            "40",
+            "--threshold",
+            "0.6",
+            "--output_dir",
+            str(tmp_path / "out"),
+            "--device",
+            "cpu",
+        ]
+    )
     assert str(tmp_path / "out" / "attention.png") in capsys.readouterr().out
     parts = ["mean", *(f"head{j}" for j in range(4))]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "attention.png", "img.png", *(f"{kind}{part}.png" for part in parts for kind in ("attn-", "mask_th0.6_"))}
-    assert Image.open(tmp_path / "out" / "img.png").size == (136, 40), "the shape must be kept, in multiples of 8"
+        "attention.png",
+        "img.png",
+        *(f"{kind}{part}.png" for part in parts for kind in ("attn-", "mask_th0.6_")),
+    }
+    assert Image.open(tmp_path / "out" / "img.png").size == (136, 40), (
+        "the shape must be kept, in multiples of 8"
+    )
 
 
 def test_several_images_of_different_shapes_share_one_figure(weights, tmp_path):
     images = [photo(tmp_path / f"{i}.png", size) for i, size in enumerate([(30, 60), (60, 30)])]
-    visualize_attention.main(["--pretrained_weights", str(weights), "--image_path", *images, "--image_size", "32",
-                              "--output_dir", str(tmp_path / "out"), "--device", "cpu"])
+    visualize_attention.main(
+        [
+            "--pretrained_weights",
+            str(weights),
+            "--image_path",
+            *images,
+            "--image_size",
+            "32",
+            "--output_dir",
+            str(tmp_path / "out"),
+            "--device",
+            "cpu",
+        ]
+    )
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"attention.png", "0-0", "1-1"}
 
 
@@ -52,36 +88,58 @@ def test_the_mask_file_shows_the_patches_that_hold_the_mass(weights, tmp_path):
     """The darkened pixels of the written mask are those that keep_mass leaves out."""
     white = tmp_path / "white.png"
     Image.fromarray(np.full((48, 64, 3), 255, dtype=np.uint8)).save(white)
-    visualize_attention.main(["--pretrained_weights", str(weights), "--image_path", str(white), "--image_size", "48",
-                              "--threshold", "0.6", "--output_dir", str(tmp_path / "out"), "--device", "cpu"])
+    visualize_attention.main(
+        [
+            "--pretrained_weights",
+            str(weights),
+            "--image_path",
+            str(white),
+            "--image_size",
+            "48",
+            "--threshold",
+            "0.6",
+            "--output_dir",
+            str(tmp_path / "out"),
+            "--device",
+            "cpu",
+        ]
+    )
     backbone = build_backbone("vit_nano", 8, 48).eval()
     backbone.load_state_dict(torch.load(weights, weights_only=True))
-    seen = normalise(torch.full((3, 48, 64), 255, dtype=torch.uint8), *mean_and_std({})).unsqueeze(0)
+    seen = normalise(torch.full((3, 48, 64), 255, dtype=torch.uint8), *mean_and_std({})).unsqueeze(
+        0
+    )
     kept = keep_mass(cls_attention(backbone, seen)[0, 1], 0.6)
     shown = decode(tmp_path / "out" / "mask_th0.6_head1.png")[0, 4::8, 4::8] > 128
     assert torch.equal(shown, kept)
 
 
 def test_principal_colours_are_the_leading_singular_vectors_of_all_images_together():
-    """z against the singular value decomposition in float64; each colour is 1/2 + z / 4 standard deviations."""
+    """z against the singular value decomposition in float64; each colour is 1/2 + z / 4 standard
+    deviations.
+    """
     generator = torch.Generator().manual_seed(0)
     spread = torch.tensor([9.0, 5.0, 3.0, 1.0, 1.0, 1.0, 1.0])
     tokens = [torch.randn(*grid, 7, generator=generator) * spread for grid in ((11, 13), (5, 17))]
     flat = torch.cat([one.flatten(0, 1) for one in tokens]).double()
     z = torch.linalg.svd(flat - flat.mean(dim=0), full_matrices=False)
     z = z.U[:, :3] * z.S[:3]
-    expected = (0.5 + z / (4 * z.std(dim=0, correction=0)))
+    expected = 0.5 + z / (4 * z.std(dim=0, correction=0))
     colours = torch.cat([one.flatten(0, 1) for one in principal_colours(tokens)]).double()
     for channel, name in enumerate(("red", "green", "blue")):
-        ways = [(colours[:, channel] - value.clamp(0, 1)).abs().max()
-                for value in (expected[:, channel], 1 - expected[:, channel])]
+        ways = [
+            (colours[:, channel] - value.clamp(0, 1)).abs().max()
+            for value in (expected[:, channel], 1 - expected[:, channel])
+        ]
         assert min(ways) < 1e-5, f"{name} must be component {channel + 1}, up to its sign"
     assert [one.shape for one in principal_colours(tokens)] == [(11, 13, 3), (5, 17, 3)]
 
 
 def test_the_colours_of_equal_tokens_are_grey_and_do_not_depend_on_a_shift():
     for grid in ((3, 5), (1, 1)):
-        assert torch.equal(principal_colours([torch.ones(*grid, 7)])[0], torch.full((*grid, 3), 0.5))
+        assert torch.equal(
+            principal_colours([torch.ones(*grid, 7)])[0], torch.full((*grid, 3), 0.5)
+        )
     tokens = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(principal_colours([tokens]), principal_colours([tokens + 3.0]))
 
@@ -89,22 +147,42 @@ def test_the_colours_of_equal_tokens_are_grey_and_do_not_depend_on_a_shift():
 def test_pca_colours_patches_that_are_alike_alike_in_all_images(weights, tmp_path):
     """Two images that are one image have one colour map; the map has the patches' grid."""
     one, other = photo(tmp_path / "one.png", (48, 64)), photo(tmp_path / "other.png", (48, 64))
-    visualize_attention.main(["--pretrained_weights", str(weights), "--image_path", one, other, "--image_size", "48",
-                              "--pca", "--output_dir", str(tmp_path / "out"), "--device", "cpu"])
-    first, second = (decode(tmp_path / "out" / folder / "pca.png") for folder in ("0-one", "1-other"))
+    visualize_attention.main(
+        [
+            "--pretrained_weights",
+            str(weights),
+            "--image_path",
+            one,
+            other,
+            "--image_size",
+            "48",
+            "--pca",
+            "--output_dir",
+            str(tmp_path / "out"),
+            "--device",
+            "cpu",
+        ]
+    )
+    first, second = (
+        decode(tmp_path / "out" / folder / "pca.png") for folder in ("0-one", "1-other")
+    )
     assert torch.equal(first, second)
-    assert torch.equal(first, first[:, ::8, ::8].repeat_interleave(8, dim=1).repeat_interleave(8, dim=2))
+    assert torch.equal(
+        first, first[:, ::8, ::8].repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
+    )
 
 
 def frames_of(side: int, count: int) -> list[Image.Image]:
     """A white square that steps to the right, a patch a frame."""
     frames = np.zeros((count, side, 2 * side, 3), dtype=np.uint8)
     for number in range(count):
-        frames[number, 8:24, 8 * number:8 * number + 16] = 255
+        frames[number, 8:24, 8 * number : 8 * number + 16] = 255
     return [Image.fromarray(frame) for frame in frames]
 
 
-def test_a_film_is_looked_at_frame_by_frame_in_the_order_of_the_numbers(weights, tmp_path, monkeypatch):
+def test_a_film_is_looked_at_frame_by_frame_in_the_order_of_the_numbers(
+    weights, tmp_path, monkeypatch
+):
     """Frame 10 comes after frame 9, and each frame's maps are those of the same image alone."""
     folder, frames = tmp_path / "frames", frames_of(48, 3)
     folder.mkdir()
@@ -113,10 +191,16 @@ def test_a_film_is_looked_at_frame_by_frame_in_the_order_of_the_numbers(weights,
     monkeypatch.setenv("PATH", "")  # no ffmpeg: a GIF
     common = ["--pretrained_weights", str(weights), "--image_size", "48", "--device", "cpu"]
     attention_film.main([*common, "--video", str(folder), "--output_dir", str(tmp_path / "film")])
-    visualize_attention.main([*common, "--image_path", str(folder / "f10.png"), "--output_dir", str(tmp_path / "one")])
+    visualize_attention.main(
+        [*common, "--image_path", str(folder / "f10.png"), "--output_dir", str(tmp_path / "one")]
+    )
     for part in ("img", "attn-mean", "attn-head3"):
-        assert sorted(path.name for path in (tmp_path / "film" / part).iterdir()) == [f"0000{i}.png" for i in range(3)]
-        assert torch.equal(decode(tmp_path / "film" / part / "00002.png"), decode(tmp_path / "one" / f"{part}.png"))
+        assert sorted(path.name for path in (tmp_path / "film" / part).iterdir()) == [
+            f"0000{i}.png" for i in range(3)
+        ]
+        assert torch.equal(
+            decode(tmp_path / "film" / part / "00002.png"), decode(tmp_path / "one" / f"{part}.png")
+        )
     with Image.open(tmp_path / "film" / "attention.gif") as film:
         assert film.n_frames == 3, "the animation must hold every frame"
 
@@ -125,7 +209,9 @@ def test_an_animated_image_gives_its_frames(tmp_path):
     first, *others = frames_of(32, 5)
     first.save(tmp_path / "film.webp", save_all=True, append_images=others, lossless=True)
     for read, drawn in zip(film_frames(tmp_path / "film.webp"), [first, *others], strict=True):
-        assert np.array_equal(read.movedim(0, -1), drawn), "each frame must be the one that was drawn"
+        assert np.array_equal(read.movedim(0, -1), drawn), (
+            "each frame must be the one that was drawn"
+        )
 
 
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")
@@ -134,12 +220,37 @@ def test_a_video_file_gives_its_frames_and_an_mp4(weights, tmp_path, pixels):
     for number, frame in enumerate(frames_of(48, 3)):
         frame.save(tmp_path / f"{number}.png")
     film = tmp_path / "-film.mkv"
-    subprocess.run(["ffmpeg", "-v", "error", "-i", tmp_path / "%d.png", "-c:v", "ffv1", "-pix_fmt", pixels, film],
-                   check=True)
+    subprocess.run(
+        [
+            "ffmpeg",
+            "-v",
+            "error",
+            "-i",
+            tmp_path / "%d.png",
+            "-c:v",
+            "ffv1",
+            "-pix_fmt",
+            pixels,
+            film,
+        ],
+        check=True,
+    )
     for read, drawn in zip(film_frames(film), frames_of(48, 3), strict=True):
         assert (read.movedim(0, -1) - torch.from_numpy(np.array(drawn)).float()).abs().max() < 16
-    attention_film.main(["--pretrained_weights", str(weights), "--video", str(film), "--image_size", "48",
-                              "--output_dir", str(tmp_path / "out"), "--device", "cpu"])
+    attention_film.main(
+        [
+            "--pretrained_weights",
+            str(weights),
+            "--video",
+            str(film),
+            "--image_size",
+            "48",
+            "--output_dir",
+            str(tmp_path / "out"),
+            "--device",
+            "cpu",
+        ]
+    )
     assert len(list(film_frames(tmp_path / "out" / "attention.mp4"))) == 3
 
 
@@ -148,14 +259,32 @@ def test_frames_of_a_longer_film_before_do_not_stay(weights, tmp_path, monkeypat
     for count in (3, 2):
         first, *others = frames_of(48, count)
         first.save(tmp_path / "film.gif", save_all=True, append_images=others)
-        attention_film.main(["--pretrained_weights", str(weights), "--video", str(tmp_path / "film.gif"),
-                                  "--image_size", "48", "--output_dir", str(tmp_path / "out"), "--device", "cpu"])
+        attention_film.main(
+            [
+                "--pretrained_weights",
+                str(weights),
+                "--video",
+                str(tmp_path / "film.gif"),
+                "--image_size",
+                "48",
+                "--output_dir",
+                str(tmp_path / "out"),
+                "--device",
+                "cpu",
+            ]
+        )
     assert len(list((tmp_path / "out" / "attn-head0").iterdir())) == 2
 
 
-@pytest.mark.parametrize("name, text, fix", [
-    ("lost.mp4", None, "check the path"), ("empty", "folder", "folder of frames"), ("torn.gif", "GIF89a", "fix it"),
-    ("torn.mp4", "no film", "folder of frames")])
+@pytest.mark.parametrize(
+    "name, text, fix",
+    [
+        ("lost.mp4", None, "check the path"),
+        ("empty", "folder", "folder of frames"),
+        ("torn.gif", "GIF89a", "fix it"),
+        ("torn.mp4", "no film", "folder of frames"),
+    ],
+)
 def test_what_is_no_film_gets_one_line(weights, tmp_path, capsys, name, text, fix):
     path = tmp_path / name
     if text == "folder":
@@ -163,7 +292,17 @@ def test_what_is_no_film_gets_one_line(weights, tmp_path, capsys, name, text, fi
     elif text:
         path.write_text(text)
     with pytest.raises(SystemExit) as stopped:
-        attention_film.main(["--pretrained_weights", str(weights), "--video", str(path), "--device", "cpu",
-                                  "--output_dir", str(tmp_path / "out")])
+        attention_film.main(
+            [
+                "--pretrained_weights",
+                str(weights),
+                "--video",
+                str(path),
+                "--device",
+                "cpu",
+                "--output_dir",
+                str(tmp_path / "out"),
+            ]
+        )
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert stopped.value.code == 2 and name in said and fix in said, said
