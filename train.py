@@ -188,7 +188,7 @@ def train(
                 run_state.save(run, settings, world, before_save)
             if run.epoch > 0:
                 say(report.line(run.history[-1], settings.epochs, settings.out_dim))
-            if run.epoch == settings.epochs:
+            if run.epoch >= settings.epochs:
                 break
 
             # the epoch's crops, from where it was stopped on
