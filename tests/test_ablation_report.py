@@ -153,7 +153,7 @@ def test_where_no_cost_could_be_measured_the_rows_are_drawn(tmp_path, lines):
 
 
 def test_the_masks_of_both_networks_stand_side_by_side(tmp_path):
-    """Fig. 4: a column for the images and one for each network, which shows a part of each image."""
+    """Fig. 4: a column for the images and one for each network, showing a part of each image."""
     torch.manual_seed(0)
     weights = {name: weights_of(tmp_path / name) for name in ("supervised", "DINO")}
     images = Images(make_creatures(3).images)

@@ -48,7 +48,8 @@ def test_a_row_differs_from_its_base_in_exactly_what_the_table_says(name, preset
             setting for setting, value in changes.items() if getattr(base, setting) == value
         } - swept
         assert not idle, (
-            f"{row.name} says it changes {idle}, but the base and its other rows have these values too"
+            f"{row.name} says it changes {idle}, "
+            "but the base and its other rows have these values too"
         )
 
 
@@ -147,7 +148,8 @@ METHODS = {  # as their own papers have them; MoCo-v2's head as DINO's appendix 
         "out_dim": 3000,
     },
 }
-IN_THE_DEMO = {  # where it has others: narrower, for few images and small batches; BYOL's step and teacher faster
+# where it has others: narrower, for few images and small batches; BYOL's step and teacher faster
+IN_THE_DEMO = {
     "BYOL": {"momentum_teacher": 0.95, "head_hidden_dim": 512, "lr": 0.016},
     "MoCo-v2": {
         "momentum_teacher": 0.99,

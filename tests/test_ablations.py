@@ -77,7 +77,10 @@ def test_finished_runs_are_skipped_and_a_failing_one_is_told_and_left_out(tmp_pa
     of the second.
     """
     text = "".join(json.dumps(record) + "\\n" for record in log_of(3))
-    writes = f"from pathlib import Path; Path({str(tmp_path / 'new' / 'log.txt')!r}).write_text('{text}')"
+    writes = (
+        "from pathlib import Path; "
+        f"Path({str(tmp_path / 'new' / 'log.txt')!r}).write_text('{text}')"
+    )
     runs = [
         a_run(tmp_path / "old", log_of(3), name="finished"),
         a_run(tmp_path / "bad", None, name="failing"),
@@ -95,7 +98,7 @@ def test_finished_runs_are_skipped_and_a_failing_one_is_told_and_left_out(tmp_pa
 
 
 def test_a_run_whose_last_k_nn_is_missing_is_not_finished(tmp_path):
-    """train.py writes the epoch before it evaluates; without labels there is nothing to wait for."""
+    """train.py writes the epoch before it evaluates; without labels nothing is to be waited for."""
     log = log_of(3)
     del log[-1]["knn_teacher"]
     assert not ablation_runs.finished(a_run(tmp_path, log))
@@ -483,8 +486,8 @@ def test_a_study_of_two_rows_runs_fails_in_one_and_shows_the_other(tmp_path, mon
         str(tmp_path / "out"),
         "--",
         *"--patch_size 16 --global_crops_size 32 --local_crops_size 16 --eval_size 32 "
-        "--out_dim 31 --head_hidden_dim 29 --head_bottleneck_dim 7 --batch_size_per_gpu 4 --device cpu "
-        "--precision fp32 --num_workers 0".split(),
+        "--out_dim 31 --head_hidden_dim 29 --head_bottleneck_dim 7 --batch_size_per_gpu 4 "
+        "--device cpu --precision fp32 --num_workers 0".split(),
     ]
     with pytest.raises(SystemExit) as stopped:
         ablations.main(argv)

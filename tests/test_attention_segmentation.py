@@ -136,7 +136,7 @@ def test_a_trimaps_border_is_void():
 
 
 def test_images_count_alike_however_many_objects_they_hold(weights, tmp_path, capsys):
-    """Mean over objects, then over images: by hand on two images; one without objects is left out."""
+    """Mean over objects, then over images: by hand on two; an image without objects is left out."""
     voc = write_voc(tmp_path / "voc")
     line = run(tmp_path, "--pretrained_weights", weights, "--data_path", voc, "--eval_size", 24)
     backbone, by_hand = load_backbone(weights)[0], []

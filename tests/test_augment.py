@@ -44,7 +44,7 @@ def test_the_blur_is_a_gaussian_convolution(sigma):
 
 
 def test_the_taps_left_out_of_the_blur_are_worth_less_than_a_grey_level():
-    """Between black and white, at the sigma whose taps end soonest; most images have no such edge."""
+    """Between black and white, at the sigma whose taps end soonest: an edge most images lack."""
     edge = torch.zeros(1, 29, 31).index_fill(2, torch.arange(17), 1)
     for sigma in (0.16, 0.49, 0.83, 1.16, 1.49, 1.83):  # 3 sigma just below a half number
         whole = TF.gaussian_blur(edge, [25, 25], [sigma, sigma])

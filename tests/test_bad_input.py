@@ -123,8 +123,9 @@ def test_a_folder_without_images(capsys, tmp_path):
 
 
 TINY = (
-    "--arch vit_nano --patch_size 16 --global_crops_size 32 --local_crops_size 16 --local_crops_number 1 "
-    "--eval_size 32 --out_dim 13 --head_hidden_dim 11 --head_bottleneck_dim 5 --batch_size_per_gpu 2 "
+    "--arch vit_nano --patch_size 16 --global_crops_size 32 --local_crops_size 16 "
+    "--local_crops_number 1 --eval_size 32 --out_dim 13 --head_hidden_dim 11 "
+    "--head_bottleneck_dim 5 --batch_size_per_gpu 2 "
     "--epochs 1 --warmup_epochs 0 --warmup_teacher_temp_epochs 0 --device cpu"
 ).split()
 

@@ -28,7 +28,7 @@ def network() -> MultiCropNetwork:
 
 
 def full_checkpoint(network: MultiCropNetwork, args) -> dict:
-    """As the release writes it: the student inside DDP, flags as a Namespace, NumPy learning rates."""
+    """As the release writes it: the student in DDP, flags as a Namespace, NumPy learning rates."""
     return {
         "student": {f"module.{name}": value + 1 for name, value in network.state_dict().items()},
         "teacher": make_teacher(network).state_dict(),

@@ -492,7 +492,8 @@ def outcomes(tmp_path_factory) -> dict[tuple[int, str], list[str]]:
                 for cache in (folder / one.file).parent.glob(
                     f"__pycache__/{Path(one.file).stem}.*"
                 ):
-                    cache.unlink()  # two versions of one second and one size would be taken for the same
+                    # two versions of one second and one size would be taken for the same
+                    cache.unlink()
                 found[number, name] = pool.submit(
                     outcome, folder, exercises.pytest_arguments(one)
                 ).result()

@@ -56,7 +56,7 @@ def weights(tmp_path):
 
 
 def test_copies_depend_on_the_image_and_its_number_alone():
-    """The same number gives the same copies, another one others; each copy differs from the image."""
+    """The same number gives the same copies, another others; each copy differs from the image."""
     image = make_creatures(1, 64).images[0][:, :47]
     first, again, other = distorted(image, 3), distorted(image, 3), distorted(image, 5)
     for name, one, same, another in zip(DISTORTIONS, first, again, other, strict=True):

@@ -20,7 +20,7 @@ def blobs(frames: int, height: int, width: int, seed: int) -> torch.Tensor:
 
 
 def naive_outline(mask: np.ndarray) -> np.ndarray:
-    """The official rule, pixel by pixel: the last row looks right only, the last column down only."""
+    """The official rule per pixel: the last row looks right only, the last column down only."""
     height, width = mask.shape
     line = np.zeros_like(mask)
     for y in range(height):
@@ -78,7 +78,7 @@ def test_outlines_and_f_agree_with_the_official_definition(seed):
 
 
 def test_f_has_the_official_edge_cases():
-    """Nothing twice: 1. A mask only, or an object only: 0. Outlines far apart: 0. The same mask: 1."""
+    """Nothing twice: 1. Only a mask, or only an object: 0. Outlines far apart: 0. Same mask: 1."""
     empty, one, other = torch.zeros(3, 1, 37, 41, dtype=torch.bool).unbind()
     one[0, 3:9, 3:9] = other[0, 25:31, 29:37] = True
     for mask, truth, expected in (

@@ -122,7 +122,7 @@ def test_a_disk_that_becomes_read_only_is_one_line(photos, undisturbed, disk, tm
 def test_a_image_that_is_lost_or_breaks_during_the_run_is_named(
     harm, workers, photos, undisturbed, tmp_path
 ):
-    """In the second epoch. When it is there again the run goes on, and ends as if nothing had been."""
+    """In the second epoch. Once it is back the run goes on, and ends as if nothing had been."""
     flags, said = [*command(photos, tmp_path / "run"), "--num_workers", workers], tmp_path / "said"
     assert (
         status_of(start(flags, said, Death("train_step", 9, signal.SIGTERM)))

@@ -76,7 +76,7 @@ def undisturbed(photos, tmp_path_factory) -> Path:
 
 
 def log_lines(output: Path) -> list[dict]:
-    """log.txt without the clock; an assertion fails where a line is torn, missing or there twice."""
+    """log.txt without the clock; an assertion fails where a line is torn, missing or repeated."""
     text = (output / "log.txt").read_text()
     records = [json.loads(line) for line in text.splitlines()]
     assert text.endswith("\n") and [one["epoch"] for one in records] == list(

@@ -35,10 +35,13 @@ from vit import VisionTransformer
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 for i in range(100):
-    Image.fromarray(np.random.default_rng(i).integers(0, 255, (20, 24, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    Image.fromarray(np.random.default_rng(i).integers(0, 255, (20, 24, 3), dtype=np.uint8))\
+.save(folder / f"{i}.png")
 world = World(0, 1, torch.device("cpu"), torch.float32)
-settings = parse_settings("--preset demo --patch_size 8 --global_crops_size 8 --local_crops_size 8 --eval_size 8 "
-                          "--local_crops_number 0 --batch_size_per_gpu 1 --num_workers 1 --device cpu --epochs 50 "
+settings = parse_settings("--preset demo --patch_size 8 --global_crops_size 8 --local_crops_size 8 \
+--eval_size 8 "
+                          "--local_crops_number 0 --batch_size_per_gpu 1 --num_workers 1 \
+--device cpu --epochs 50 "
                           "--warmup_epochs 1 --knn_every 0 --saveckp_freq 0 --out_dim 7".split()
                           + ["--data_path", str(folder), "--output_dir", str(folder / "run")])
 
@@ -61,7 +64,7 @@ train.train(settings, world, [], start_run=start_run, before_save=note)
 
 
 def test_memory_files_and_threads_stay_flat_over_five_thousand_steps(tmp_path):
-    """Of the training and of its loader's worker, after 1,000, 3,000 and 5,000 steps: within 2 %."""
+    """Of the training and its loader's worker, after 1,000, 3,000 and 5,000 steps: within 2 %."""
     if not Path("/proc/self/statm").exists():
         pytest.skip("only Linux tells these")
     ended = subprocess.run(

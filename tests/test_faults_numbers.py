@@ -115,8 +115,8 @@ def test_a_bad_gradient_stops_the_run_in_its_step_and_spares_the_checkpoint(
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert stopped.value.code == 2
     assert (
-        f"a gradient's norm is inf at epoch 2, step {last_step}, first bad: the gradient of backbone.cls_tok"
-        in said
+        f"a gradient's norm is inf at epoch 2, step {last_step}, "
+        "first bad: the gradient of backbone.cls_tok" in said
     )
     kept = read_checkpoint(tmp_path / "run/checkpoint.pth")
     assert kept["epoch"] == 1 and all(value.isfinite().all() for value in kept["student"].values())

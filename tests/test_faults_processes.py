@@ -18,7 +18,8 @@ from training.checkpoint import read_checkpoint
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 PATIENCE = 0.1  # minutes
-# else torchrun keeps one store through all restarts, and new processes may read from it where the old ones listened
+# else torchrun keeps one store through all restarts,
+# and new processes may read from it where the old ones listened
 NEW_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 

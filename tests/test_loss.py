@@ -1,4 +1,4 @@
-"""Eq. 1 to 5: the loss over pairs of different views, centering, sharpening, and the two collapses."""
+"""Eq. 1 to 5: the loss over pairs of different views, centering, sharpening, the two collapses."""
 
 import math
 
@@ -17,7 +17,7 @@ def random_logits(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def naive_loss(student, teacher, center, student_temp, teacher_temp) -> float:
-    """Eq. 3 with plain loops in double precision: images, teacher views, student views, prototypes."""
+    """Eq. 3 by plain loops in double precision: images, teacher and student views, prototypes."""
     total, pairs = 0.0, 0
     for t in range(2):
         for v in range(V):
@@ -42,7 +42,8 @@ def test_eq_3_the_loss_is_the_cross_entropy_averaged_over_pairs_of_different_vie
         before = loss_fn.center.clone()
         expected = naive_loss(student, teacher, loss_fn.center[0], student_temp, T)
         assert loss_fn(student, teacher, T).item() == pytest.approx(expected, rel=1e-5), (
-            "Eq. 3: the mean, over pairs of different views, of -sum_k p_t log p_s, softmaxes over the K prototypes"
+            "Eq. 3: the mean, over pairs of different views, of -sum_k p_t log p_s, "
+            "softmaxes over the K prototypes"
         )
         unmoved = torch.equal(loss_fn.center, before)
         assert unmoved, "the loss uses the center and leaves it as it is"

@@ -33,7 +33,8 @@ def test_after_the_warm_up_it_is_the_releases_closed_form():
     for step in range(7, 53):
         expected = 0.1 + 0.5 * (0.9 - 0.1) * (1 + math.cos(math.pi * (step - 7) / (53 - 7)))
         assert cosine(step, 53, 0.9, 0.1, warmup_steps=7) == pytest.approx(expected), (
-            f"step {step}: the cosine must begin where the warm-up of 7 steps ends, and take the other 46"
+            f"step {step}: the cosine must begin where the warm-up of 7 steps ends, "
+            "and take the other 46"
         )
 
 

@@ -23,7 +23,10 @@ from test_video import write_davis
 from training.backbone import build_backbone
 
 REPO = Path(__file__).parent.parent
-FROZEN = " --pretrained_weights {data}/weights.pth --eval_size 32 --device cpu --results {output}/results.jsonl"
+FROZEN = (
+    " --pretrained_weights {data}/weights.pth --eval_size 32 --device cpu "
+    "--results {output}/results.jsonl"
+)
 PICTURES = FROZEN + " --num_workers 0"
 TRAINING = (
     f"train {' '.join(test_runs.TINY)} --drop_path_rate 0"  # each process draws masks of its own
@@ -35,26 +38,26 @@ LEARNING = {
     "training with Sinkhorn-Knopp": "ablations." + TRAINING + " --centering sinkhorn",
     # the queue holds whole steps: their order inside differs
     "training by InfoNCE": "ablations." + TRAINING + " --loss infonce --queue_length 48",
-    "linear": "evals.linear --data_path {data}/creatures --output_dir {output} --epochs 3 --lr 0.03 0.3 "
-    "--batch_size {batch}" + PICTURES,
-    "fine-tuning": f"evals.transfer {' '.join(test_transfer.TINY)} --from_scratch --lr 0.2 --mixup 0 --cutmix 0 "
-    "--drop_path_rate 0 --batch_size {batch} --data_path {data}/dark --output_dir {output} --results "
-    "{output}/results.jsonl",
+    "linear": "evals.linear --data_path {data}/creatures --output_dir {output} --epochs 3 "
+    "--lr 0.03 0.3 --batch_size {batch}" + PICTURES,
+    "fine-tuning": f"evals.transfer {' '.join(test_transfer.TINY)} --from_scratch --lr 0.2 "
+    "--mixup 0 --cutmix 0 --drop_path_rate 0 --batch_size {batch} --data_path {data}/dark "
+    "--output_dir {output} --results {output}/results.jsonl",
 }
 EVALUATIONS = {
     "k-NN": "eval_knn --data_path {data}/photos --nb_knn 3 5" + PICTURES,
     "k-NN, one test image": "eval_knn --data_path {data}/photos/few --nb_knn 1 5" + PICTURES,
     "retrieval": "evals.image_retrieval --data_path {data}/photos" + PICTURES,
-    "copies, one distractor": "evals.copy_detection --data_path {data}/copies --distractors {data}/one --whiten "
-    "{data}/photos" + PICTURES,
+    "copies, one distractor": "evals.copy_detection --data_path {data}/copies "
+    "--distractors {data}/one --whiten {data}/photos" + PICTURES,
     "attention": "evals.attention_segmentation --data_path {data}/voc" + PICTURES,
-    "attention, the first without objects": "evals.attention_segmentation --data_path {data}/voc_of_two"
-    + PICTURES,
+    "attention, the first without objects": "evals.attention_segmentation "
+    "--data_path {data}/voc_of_two" + PICTURES,
     "attention, one image": "evals.attention_segmentation --data_path {data}/voc_of_one" + PICTURES,
-    "videos": "evals.video_segmentation --data_path {data}/davis --overlay false --output_dir {output}"
-    + FROZEN,
-    "one video": "evals.video_segmentation --data_path {data}/davis_of_one --overlay false --output_dir {output}"
-    + FROZEN,
+    "videos": "evals.video_segmentation --data_path {data}/davis --overlay false "
+    "--output_dir {output}" + FROZEN,
+    "one video": "evals.video_segmentation --data_path {data}/davis_of_one --overlay false "
+    "--output_dir {output}" + FROZEN,
 }
 DRIVER = """
 import importlib, json, os, pathlib, sys, warnings
@@ -64,7 +67,8 @@ ours = "|".join(r"\\.".join(file.with_suffix("").parts) for file in files)
 for deprecated in (DeprecationWarning, FutureWarning):  # in our own modules
     warnings.filterwarnings("error", category=deprecated, module=f"({ours})$")
 for port, script, *flags in json.load(open(sys.argv[1])):
-    os.environ["MASTER_PORT"] = port  # of its own: the last run's would still tell the addresses that this one left
+    os.environ["MASTER_PORT"] = port  # of its own: the last run's would still \
+tell the addresses that this one left
     importlib.import_module(script).main(flags)
 """
 

@@ -234,7 +234,7 @@ class Hostile:
     ],
 )
 def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, monkeypatch, call):
-    """No function but those of plain values is called: the file that would prove it is not there."""
+    """Only functions of plain values are called: the file that would prove another is not there."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "gnd_roxford5k.pkl").write_bytes(
         pickle.dumps({"imlist": ["a"], "gnd": Hostile(*call)})
@@ -246,8 +246,14 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, monkeypatch, call):
 
 def test_a_pickle_of_python_2_is_read(tmp_path):
     """It has text for bytes: what np.arange(3) and its list were there, protocol 2."""
-    head = b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01K\x03\x85"
-    dtype = b"cnumpy\ndtype\nU\x02i4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
+    head = (
+        b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
+        b"K\x00\x85U\x01b\x87R(K\x01K\x03\x85"
+    )
+    dtype = (
+        b"cnumpy\ndtype\nU\x02i4K\x00K\x01\x87R(K\x03U\x01<NNN"
+        b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89"
+    )
     (tmp_path / "two.pkl").write_bytes(
         head + dtype + b"U\x0c" + np.arange(250, 253, dtype="<i4").tobytes() + b"tb."
     )
@@ -262,7 +268,7 @@ def test_an_array_of_objects_is_refused(tmp_path):
 
 
 def test_a_torn_pickle_ends_in_one_clear_line(tmp_path):
-    """Cut anywhere, with a byte changed, or claiming more than it holds: InputError, nothing else."""
+    """Cut anywhere, with a byte changed, or claiming more than it holds: only InputError."""
     whole = pickle.dumps(
         {"imlist": ["a", "b"], "gnd": [{"easy": np.arange(3), "bbx": [0.5, 1, 2, 3]}]}, 2
     )

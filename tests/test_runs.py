@@ -19,9 +19,10 @@ from vit import VisionTransformer
 
 REPO = Path(__file__).parent.parent
 TINY = (
-    "--arch vit_nano --patch_size 16 --global_crops_size 32 --local_crops_size 16 --local_crops_number 2 "
-    "--eval_size 32 --eval_crop 1 --out_dim 31 --head_hidden_dim 29 --head_bottleneck_dim 7 --batch_size_per_gpu 4 "
-    "--epochs 3 --warmup_epochs 1 --warmup_teacher_temp_epochs 0 --num_workers 0 --device cpu --precision fp32 "
+    "--arch vit_nano --patch_size 16 --global_crops_size 32 --local_crops_size 16 "
+    "--local_crops_number 2 --eval_size 32 --eval_crop 1 --out_dim 31 --head_hidden_dim 29 "
+    "--head_bottleneck_dim 7 --batch_size_per_gpu 4 --epochs 3 --warmup_epochs 1 "
+    "--warmup_teacher_temp_epochs 0 --num_workers 0 --device cpu --precision fp32 "
     "--knn_every 1 --saveckp_freq 2 --init_std 0.06"
 ).split()
 
@@ -371,8 +372,8 @@ def small_vit(monkeypatch) -> None:
 
 STORED = REPO / "tests/stored/checkpoint_d805f4a.pth"  # after 8 of 18 steps
 OF_STORED = (
-    "--patch_size 8 --head_hidden_dim 11 --out_dim 13 --lr 0.02 --momentum_teacher 0.9 --drop_path_rate 0 "
-    "--saveckp_freq 0"
+    "--patch_size 8 --head_hidden_dim 11 --out_dim 13 --lr 0.02 --momentum_teacher 0.9 "
+    "--drop_path_rate 0 --saveckp_freq 0"
 ).split()
 
 

@@ -131,7 +131,7 @@ def test_a_step_is_algorithm_1(optimizer, clip):
 
 
 def test_a_step_calls_the_student_that_knows_the_other_processes(monkeypatch):
-    """And moves the teacher to the student inside of it, whose parameters have the teacher's names."""
+    """And moves the teacher to the student inside it, whose parameters have the teacher's names."""
 
     class Wrapped(nn.Module):
         def __init__(self, module):

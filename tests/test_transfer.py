@@ -21,8 +21,9 @@ from training.checkpoint import load_backbone
 
 HERE = World(0, 1, torch.device("cpu"), torch.float32)
 TINY = (
-    "--patch_size 8 --arch vit_nano --eval_size 24 --init_std 0.1 --epochs 3 --warmup_epochs 1 --lr 0.04 "
-    "--batch_size 5 --drop_path_rate 0.1 --crop_scale 0.7 --num_workers 0 --device cpu --precision fp32"
+    "--patch_size 8 --arch vit_nano --eval_size 24 --init_std 0.1 --epochs 3 --warmup_epochs 1 "
+    "--lr 0.04 --batch_size 5 --drop_path_rate 0.1 --crop_scale 0.7 --num_workers 0 --device cpu "
+    "--precision fp32"
 ).split()
 
 

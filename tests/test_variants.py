@@ -60,7 +60,7 @@ def test_sinkhorn_knopp_equals_the_algorithm_in_float64(iterations):
 
 
 def test_sinkhorns_rows_sum_to_one_and_its_columns_are_equal_in_the_end():
-    """n / K is each prototype's share of n samples; the paper's 3 iterations come near, 200 arrive."""
+    """n / K: each prototype's share of n samples; the paper's 3 iterations get near, 200 arrive."""
     scores = torch.randn(22, 11, generator=torch.Generator().manual_seed(0)) / 0.2
     for iterations, tolerance in ((3, 1.5), (200, 1e-4)):
         q = sinkhorn_knopp(scores, iterations).exp()

@@ -120,7 +120,8 @@ def test_propagation_agrees_with_a_loop_over_all_pairs(radius, topk):
                 weight for weight, _ in best
             )
             assert found[y, x].tolist() == pytest.approx(expected.tolist(), abs=1e-5), (
-                f"patch {y}, {x}: its topk likest within the radius vote, with weights that sum to 1"
+                f"patch {y}, {x}: its topk likest within the radius vote, "
+                "with weights that sum to 1"
             )
 
 
@@ -137,7 +138,8 @@ def test_a_patch_hears_exactly_the_patches_in_its_window(radius):
     )
     for y, x, v, u in np.ndindex(rows, cols, rows, cols):
         assert (heard[y, x, v, u] > 0) == (abs(y - v) <= radius and abs(x - u) <= radius), (
-            f"patch {y}, {x} hears patch {v}, {u}, or should: the radius holds for rows and for columns"
+            f"patch {y}, {x} hears patch {v}, {u}, or should: "
+            "the radius holds for rows and for columns"
         )
     torch.testing.assert_close(
         heard.sum(dim=(2, 3)), torch.ones(rows, cols), msg="a patch's weights must sum to 1"
@@ -289,7 +291,7 @@ def test_the_embedded_clips_run_end_to_end_and_follow_better_than_the_first_mask
     assert not (tmp_path / "out/overlay").exists() and (tmp_path / "out/clip0/00023.png").exists()
 
 
-def test_a_clip_is_drawn_from_its_seed_with_creatures_that_move_over_still_ground_as_the_light_falls():
+def test_a_clip_is_drawn_from_its_seed_with_creatures_that_move_over_still_ground_as_light_falls():
     images, ids = make_clip(seed=1, frames=5, side=64)
     assert (
         images.shape == (5, 3, 64, 64)

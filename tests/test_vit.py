@@ -229,7 +229,8 @@ def test_positions_are_the_learnt_ones_on_their_own_grid_only():
         2, 8
     )  # 16 patches, as 4 x 4, but not the same places
     assert not torch.allclose(same_number, small_vit(img_size=28).pos_embed), (
-        "2 x 8 patches are as many as 4 x 4, but lie elsewhere: compare rows and columns, not their product"
+        "2 x 8 patches are as many as 4 x 4, but lie elsewhere: "
+        "compare rows and columns, not their product"
     )
 
 
