@@ -1,9 +1,14 @@
-"""Frozen features of images (appendix F, "Evaluation Protocols"), which every evaluation reads.
+"""Frozen features of images, and the k-NN vote on them (Sec. 3.2; appendix F; Table 2).
 
-Shapes: n images of H x W pixels, views of S x S pixels, D numbers a feature, C classes.
+Every evaluation reads frozen features. The vote is the quickest measure of what was learnt, and
+training makes it on the way.
+
+Shapes: N train images, n test images (or images of any part), H x W pixels, S the side of a view,
+D numbers a feature, C classes.
 """
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +23,8 @@ from runtime.augment import IMAGENET_MEAN, IMAGENET_STD
 from runtime.commandline import InputError
 from runtime.hardware import World, leave_signals_to_training
 
+ALONE = World(0, 1, torch.device("cpu"), torch.float32)  # one process
+ROWS = 1000  # test images at a time, so that no n x N or n x C numbers stand in memory
 MOST_PIXELS = 2**24  # of a whole image that a network reads: attention grows with their square
 
 
@@ -152,3 +159,92 @@ def among_first(scores: Tensor, labels: Tensor, k: int) -> Tensor:
 def top_accuracy(scores: Tensor, labels: Tensor, k: int = 1) -> float:
     """Return the top-k accuracy in %: scores (n, C), labels (n,)."""
     return 100 * among_first(scores, labels, k).float().mean().item()
+
+
+class LabelledFeatures(NamedTuple):
+    """Features (N, D) and labels (N,) of the train images, (n, D) and (n,) of the test images."""
+
+    train_features: Tensor
+    train_labels: Tensor
+    test_features: Tensor
+    test_labels: Tensor
+
+
+def extract(
+    network: nn.Module,
+    split: tuple[Images, Images],
+    view: EvaluationView,
+    world: World,
+    **loading,
+) -> LabelledFeatures:
+    """Return the network's features of the train and the test images."""
+    train, test = split
+    train_features = extract_features(network, train, view, world, **loading)
+    test_features = extract_features(network, test, view, world, **loading)
+    return LabelledFeatures(train_features, train.labels, test_features, test.labels)
+
+
+def nearest_neighbours(
+    train_features: Tensor, test_features: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
+    """Return the k largest cosines of each test image, falling, and the train images they are with.
+
+    (N, D), (n, D) -> (n, k), (n, k).
+    """
+    train_features = F.normalize(train_features, dim=1)
+    test_features = F.normalize(test_features, dim=1)
+    k = min(k, len(train_features))
+    found = []
+    for rows in test_features.split(ROWS):
+        found.append((rows @ train_features.T).topk(k, dim=1))
+    cosines, nearest = zip(*found)
+    return torch.cat(cosines), torch.cat(nearest)
+
+
+def knn_votes(
+    cosines: Tensor, labels: Tensor, num_classes: int, temperature: float = 0.07
+) -> Tensor:
+    """Return votes[i, c] = sum of exp(cosine / T) over the neighbours with label c.
+
+    Each row may have a factor of its own: (n, k), (n, k) -> (n, C).
+    """
+    # without its largest cosine, a row's votes neither overflow nor all vanish at a low T
+    largest = cosines.max(dim=1, keepdim=True).values
+    weights = ((cosines - largest) / temperature).exp()
+    votes = torch.zeros(len(cosines), num_classes)
+    return votes.scatter_add_(1, labels, weights)
+
+
+def count_right(
+    data: LabelledFeatures, tests: Tensor, ks: tuple[int, ...], temperature: float
+) -> Tensor:
+    """Return how many of these test images get the right label, first and among five.
+
+    tests: their indices. -> double (number of ks, 2).
+    """
+    test_features = data.test_features[tests]
+    test_labels = data.test_labels[tests]
+    cosines, nearest = nearest_neighbours(data.train_features, test_features, max(ks))
+    labels = data.train_labels[nearest]
+    num_classes = 1 + int(torch.cat([data.train_labels, data.test_labels]).max())
+    right = torch.zeros(len(ks), 2, dtype=torch.double)
+    for rows in torch.arange(len(tests)).split(ROWS):
+        for i, k in enumerate(ks):  # the k nearest stand in the first k columns
+            votes = knn_votes(cosines[rows, :k], labels[rows, :k], num_classes, temperature)
+            right[i, 0] += among_first(votes, test_labels[rows], 1).sum()
+            right[i, 1] += among_first(votes, test_labels[rows], 5).sum()
+    return right
+
+
+def knn_accuracies(
+    data: LabelledFeatures,
+    ks: tuple[int, ...] = (20,),
+    temperature: float = 0.07,
+    world: World = ALONE,
+) -> dict[int, list[float]]:
+    """Return k -> [top-1, top-5] in %. The processes share the test images."""
+    number = len(data.test_labels)
+    mine = torch.arange(number).tensor_split(world.size)[world.rank]
+    right = world.total(count_right(data, mine, ks, temperature))
+    accuracies = (100 * right / number).tolist()
+    return dict(zip(ks, accuracies))

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from data import knn_split
-from eval_knn import extract, knn_accuracies
-from features import EvaluationView, Pixels
+from features import EvaluationView, Pixels, extract, knn_accuracies
 from loss import DINOLoss
 from optimizer import clip_gradients, cosine, linear
 from runtime import hardware

@@ -34,7 +34,7 @@ from bench import step as bench_step
 from bench.plain import PlainCrops, PlainImages, plain_knn, plain_update_teacher
 from bench.step import VALUES, cost_of_steps, make_ours, make_plain, random_crops
 from data import Images, decode, open_images
-from eval_knn import knn_votes, nearest_neighbours
+from features import knn_votes, nearest_neighbours
 from multicrop import MultiCrop
 from runtime import hardware
 from runtime.commandline import CommandLine, errors_in_one_line

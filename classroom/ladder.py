@@ -258,7 +258,7 @@ LADDER = (
         ),
     ),
     Exercise(
-        file="eval_knn.py",
+        file="features.py",
         name="knn_votes",
         title="the k-NN vote",
         task=(

@@ -1,7 +1,4 @@
-"""Batch normalisation where several processes share a batch.
-
-Synchronised, as the paper's ResNet-50 has it, or with the running statistics averaged.
-"""
+"""Batch normalisation over the batch of all processes, as the paper's ResNet-50 has it."""
 
 import torch
 from torch import Tensor, nn
@@ -52,13 +49,6 @@ class GlooBatchNorm(_BatchNorm):
             self.num_batches_tracked += 1
         weight, bias = self.weight.view(mean.shape), self.bias.view(mean.shape)
         return (x - mean) / (variance + self.eps).sqrt() * weight + bias
-
-
-def average_buffers(network: nn.Module, world: World) -> None:
-    """Give all processes the mean of their running statistics, which they made apart."""
-    for buffer in network.buffers():
-        if buffer.is_floating_point():
-            buffer.copy_(world.mean(buffer))
 
 
 def synchronise_batch_norms(network: nn.Module, world: World) -> nn.Module:

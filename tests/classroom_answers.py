@@ -227,7 +227,7 @@ WRONG = {
     "multicrop.py:forward_crops": CROPS,
     "optimizer.py:parameter_groups": GROUPS,
     "train.py:train_step": STEP,
-    "eval_knn.py:knn_votes": VOTES,
+    "features.py:knn_votes": VOTES,
     "attention.py:keep_mass": MASK,
     "ablations/variants.py:sinkhorn_knopp": SINKHORN,
     "evals/video_segmentation.py:propagate": LABELS,

@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from bench import __main__ as bench
 from bench import measure, plain
 from bench import step as bench_step
-from eval_knn import knn_votes, nearest_neighbours
+from features import knn_votes, nearest_neighbours
 from runtime.commandline import InputError
 from runtime.hardware import World
 from settings import Settings

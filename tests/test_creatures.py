@@ -4,8 +4,7 @@ colours.
 
 import torch
 
-from eval_knn import knn_votes, nearest_neighbours
-from features import top_accuracy
+from features import knn_votes, nearest_neighbours, top_accuracy
 from runtime.creatures import CLASSES, make_creatures
 
 

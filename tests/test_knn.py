@@ -10,8 +10,18 @@ from test_bad_input import error_of
 
 import eval_knn
 from data import Images
-from eval_knn import LabelledFeatures, count_right, knn_accuracies, knn_votes, nearest_neighbours
-from features import EvaluationView, Pixels, extract_features, normalise, top_accuracy
+from features import (
+    EvaluationView,
+    LabelledFeatures,
+    Pixels,
+    count_right,
+    extract_features,
+    knn_accuracies,
+    knn_votes,
+    nearest_neighbours,
+    normalise,
+    top_accuracy,
+)
 from runtime.hardware import World
 from training.backbone import build_backbone
 

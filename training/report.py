@@ -227,27 +227,29 @@ def draw_attention(
     patch_size: int,
     mass: float = 0.6,
 ) -> None:
-    """Draw a row an image: the image, attention untrained and trained, each head, and the mask.
+    """Draw a column an image: the image, its attention untrained and trained, and the mask.
 
-    The first two maps and the mask are of the mean over the heads; the mask keeps `mass` of it.
+    The attention is the mean over the heads; the mask keeps `mass` of the trained one.
     views (B, 3, S, S); attention and untrained (B, h, r, c).
     """
-    heads = [f"head {head}" for head in range(attention.shape[1])]
-    titles = ["image", "untrained", "trained", *heads, f"{mass:.0%} of trained"]
-    size = (1.4 * len(titles), 1.4 * len(views) + 0.3)
-    figure, grid = plt.subplots(
-        len(views), len(titles), figsize=size, layout="constrained", squeeze=False
-    )
+    trained = attention.mean(dim=1)
     images = unnormalised(views, view)
-    for row, image, trained, before in zip(grid, images, attention, untrained, strict=True):
-        mean = trained.mean(dim=0)
-        mask = to_pixels(keep_mass(mean, mass), patch_size)
-        panels = [image, before.mean(dim=0), mean, *trained, overlay(image, mask)]
-        for axes, panel in zip(row, panels, strict=True):
+    masks = [to_pixels(keep_mass(one, mass), patch_size) for one in trained]
+    rows = {
+        "image": images,
+        "untrained": untrained.mean(dim=1),
+        "trained": trained,
+        f"{mass:.0%} of it": [overlay(*pair) for pair in zip(images, masks, strict=True)],
+    }
+    size = (1.2 * len(views), 1.2 * len(rows))
+    figure, grid = plt.subplots(
+        len(rows), len(views), figsize=size, layout="constrained", squeeze=False
+    )
+    for line_of_axes, (title, panels) in zip(grid, rows.items(), strict=True):
+        line_of_axes[0].set_ylabel(title)
+        for axes, panel in zip(line_of_axes, panels, strict=True):
             axes.imshow(panel.numpy(), interpolation="nearest")
-            axes.axis("off")
-    for axes, title in zip(grid[0], titles, strict=True):
-        axes.set_title(title, fontsize=9)
+            axes.set(xticks=[], yticks=[])
     write_whole(path, lambda part: figure.savefig(part, dpi=120))
     plt.close(figure)
 
