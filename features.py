@@ -44,7 +44,7 @@ class EvaluationView:
     """The centre of an image, as the evaluations see it: uint8 (3, H, W) -> float (3, S, S).
 
     The short side is resized to S / crop pixels, then the centre is cut out. S = 224 and
-    crop = 0.875 are the paper's 256 and 224 pixels. crop = 1 keeps square images whole.
+    crop = 0.875 are the release's 256 and 224 pixels. crop = 1 keeps square images whole.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ def extract(
 def nearest_neighbours(
     train_features: Tensor, test_features: Tensor, k: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the k largest cosines of each test image, falling, and the train images they are with.
+    """Return the k largest cosines of each test image, largest first, and the train images.
 
     (N, D), (n, D) -> (n, k), (n, k).
     """
@@ -206,7 +206,8 @@ def knn_votes(
 ) -> Tensor:
     """Return votes[i, c] = sum of exp(cosine / T) over the neighbours with label c.
 
-    Each row may have a factor of its own: (n, k), (n, k) -> (n, C).
+    Each row is up to a positive factor, which changes no ranking.
+    (n, k), (n, k) -> (n, C).
     """
     # without its largest cosine, a row's votes neither overflow nor all vanish at a low T
     largest = cosines.max(dim=1, keepdim=True).values
@@ -218,7 +219,7 @@ def knn_votes(
 def count_right(
     data: LabelledFeatures, tests: Tensor, ks: tuple[int, ...], temperature: float
 ) -> Tensor:
-    """Return how many of these test images get the right label, first and among five.
+    """Return how many of these test images get the right label: top-1 and top-5.
 
     tests: their indices. -> double (number of ks, 2).
     """

@@ -1,7 +1,8 @@
 """The projection head (Sec. 3.1, "Network architecture"; appendix C, Fig. 9): features -> logits.
 
 An MLP leads to a bottleneck, which is l2-normalised, and a linear layer to the K prototypes.
-The prototypes are weight-normalised, so a logit is the cosine of a feature and a prototype.
+The prototypes are weight-normalised: logit k is g_k times the cosine of the bottleneck and
+prototype k, and the gain g_k is 1 while it is frozen.
 There is no batch normalisation by default, and no predictor.
 Parameter names are those of the released checkpoints: mlp.0.weight ... last_layer.weight_v.
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 class DINOHead(nn.Module):
     """Map features (B, D) to logits (B, K).
 
-    nlayers: as the release counts; the paper's number is one more, since it counts the prototypes.
+    nlayers: as Sec. 3.1 and the release count (3); appendix C counts the prototypes too (4).
     use_bn: batch normalisation after each hidden layer.
     norm_last_layer: freeze the prototypes' gain at 1.
     """

@@ -1,12 +1,13 @@
-"""The loss (Sec. 3.1, Eq. 1 to 5).
+"""The loss (Sec. 3.1, Eq. 1 to 4; Sec. 5.3, Eq. 5).
 
 The student predicts, from one view of an image, what the teacher says of another view.
-Centering (Eq. 4) keeps one prototype from winning everywhere.
-Sharpening, a low teacher temperature, keeps all prototypes from winning equally.
-Each alone collapses: to a one-hot output, or to the uniform one, where the loss is ln K.
-The loss is the teacher's entropy + KL (Eq. 5); these two show which collapse it is (Fig. 7).
+Centering (Eq. 4) keeps one prototype from winning everywhere; with centering alone the output
+becomes uniform, where the loss is ln K. Sharpening, a low teacher temperature, keeps all from
+winning equally; with sharpening alone the output becomes one-hot (Sec. 5.3).
+The loss is entropy + KL (Eq. 5): KL -> 0 shows a collapse, the entropy which one (Fig. 7).
 
-Shapes: B images, V views (the first two are global), K prototypes; rows are view by view.
+Shapes: B images, V views (the first two are global), K prototypes.
+Row v * B + b is view v of image b.
 """
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ class DINOLoss(nn.Module):
         super().__init__()
         self.student_temp = student_temp
         self.center_momentum = center_momentum
-        # a buffer: the center belongs to the checkpoint, a resumed run would else start uncentered
+        # a buffer, kept in checkpoints: otherwise a resumed run would start uncentered
         self.register_buffer("center", torch.zeros(1, out_dim))
         self.teacher_entropy = torch.zeros(())
         self.kl = torch.zeros(())
@@ -52,22 +53,24 @@ class DINOLoss(nn.Module):
                 cross_entropy = -(p * log_p_student).sum(dim=-1)  # Eq. 2: H(P_t, P_s) of each image
                 loss = loss + cross_entropy.mean()
 
-        loss = loss / (2 * V - 2)  # paper: the sum over the pairs (Eq. 3); release: their mean
+        # 2 V pairs, less the 2 of a view with itself
+        loss = loss / (2 * V - 2)  # Eq. 3: the sum; Algorithm 1 and the release: the mean
 
+        # each teacher view is in V - 1 pairs, so the mean over views is that over pairs
         self.teacher_entropy = entropy(p_teacher)
         self.kl = loss.detach() - self.teacher_entropy  # Eq. 5: H(P_t, P_s) = h(P_t) + KL
         return loss
 
     def teacher_probs(self, teacher_logits: Tensor, teacher_temp: float) -> Tensor:
-        """Return P_t = softmax((g - c) / tau_t) (Eq. 1), fp32: (2 * B, K) -> (2 * B, K)."""
+        """Map logits (2 * B, K) to P_t = softmax((g - c) / tau_t) (Eq. 1, centered), fp32."""
         # paper, Sec. 3.1: g + c; paper, Algorithm 1, and release: g - c
         return ((teacher_logits - self.center) / teacher_temp).softmax(dim=-1)
 
     @torch.no_grad()
     def update_center(self, teacher_logits: Tensor) -> None:
-        """Move the center: c <- m c + (1 - m) mean of the teacher's logits (Eq. 4); (n, K).
+        """Move the center: c <- m c + (1 - m) mean of the teacher's logits (Eq. 4).
 
-        Call it after the loss, which uses the old c.
+        teacher_logits: (n, K). Call it after the loss, which uses the old c.
         """
         batch_center = teacher_logits.float().mean(dim=0, keepdim=True)
         self.center.lerp_(batch_center, 1 - self.center_momentum)  # in place: it stays a buffer

@@ -28,7 +28,8 @@ from runtime.augment import (
 
 
 class View(NamedTuple):
-    """One kind of view: its side in pixels, its scale as fractions of the area, two chances."""
+    """One kind of view: its side in pixels, its scale as fractions of the area, and the
+    probabilities of blur and solarisation."""
 
     size: int
     scale: tuple[float, float]
@@ -82,7 +83,7 @@ class MultiCrop:
         # still uint8: bytes are resized faster than floats
         x = resized_crop(image, *box, size, InterpolationMode.BICUBIC, antialias=True)
 
-        # all draws at once, also of what will not happen: one call, not six
+        # all draws in one call, even those left unused; the probabilities below are BYOL's
         flip, jitter, to_grey, to_blur, to_solarize, sigma = torch.rand(6).tolist()
         if flip < 0.5:
             x = x.flip(-1)
@@ -95,7 +96,7 @@ class MultiCrop:
             x = gaussian_blur(x, 0.1 + 1.9 * sigma)  # sigma: U(0.1, 2) pixels
         if to_solarize < view.solarize:
             x = solarize(x)
-        return (x - self.mean) / self.std  # three channels again
+        return (x - self.mean) / self.std  # a grey (1, S, S) becomes three channels
 
 
 def forward_crops(backbone: nn.Module, head: nn.Module, crops: Sequence[Tensor]) -> Tensor:
@@ -116,5 +117,5 @@ class MultiCropNetwork(nn.Module):
         self.head = head
 
     def forward(self, crops: Sequence[Tensor]) -> Tensor:
-        """Return V of (B, 3, S, S) -> logits (V * B, K)."""
+        """Map V of (B, 3, S, S) to logits (V * B, K)."""
         return forward_crops(self.backbone, self.head, crops)

@@ -1,7 +1,7 @@
 """The schedules and the optimiser (Sec. 3.2, "Implementation details").
 
 Schedules are pure functions of the step, counted from 0.
-The paper names AdamW and the schedule of the decay.
+The paper gives AdamW and the four schedules.
 Which tensors decay, clipping, SGD and LARS are the release's.
 """
 import math
@@ -43,7 +43,7 @@ def parameter_groups(student: nn.Module) -> list[dict]:
     for param in student.parameters():
         if not param.requires_grad:  # the frozen gain of the prototypes
             continue
-        if param.ndim > 1:  # release: matrices, and positions and [CLS] too
+        if param.ndim > 1:  # release: matrices, positions, [CLS], a trained gain
             decaying.append(param)
         else:  # biases and the scales of normalisations
             others.append(param)

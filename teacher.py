@@ -17,6 +17,7 @@ def make_teacher(student: nn.Module) -> nn.Module:
     """Return a copy of the student that takes no gradient and drops nothing."""
     teacher = copy.deepcopy(student)  # an alias would move with the student's every step
     teacher.requires_grad_(False)
+    # not eval(): batch normalisation, where there is any, uses the batch's statistics here too
     for module in teacher.modules():
         # release: drop path is the student's alone; what the teacher says is not to be random
         if isinstance(module, DropPath):
@@ -33,5 +34,5 @@ def update_teacher(student: nn.Module, teacher: nn.Module, momentum: float) -> N
     student_params = dict(student.named_parameters())
     # parameters only: a batch normalisation's running statistics (buffers) are the teacher's own
     for name, teacher_param in teacher.named_parameters():
-        # by name, since a student may have parameters that its teacher lacks
+        # by name, since a student may have more, such as BYOL's predictor (ablations/)
         teacher_param.lerp_(student_params[name], 1 - momentum)

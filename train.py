@@ -62,7 +62,7 @@ def set_schedules(optimizer: torch.optim.Optimizer, now: Schedules) -> None:
     """Give the optimizer this step's learning rate and weight decay."""
     for group in optimizer.param_groups:
         group["lr"] = now.lr
-        if group["decays"]:  # biases and the scales of LayerNorm do not
+        if group["decays"]:  # biases and the scales of normalisations do not
             group["weight_decay"] = now.weight_decay
 
 
@@ -96,8 +96,8 @@ def train_step(
 
     network = hardware.unwrap(student)  # without DDP
     norm = clip_gradients(network, settings.clip_grad)  # release: each tensor by itself
-    if now.last_layer_frozen:  # release: steadier while the center is still far off
-        network.head.last_layer.zero_grad()
+    if now.last_layer_frozen:  # release: steadier in the first epoch
+        network.head.last_layer.zero_grad()  # no gradient at all: AdamW skips it, decay too
     optimizer.step()  # the student learns
     follow(network, teacher, now.teacher_momentum)  # the teacher follows: update_teacher
     dino_loss.update_center(world.mean(torch.stack(teacher_means)))  # Eq. 4, last
@@ -105,12 +105,12 @@ def train_step(
 
 
 def networks_for_knn(run: RunState, settings: Settings) -> dict[str, nn.Module]:
-    """Return the networks whose k-NN the log's last line still lacks, by their key there."""
+    """Return the networks to evaluate now, by their key in log.txt; none if they are logged."""
     every = settings.knn_every
     if not every or (run.epoch % every and run.epoch != settings.epochs):
         return {}
     networks = {"knn_teacher": run.teacher.backbone, "knn_student": run.student.backbone}
-    if run.epoch == 0:  # the baselines that training has to beat
+    if run.epoch == 0:  # the baselines: the teacher has not moved yet
         networks = {"knn_untrained": run.teacher.backbone, "knn_pixels": Pixels()}
     if networks.keys() <= run.history[-1].keys():
         return {}
@@ -143,7 +143,7 @@ def train(
 
     # 2. Student, teacher, loss, optimizer
     run = start_run(settings, world)
-    run.history.append({"epoch": -1})  # the baselines, from before the first epoch
+    run.history.append({"epoch": -1})  # the baselines' line; loading a run replaces it
 
     # 3. Continue where a run was stopped
     checkpoint = output / "checkpoint.pth"
@@ -155,7 +155,7 @@ def train(
 
     # 4. Compile what is slow, and average the gradients over the processes
     hot_path = [run.student.backbone, run.teacher.backbone]
-    if type(run.dino_loss) is DINOLoss:  # another loss may ask the other processes
+    if type(run.dino_loss) is DINOLoss:  # others talk to other processes: not compiled
         hot_path.append(run.dino_loss)
     compiled = hardware.compile_hot_path(hot_path, settings.compile, world)
     student = hardware.average_gradients(run.student, world)
@@ -190,11 +190,11 @@ def train(
             if run.epoch >= settings.epochs:
                 break
 
-            # the epoch's crops, from where it was stopped on
+            # the epoch's crops, from where a stopped run left off (first_step)
             batches.epoch = run.epoch
             batches.first_step = run.images // batches.images_per_step
             crops = iter(loader)
-            began = time.perf_counter() - run.seconds
+            began = time.perf_counter() - run.seconds  # the clock of a stopped run goes on
             unread = 0
 
             for step in range(batches.first_step, batches.steps):
@@ -206,7 +206,7 @@ def train(
                 global_step = run.epoch * batches.steps + step
                 now = schedules(settings, global_step, batches.steps, batches.images_per_step)
                 set_schedules(run.optimizer, now)
-                # a step's own seed, so that a stopped run drops the same paths as another
+                # a step's own seed: a resumed run drops the same paths as an uninterrupted one
                 torch.manual_seed(seed_of(settings.seed, global_step, world.rank))
                 recent[unread] = train_step(
                     student, run.teacher, run.dino_loss, run.optimizer,
@@ -216,7 +216,7 @@ def train(
                 run.images += batches.images_per_step
                 bar.update(batches.images_per_step)
 
-                # To read the metrics is to wait for the GPU, so it is done seldom.
+                # Reading the metrics waits for the GPU, so they are read rarely.
                 stopping = world.any(bool(signals))
                 if unread == settings.log_every or step + 1 == batches.steps or stopping:
                     own = recent[:unread].cpu()

@@ -3,9 +3,9 @@
 There is no classifier: the normalised [CLS] token of the last block is the feature.
 Parameter names and shapes are those of the released checkpoints, and of timm's.
 Not in the paper: vit_nano, for the classroom, and init_std, since narrow networks start too slowly
-from weights of 0.02.
+from weights of standard deviation 0.02.
 
-Shapes: B images, C channels, H x W pixels, N patches (in a block: tokens), D = embed_dim,
+Shapes: B images, C channels, H x W pixels, N patches, T = 1 + N tokens, D = embed_dim,
 h heads, d = D / h.
 """
 import torch
@@ -24,19 +24,19 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
-        """Return (B, N, D) -> (B, N, D); with `queries` only the outputs of the first so many."""
+        """Map (B, T, D) to (B, T, D); with `queries`, to the outputs of so many first tokens."""
         q, k, v = self.queries_keys_values(x)
-        q = q[:, :, :queries]  # each query looks at all tokens, whoever else asks
+        q = q[:, :, :queries]  # queries do not affect one another: each looks at all tokens
         x = F.scaled_dot_product_attention(q, k, v)  # softmax(q k^T / sqrt(d)) v
         return self.proj(rearrange(x, "B h N d -> B N (h d)"))
 
     def queries_keys_values(self, x: Tensor) -> Tensor:
-        """Return (B, N, D) -> (3, B, h, N, d)."""
+        """Map (B, T, D) to (3, B, h, T, d)."""
         qkv = self.qkv(x)
         return rearrange(qkv, "B N (three h d) -> three B h N d", three=3, h=self.num_heads)
 
     def probs(self, x: Tensor, queries: int | None = None) -> Tensor:
-        """Return the attention itself: (B, N, D) -> (B, h, N, N), rows sum to 1.
+        """Return the attention itself: (B, T, D) -> (B, h, T or queries, T), rows sum to 1.
 
         The fused kernel above never holds this matrix; figures need it.
         """
@@ -45,14 +45,14 @@ class Attention(nn.Module):
 
 
 def attention_probs(q: Tensor, k: Tensor) -> Tensor:
-    """Return softmax(q k^T / sqrt(d)): (B, h, M, d), (B, h, N, d) -> (B, h, M, N)."""
-    # without the scale the products grow with d, and the softmax has no gradient left
+    """Return softmax(q k^T / sqrt(d)): (B, h, M, d), (B, h, T, d) -> (B, h, M, T)."""
+    # without the scale the products spread as sqrt(d), and the softmax saturates
     scale = q.shape[-1] ** -0.5
     return (q @ k.transpose(-2, -1) * scale).softmax(dim=-1)
 
 
 class Mlp(nn.Module):
-    """Two layers applied to each token by itself: (B, N, D) -> (B, N, D)."""
+    """Two layers applied to each token by itself: (B, T, D) -> (B, T, D)."""
 
     def __init__(self, dim: int, hidden_dim: int):
         super().__init__()
@@ -74,10 +74,10 @@ class DropPath(nn.Module):
         self.register_buffer("keep", torch.tensor(1.0 - rate), persistent=False)
 
     def forward(self, branch: Tensor) -> Tensor:
-        """Return (B, N, D) -> (B, N, D)."""
+        """Map (B, T, D) to (B, T, D)."""
         if not self.training:
             return branch
-        # one draw a sample: a branch is kept whole or not at all
+        # one draw per sample: a branch is kept whole or not at all
         kept = torch.rand(branch.shape[0], 1, 1, device=branch.device) < self.keep
         return branch * (kept / self.keep)  # divided by keep, so that the mean stays
 
@@ -94,12 +94,12 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (B, N, D) -> (B, N, D)."""
+        """Map (B, T, D) to (B, T, D)."""
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
     def forward_cls(self, x: Tensor) -> Tensor:
-        """Return the [CLS] row of forward alone: (B, N, D) -> (B, 1, D).
+        """Return the [CLS] row of forward alone: (B, T, D) -> (B, 1, D).
 
         For the last block, whose patch outputs nobody reads.
         """
@@ -165,7 +165,7 @@ class VisionTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid**2, embed_dim))
         self.blocks = nn.ModuleList()
         for i in range(depth):
-            rate = drop_path_rate * i / max(1, depth - 1)  # rises from 0: early blocks matter most
+            rate = drop_path_rate * i / max(1, depth - 1)  # linear from 0 (stochastic depth)
             self.blocks.append(Block(embed_dim, num_heads, rate))
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.init_weights(init_std)
@@ -178,7 +178,7 @@ class VisionTransformer(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=std)
                 nn.init.zeros_(module.bias)
-        if std != 0.02:  # release: the patch convolution keeps PyTorch's default
+        if std != 0.02:  # release, at 0.02: the patch convolution keeps PyTorch's default
             nn.init.trunc_normal_(self.patch_embed.proj.weight, std=std)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ class AblationSettings(Settings):
     )
     head_nlayers: int = setting(
         3,
-        "layers of the head before the prototypes (the paper counts these too: 4)",
+        "layers of the head before the prototypes (appendix C counts these too: 4)",
         at_least=0,
         fixed=True,
     )
