@@ -74,7 +74,8 @@ def decode(source: str | Path | bytes) -> Tensor:
         name, file = repr(str(source)), source
         if not os.path.isfile(source):  # reading a pipe would wait for ever
             raise InputError(
-                f"no image at {name}: check the path; --skip_bad_images leaves it out of a folder"
+                f"no image file at {name}: check the path; in a folder for training, "
+                "--skip_bad_images leaves it out"
             )
     try:
         with Image.open(file) as image:

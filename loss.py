@@ -19,6 +19,8 @@ class DINOLoss(nn.Module):
     `teacher_entropy` and `kl` are the two parts (Eq. 5) of the last loss, without gradient.
     """
 
+    has_entropy = True  # a loss without such parts, as in the ablations, says False
+
     def __init__(self, out_dim: int, student_temp: float = 0.1, center_momentum: float = 0.9):
         super().__init__()
         self.student_temp = student_temp

@@ -21,6 +21,8 @@ class SquaredDistance(DINOLoss):
     There is no temperature, and no entropy to report. center_momentum = 1 switches the center off.
     """
 
+    has_entropy = False
+
     def forward(
         self, student_logits: Tensor, teacher_logits: Tensor, teacher_temp: float
     ) -> Tensor:

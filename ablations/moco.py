@@ -22,6 +22,8 @@ class InfoNCE(DINOLoss):
     world, as runtime.hardware.World, brings the keys of all processes; None: there is one process.
     """
 
+    has_entropy = False
+
     def __init__(
         self, out_dim: int, temperature: float = 0.2, queue_length: int = 65536, world=None
     ):

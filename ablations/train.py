@@ -132,7 +132,6 @@ def start_run(settings: AblationSettings, world: World) -> RunState:
     if settings.loss == "infonce":
         shuffle_batches(teacher, world)
     dino_loss = make_loss(settings, world).to(world.device)
-    dino_loss.has_entropy = settings.loss == "cross_entropy"  # only this one is a sum with a KL
     return RunState(student, teacher, dino_loss, make_optimizer(settings.optimizer, student))
 
 

@@ -296,6 +296,8 @@ def main(argv: list[str] | None = None) -> None:
             if argv[:1] == ["run"] and argv[1:2] != ["--help"]:
                 run(list(argv[1:]))
             obey(parser.parse_args(argv))
+        except BrokenPipeError:  # `list | head` has read enough
+            sys.stderr.close()
         except OSError as error:
             raise InputError(f"cannot use {str(error.filename)!r}: {error.strerror}") from None
 

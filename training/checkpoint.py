@@ -263,7 +263,9 @@ def load_backbone(
     if not found["arch"] and "layer4.2.conv3.weight" in state:
         found["arch"] = "resnet50"  # the authors' file does not say so
     if not found["arch"]:
-        raise InputError(f"the arch of {str(path)!r} is not in it: say which with --arch")
+        raise InputError(
+            f"the arch of {str(path)!r} is not in it: a script that has --arch takes it there"
+        )
     if found.get("in_chans", 3) != 3:
         channels = f"images of {found['in_chans']} channels, not 3"
         raise InputError(f"{str(path)!r} reads {channels}: use another file")

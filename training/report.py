@@ -37,7 +37,7 @@ def epoch_record(run: RunState, now) -> dict:
         "teacher_momentum": now.teacher_momentum,
         "images_per_s": round(run.images / run.seconds, 1),
     }
-    if has_entropy(run.dino_loss):
+    if run.dino_loss.has_entropy:
         parts = run.metrics.tensor_split(min(20, len(run.metrics)))
         means = torch.stack([part.mean(dim=0) for part in parts])
         record["train_entropy"] = entropy
@@ -45,11 +45,6 @@ def epoch_record(run: RunState, now) -> dict:
         record["entropy_curve"] = means[:, 1].tolist()
         record["kl_curve"] = means[:, 2].tolist()
     return record
-
-
-def has_entropy(loss: nn.Module) -> bool:
-    """Return whether a loss is the sum of an entropy and a KL divergence (Eq. 5), as DINO's is."""
-    return getattr(loss, "has_entropy", True)
 
 
 def require_finite(
@@ -266,7 +261,7 @@ def finish(
     draw_curves(output / "curves.png", run.history, settings.out_dim)
     baselines, last = run.history[0], run.history[-1]
 
-    text = [f"After {run.epoch} epoch(s) the loss is {last['train_loss']:.3f}."]
+    text = [f"After epoch {run.epoch} the loss is {last['train_loss']:.3f}."]
     if "train_kl" in last:
         log_k = math.log(settings.out_dim)
         text = [f"{text[0].removesuffix('.')} nats; ln K = {log_k:.3f}."]
