@@ -349,6 +349,8 @@ def make_parser(kind: type[Settings]) -> CommandLine:
     for one in fields(kind):
         value_type = type(one.default)
         options = {"type": value_type, "metavar": value_type.__name__}
+        if one.name == "compile":  # --compile alone means true
+            options |= {"nargs": "?", "const": "true"}
         if value_type is bool:  # --use_bn_in_head alone means true
             options |= {"type": true_or_false, "nargs": "?", "const": True}
         if value_type is tuple:

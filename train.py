@@ -112,7 +112,8 @@ def networks_for_knn(run: RunState, settings: Settings) -> dict[str, nn.Module]:
     networks = {"knn_teacher": run.teacher.backbone, "knn_student": run.student.backbone}
     if run.epoch == 0:  # the baselines: the teacher has not moved yet
         networks = {"knn_untrained": run.teacher.backbone, "knn_pixels": Pixels()}
-    if networks.keys() <= run.history[-1].keys():
+    # logged already; or resumed in mid-epoch, when the last line's networks are gone
+    if run.images or networks.keys() <= run.history[-1].keys():
         return {}
     return networks
 
@@ -143,7 +144,6 @@ def train(
 
     # 2. Student, teacher, loss, optimizer
     run = start_run(settings, world)
-    run.history.append({"epoch": -1})  # the baselines' line; loading a run replaces it
 
     # 3. Continue where a run was stopped
     checkpoint = output / "checkpoint.pth"
@@ -170,7 +170,8 @@ def train(
 
     # 5. Train: evaluate the last epoch, then train the next one
     run_state.save(run, settings, world, before_save)
-    recent = torch.zeros(settings.log_every, 4, device=world.device)  # metrics not yet read
+    # metrics not yet read: loss, entropy, KL, gradient norm
+    recent = torch.zeros(min(settings.log_every, batches.steps), 4, device=world.device)
     per_epoch = batches.steps * batches.images_per_step
     done = run.epoch * per_epoch + run.images
     with tqdm(

@@ -71,6 +71,10 @@ class AblationSettings(Settings):
     )
 
 
+# Fig. 6's teachers as momentum after a step: 0 makes the teacher the student, 1 leaves it.
+MOMENTUM_OF_COPIES = {"student": 0.0, "previous_iteration": 1.0, "previous_epoch": 1.0}
+
+
 def parse(argv: list[str] | None = None) -> AblationSettings:
     """Return checked settings, as settings.parse_settings does."""
     settings = parse_settings(argv, AblationSettings)
@@ -148,10 +152,14 @@ def parts(settings: AblationSettings) -> dict[str, Callable]:
             steps_done,
         )
 
-    replaced = {"start_run": start_run, "make_follow": follow}
-    if settings.loss == "infonce":  # whose batch norms are each process's own
-        replaced["before_save"] = average_batch_norms
-    return replaced
+    def before_save(run: RunState, world: World) -> None:
+        if settings.loss == "infonce":  # whose batch norms are each process's own
+            average_batch_norms(run, world)
+        if settings.teacher != "momentum" and run.epoch > 0:
+            # the log names the momentum in force, not the schedule that nobody follows
+            run.history[-1]["teacher_momentum"] = MOMENTUM_OF_COPIES[settings.teacher]
+
+    return {"start_run": start_run, "make_follow": follow, "before_save": before_save}
 
 
 def average_batch_norms(run: RunState, world: World) -> None:

@@ -18,11 +18,11 @@ reported, not the best.
 in it. --epochs and --lr are DeiT's for ImageNet from scratch; good weights on small data want a
 smaller lr, and longer. A --fraction of the labels is shown 1 / fraction times an epoch. At the end
 the network is in checkpoint.pth, where every other script finds the backbone. A training that is
-stopped leaves nothing: the same command starts again from the beginning. Departures from DeiT: no
-repeated augmentation, no average of the weights. Departures from the paper: of Flowers
-torchvision's train part alone, and with a --fraction too all weights are trained. The paper's
-"Low-shot" (Table 12) is a logistic regression on frozen features, without fine-tuning and
-augmentation: evals.linear --cached --fraction comes near it.
+stopped starts again from the beginning; take the fractions that are done out of the command.
+Departures from DeiT: no repeated augmentation, no average of the weights. Departures from the
+paper: of Flowers torchvision's train part alone, and with a --fraction too all weights are trained.
+The paper's "Low-shot" (Table 12) is a logistic regression on frozen features, without fine-tuning
+and augmentation: evals.linear --cached --fraction comes near it.
 
 Shapes: B images, S pixels, D width, C classes.
 """

@@ -260,7 +260,6 @@ def test_each_methods_state_survives_a_checkpoint_and_another_methods_is_refused
         settings,
         HERE,
     )
-    run.history.append({"epoch": -1})
     save_run(tmp_path / "checkpoint.pth", run, settings)
     again = start_run(settings, HERE)
     load_run(tmp_path / "checkpoint.pth", again, settings)

@@ -33,6 +33,7 @@ READ_FLAGS = {
     "arch": str,
     "patch_size": int,
     "num_heads": int,
+    "init_std": float,
     "eval_size": int,
     "eval_crop": (int, float),
     "mean": tuple,

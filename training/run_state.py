@@ -48,7 +48,7 @@ class RunState:
     images: int = 0  # images of the unfinished epoch that were trained on, in all processes
     metrics: Tensor = field(default_factory=lambda: torch.zeros(0, 3))  # its loss, entropy, KL
     seconds: float = 0.0  # spent on its steps
-    history: list[dict] = field(default_factory=list)  # the lines of log.txt
+    history: list[dict] = field(default_factory=lambda: [{"epoch": -1}])  # the lines of log.txt
 
 
 def make_head(settings: Settings, embed_dim: int) -> nn.Module:
@@ -221,6 +221,8 @@ def load_run(path: Path, run: RunState, settings: Settings) -> str:
         run.metrics = checkpoint["metrics"].view(-1, 3)
         run.seconds = float(checkpoint["seconds"])
         run.history = list(checkpoint["history"])
+        if len(run.history) != run.epoch + 1:  # one line for each epoch, and the baselines'
+            raise ValueError
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         raise InputError(f"{str(path)!r} is not a run of this program: {other}") from None
 
