@@ -56,13 +56,14 @@ def live(flags: list[str], said: str, death: Death | None, environment: dict[str
     from runtime import hardware
 
     os.environ.update(environment)
-    file = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
     torch.set_num_threads(1)
     multiprocessing.set_start_method(
         "fork", force=True
     )  # of the loader's workers, as in a training of its own
+    # last: a signal that comes before the training leaves nothing in the file
+    file = os.open(said, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
     if death:
         die_at(death)
     try:
