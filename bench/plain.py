@@ -1,11 +1,13 @@
 """What stock code looks like: the other side of the bench's ratios.
 
-Torchvision's transforms on Pillow images, AdamW tensor by tensor, a teacher moved by mul and add,
-a k-NN vote over one-hot labels, and a last block that computes tokens which nobody reads.
-Loss, attention, head and clipping are plain in the files on top: both sides use those.
+Torchvision's transforms on Pillow images, attention whose matrix stands in memory, a last block
+that computes tokens which nobody reads, a log-softmax for each pair of views, AdamW tensor by
+tensor, a teacher moved by mul and add, and a k-NN vote over one-hot labels.
+The authors' release has these forms too. Head and clipping are those of the files on top.
 Each part computes what ours computes, the blur and the random draws apart (tests/test_bench.py).
 
-Shapes: B images, V views, S the side of a view, N train and n test images, D width, C classes.
+Shapes: B images, V views, S the side of a view, T tokens, D width, h heads, d = D / h,
+K prototypes, N train and n test images, C classes.
 """
 
 import random
@@ -13,14 +15,16 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision import transforms
 
+from loss import DINOLoss
 from optimizer import parameter_groups
 from settings import IMAGENET_MEAN, IMAGENET_STD
-from vit import VisionTransformer
+from vit import Attention, VisionTransformer, attention_probs
 
 
 def blur(image: Image.Image) -> Image.Image:
@@ -73,17 +77,50 @@ class PlainImages(Dataset):
             return self.crops(image.convert("RGB"))
 
 
-class EveryToken(nn.Module):
-    """A ViT whose last block computes all tokens, also the patches that nobody reads."""
+class PlainAttention(nn.Module):
+    """Self-attention by its formula: the matrix of each head stands in memory."""
+
+    def __init__(self, attention: Attention):
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, T, D) to (B, T, D)."""
+        q, k, v = self.attention.queries_keys_values(x)
+        probs = attention_probs(q, k)  # (B, h, T, T)
+        return self.attention.proj(rearrange(probs @ v, "B h T d -> B T (h d)"))
+
+
+class PlainViT(nn.Module):
+    """A ViT with PlainAttention, whose last block computes all tokens, read or not."""
 
     def __init__(self, vit: VisionTransformer):
         super().__init__()
+        for block in vit.blocks:
+            block.attn = PlainAttention(block.attn)
         self.vit = vit
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the features: (B, 3, S, S) -> (B, D)."""
         tokens = self.vit.get_intermediate_layers(images, n=1)[0]
         return tokens[:, 0]
+
+
+class PlainLoss(DINOLoss):
+    """Eq. 1 to 3, with a log-softmax for each pair of views instead of one for each view."""
+
+    def forward(
+        self, student_logits: Tensor, teacher_logits: Tensor, teacher_temp: float
+    ) -> Tensor:
+        """Return the mean cross-entropy: (V * B, K), (2 * B, K) -> scalar."""
+        p_teacher = self.teacher_probs(teacher_logits.detach().float(), teacher_temp)
+        student_views = (student_logits.float() / self.student_temp).split(len(p_teacher) // 2)
+        pairs = []
+        for teacher_view, p in enumerate(p_teacher.chunk(2)):
+            for student_view, logits in enumerate(student_views):
+                if student_view != teacher_view:
+                    pairs.append(-(p * logits.log_softmax(dim=-1)).sum(dim=-1).mean())
+        return sum(pairs) / len(pairs)
 
 
 def plain_optimizer(student: nn.Module) -> torch.optim.Optimizer:

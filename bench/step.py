@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bench import measure
-from bench.plain import EveryToken, plain_optimizer, plain_update_teacher
+from bench.plain import PlainLoss, PlainViT, plain_optimizer, plain_update_teacher
 from runtime import hardware
 from runtime.commandline import InputError
 from runtime.hardware import World
@@ -58,8 +58,9 @@ def make_plain(settings: Settings, world: World) -> Version:
     """Return the same networks with stock parts, never compiled."""
     run = start_run(settings, world)
     if isinstance(run.student.backbone, VisionTransformer):
-        run.student.backbone = EveryToken(run.student.backbone)
+        run.student.backbone = PlainViT(run.student.backbone)
     run.teacher = make_teacher(run.student)
+    run.dino_loss = PlainLoss(settings.out_dim).to(world.device)
     run.optimizer = plain_optimizer(run.student)
 
     def step(crops: list[Tensor]) -> float:

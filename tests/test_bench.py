@@ -50,7 +50,7 @@ def same(one: nn.Module, other: nn.Module, what: str) -> None:
 def test_the_plain_vit_has_our_features_and_gradients(side):
     """Every token through every block gives the same [CLS], also at an interpolated grid."""
     ours = VisionTransformer(7, 21, embed_dim=22, depth=3, num_heads=2)
-    other = plain.EveryToken(copy.deepcopy(ours))
+    other = plain.PlainViT(copy.deepcopy(ours))
     images = torch.randn(5, 3, side, side)
     direction = torch.randn(5, 22)
     features = [network(images) for network in (ours, other)]
@@ -127,7 +127,10 @@ def test_nothing_of_ours_is_left_in_the_plain_step():
     """A plain version that shares a fast part hides what the part gains."""
     run = bench_step.make_plain(TINY, HERE).run
     for network in (run.student, run.teacher):
-        assert isinstance(network.backbone, plain.EveryToken)
+        assert isinstance(network.backbone, plain.PlainViT)
+        attentions = [block.attn for block in network.backbone.vit.blocks]
+        assert all(isinstance(attn, plain.PlainAttention) for attn in attentions)
+    assert isinstance(run.dino_loss, plain.PlainLoss)
     for group in run.optimizer.param_groups:
         assert not group["fused"] and not group["foreach"], "tensor by tensor was wanted"
     assert bench_step.make_ours(TINY, HERE).run.optimizer.param_groups[0]["fused"]
