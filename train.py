@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data import knn_split
+from data import Images, knn_split
 from features import EvaluationView, Pixels, extract, knn_accuracies
 from loss import DINOLoss
 from optimizer import clip_gradients, cosine, linear
@@ -118,6 +118,24 @@ def networks_for_knn(run: RunState, settings: Settings) -> dict[str, nn.Module]:
     return networks
 
 
+def evaluate(
+    run: RunState,
+    split: tuple[Images, Images] | None,
+    view: EvaluationView,
+    num_workers: int,
+    settings: Settings,
+    world: World,
+) -> bool:
+    """Add the k-NN accuracies that are due to the last line of the log; return if there are any."""
+    due = networks_for_knn(run, settings) if split else {}
+    for name, network in due.items():
+        # in every process: each has a part of the images
+        features = extract(network, split, view, world, num_workers=num_workers)
+        top1, _ = knn_accuracies(features, world=world)[20]
+        run.history[-1][name] = round(top1, 2)
+    return bool(due)
+
+
 def train(
     settings: Settings,
     world: World,
@@ -168,8 +186,12 @@ def train(
     if not split:
         say("no labels, so no k-NN on the way")
 
-    # 5. Train: evaluate the last epoch, then train the next one
-    run_state.save(run, settings, world, before_save)
+    # 5. What the features are worth before the first step: k-NN untrained, and of raw pixels
+    run_state.save(run, settings, world, before_save)  # an evaluation may take long
+    if evaluate(run, split, view, loader.num_workers, settings, world):
+        run_state.save(run, settings, world, before_save)
+
+    # 6. Train
     # metrics not yet read: loss, entropy, KL, gradient norm
     recent = torch.zeros(min(settings.log_every, batches.steps), 4, device=world.device)
     per_epoch = batches.steps * batches.images_per_step
@@ -177,20 +199,7 @@ def train(
     with tqdm(
         total=settings.epochs * per_epoch, initial=done, unit="img", disable=not world.is_main
     ) as bar:
-        while True:
-            # k-NN with frozen features; in every process, each has a part of the images
-            due = networks_for_knn(run, settings) if split else {}
-            for name, network in due.items():
-                features = extract(network, split, view, world, num_workers=loader.num_workers)
-                top1, _ = knn_accuracies(features, world=world)[20]
-                run.history[-1][name] = round(top1, 2)
-            if due:
-                run_state.save(run, settings, world, before_save)
-            if run.epoch > 0:
-                say(report.line(run.history[-1], settings.epochs, settings.out_dim))
-            if run.epoch >= settings.epochs:
-                break
-
+        while run.epoch < settings.epochs:
             # the epoch's crops, from where a stopped run left off (first_step)
             batches.epoch = run.epoch
             batches.first_step = run.images // batches.images_per_step
@@ -225,7 +234,7 @@ def train(
                     report.require_finite(
                         metrics, own, run.epoch + 1, step + 1, micro_batches, run.student
                     )
-                    run.metrics = torch.cat([run.metrics, metrics[:, :3]])
+                    run.metrics = torch.cat([run.metrics, metrics[:, :3]])  # without the norm
                     run.seconds = time.perf_counter() - began
                     unread = 0
                     bar.set_postfix(epoch=run.epoch + 1, loss=metrics[-1, 0].item(), refresh=False)
@@ -245,9 +254,12 @@ def train(
             run.images = 0
             run.seconds = 0.0
             run.metrics = run.metrics[:0]
-            run_state.save(run, settings, world, before_save)  # an evaluation may take long
+            run_state.save(run, settings, world, before_save)
+            if evaluate(run, split, view, loader.num_workers, settings, world):
+                run_state.save(run, settings, world, before_save)
+            say(report.line(run.history[-1], settings.epochs, settings.out_dim))
 
-    # 6. Figures, and a paragraph that says how it went
+    # 7. Figures, and a paragraph that says how it went
     if world.is_main:
         untrained = start_run(settings, world).student.backbone
         print(report.finish(output, run, untrained, val_images or images, settings, world))
@@ -258,7 +270,7 @@ def launch(settings: Settings, **parts) -> None:
     with (
         hardware.start(settings.device, settings.precision, settings.patience) as world,
         hardware.stop_signals() as signals,
-        run_state.claimed(Path(settings.output_dir), world),
+        run_state.claimed(Path(settings.output_dir), world),  # by one training at a time
     ):
         train(settings, world, signals, **parts)
 

@@ -48,7 +48,8 @@ class RunState:
     images: int = 0  # images of the unfinished epoch that were trained on, in all processes
     metrics: Tensor = field(default_factory=lambda: torch.zeros(0, 3))  # its loss, entropy, KL
     seconds: float = 0.0  # spent on its steps
-    history: list[dict] = field(default_factory=lambda: [{"epoch": -1}])  # the lines of log.txt
+    # the lines of log.txt: the baselines, then one for each completed epoch
+    history: list[dict] = field(default_factory=lambda: [{"epoch": -1}])
 
 
 def make_head(settings: Settings, embed_dim: int) -> nn.Module:
