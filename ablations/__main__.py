@@ -209,9 +209,6 @@ def supervised(run: Run, flags: argparse.Namespace, signals: list[int]) -> dict 
     for name in ("arch", "patch_size", "num_heads", "init_std", "eval_size"):
         network[name] = getattr(settings, name)
     options = network | {"seed": run.seed, "output_dir": trained}
-    if not read_lines(run.folder / "eval_transfer.jsonl"):
-        # stopped between its last epoch and its numbers: evals.transfer trains over no checkpoint
-        (trained / "checkpoint.pth").unlink(missing_ok=True)
     line = evaluated("transfer", run, flags, signals, "--from_scratch", **options)
 
     embedded = not settings.dataset and not settings.data_path

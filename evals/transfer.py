@@ -16,9 +16,9 @@ reported, not the best.
 
 --data_path: a folder of class folders (every fifth image is a test image), or with train/ and val/
 in it. --epochs and --lr are DeiT's for ImageNet from scratch; good weights on small data want a
-smaller lr, and longer. A --fraction of the labels is shown 1 / fraction times an epoch. At the end
-the network is in checkpoint.pth, where every other script finds the backbone. A training that is
-stopped starts again from the beginning; take the fractions that are done out of the command.
+smaller lr, and longer. A --fraction of the labels is shown 1 / fraction times an epoch. After each
+epoch the network is in checkpoint.pth, where every other script finds the backbone. The same
+command continues a stopped training after its last epoch.
 Departures from DeiT: no repeated augmentation, no average of the weights. Departures from the
 paper: of Flowers torchvision's train part alone, and with a --fraction too all weights are trained.
 The paper's "Low-shot" (Table 12) is a logistic regression on frozen features, without fine-tuning
@@ -42,13 +42,14 @@ from evals import common
 from features import extract_features, top_accuracy
 from optimizer import cosine, make_optimizer
 from runtime import batch_norm, hardware
-from runtime.commandline import InputError
+from runtime.commandline import InputError, brief
 from runtime.hardware import World
 from runtime.sampling import seed_of
 from settings import PRESETS, Settings
 from training import evaluation
 from training.backbone import VITS, build_backbone
-from training.checkpoint import save_checkpoint
+from training.checkpoint import load_strictly, read_checkpoint, save_checkpoint
+from training.run_state import claimed
 
 # Table 6, top-1 in %. Of its row "supervised" ImageNet alone is trained from scratch: the other
 # columns are of those weights, fine-tuned
@@ -93,6 +94,8 @@ EMBEDDED = {  # two minutes on two cores
 REGULARISED = {"weight_decay": 0.05, "smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0, "erasing": 0.25}
 # flags of a network from scratch, beside --arch; with weights the file says them
 FRESH = ("patch_size", "num_heads", "init_std")
+# flags that may change when a stopped training continues; those of other fractions among them
+QUIET = ("output_dir", "results", "fraction", "device", "precision", "num_workers", "download")
 
 
 class Classifier(nn.Module):
@@ -221,9 +224,12 @@ def build_network(
 
 
 def fine_tune(
-    network: Classifier, images: Images, about: dict, flags: Namespace, world: World
+    network: Classifier, images: Images, about: dict, path: Path, flags: Namespace, world: World
 ) -> None:
-    """Train all weights of the network for --epochs."""
+    """Train all weights of the network for --epochs, or for those that the file at path lacks.
+
+    The file is written after each epoch.
+    """
     view = augmentation(
         about["train_size"], flags.crop_scale, flags.erasing, about["mean"], about["std"]
     )
@@ -231,19 +237,31 @@ def fine_tune(
     loader = common.training_loader(images, view, batches, flags, world)
     mix = mixing(flags.mixup, flags.cutmix, network.classifier.out_features)
     optimizer = make_optimizer("adamw", network)
+
+    first_epoch = 0
+    saved = saved_training(path, flags, world)
+    if saved:
+        load_strictly(network, saved["student"], path)
+        optimizer.load_state_dict(saved["optimizer"])
+        first_epoch = saved["epoch"]
+        if world.is_main:
+            print(f"continuing {path} after {first_epoch} of {flags.epochs} epochs")
     hardware.compile_hot_path([network.backbone], "auto", world)
     ddp_network = hardware.average_gradients(network.train(), world)
 
     total_steps = flags.epochs * batches.steps
     warmup_steps = flags.warmup_epochs * batches.steps
     peak = flags.lr * batches.images_per_step / 512
-    step = 0
-    bar = tqdm(total=total_steps, unit="step", disable=not world.is_main, leave=False)
-    for epoch in range(flags.epochs):
+    step = first_epoch * batches.steps
+    bar = tqdm(
+        total=total_steps, initial=step, unit="step", disable=not world.is_main, leave=False
+    )
+    for epoch in range(first_epoch, flags.epochs):
         batches.epoch = epoch
         losses = []
         for views, labels in loader:
-            torch.manual_seed(seed_of(flags.seed, step, world.rank))  # mixing and dropped paths
+            # mixing and dropped paths: a step's own seed, so that a stopped training repeats them
+            torch.manual_seed(seed_of(flags.seed, step, world.rank))
             views, targets = mix(views.to(world.device), labels.to(world.device))
             lr = cosine(step, total_steps, peak, peak / 100, warmup_steps)  # DeiT: 1e-3 to 1e-5
             loss = train_step(
@@ -260,7 +278,58 @@ def fine_tune(
                 "--precision fp32"
             )
         bar.set_postfix(epoch=epoch + 1, loss=f"{mean_loss:.3f}")
+        if world.is_main:
+            save_training(path, network, optimizer, epoch + 1, about, flags)
     bar.close()
+
+
+def training_flags(flags: Namespace) -> dict:
+    """Return the flags that must be the same where a stopped training continues."""
+    return {name: value for name, value in vars(flags).items() if name not in QUIET}
+
+
+def save_training(
+    path: Path,
+    network: Classifier,
+    optimizer: torch.optim.Optimizer,
+    epoch: int,
+    about: dict,
+    flags: Namespace,
+) -> None:
+    """Write a training after so many epochs; args: what other scripts read of its network."""
+    weights = network.state_dict()
+    save_checkpoint(path, {
+        # under both names, so that every script finds the weights; stored only once
+        "student": weights,
+        "teacher": weights,
+        "args": about,
+        "optimizer": optimizer.state_dict(),
+        "epoch": epoch,
+        "transfer": training_flags(flags),
+    })
+
+
+def saved_training(path: Path, flags: Namespace, world: World) -> dict | None:
+    """Return what save_training wrote, or None where no file is.
+
+    Raises InputError if the file is of other flags or another program.
+    """
+    if not world.all_see(path):
+        return None
+    saved = read_checkpoint(path)
+    if "transfer" not in saved:  # it may be a run of train.py, days of work
+        raise InputError(
+            f"the checkpoint at {str(path)!r} is none of evals.transfer: choose another "
+            "--output_dir, or remove it"
+        )
+    for name, value in training_flags(flags).items():
+        old = saved["transfer"].get(name, value)
+        if old != value:
+            raise InputError(
+                f"{str(path)!r} was made with --{name} {brief(old)}, not {brief(value)}: choose "
+                "another --output_dir, or the old value"
+            )
+    return saved
 
 
 def fill_in(flags: Namespace) -> None:
@@ -303,20 +372,12 @@ def check(flags: Namespace) -> None:
         )
 
 
-def checkpoint_paths(flags: Namespace, world: World) -> dict[float, Path]:
-    """Return the file of each fraction's network. Raise InputError where one is there already."""
-    paths = {}
-    for fraction in flags.fraction:
-        folder = Path(flags.output_dir)
-        if fraction < 1:
-            folder = folder / f"{fraction:g}"
-        paths[fraction] = folder / "checkpoint.pth"
-        if world.all_see(paths[fraction]):  # it may be a run of train.py, days of work
-            raise InputError(
-                f"there is a checkpoint at {str(paths[fraction])!r} already: choose another "
-                "--output_dir, or remove it"
-            )
-    return paths
+def checkpoint_path(flags: Namespace, fraction: float) -> Path:
+    """Return the file of the network that is trained with this fraction of the labels."""
+    folder = Path(flags.output_dir)
+    if fraction < 1:
+        folder = folder / f"{fraction:g}"
+    return folder / "checkpoint.pth"
 
 
 def paper_number(args: dict, how: str, dataset: str) -> float | None:
@@ -327,8 +388,6 @@ def paper_number(args: dict, how: str, dataset: str) -> float | None:
 
 def measure_transfer(flags: Namespace, world: World) -> None:
     """Train with each fraction of the labels, and report top-1 and top-5."""
-    fill_in(flags)
-    check(flags)
     start, how = None, "from scratch"
     if not flags.from_scratch:
         start, how = evaluation.load_backbone(flags, world), "fine-tuned"
@@ -337,8 +396,10 @@ def measure_transfer(flags: Namespace, world: World) -> None:
     about = network_flags(flags, start)
     view = evaluation.evaluation_view(flags, about)
 
+    for fraction in flags.fraction:  # a file in the way is reported before the first training
+        saved_training(checkpoint_path(flags, fraction), flags, world)
     measured = {}
-    for fraction, path in checkpoint_paths(flags, world).items():
+    for fraction in flags.fraction:
         some = common.balanced_fraction(train.labels, fraction, flags.seed)
         repeats = round(1 / fraction)  # an epoch of any fraction has as many steps
         images = train.subset(some.repeat(repeats))
@@ -346,11 +407,7 @@ def measure_transfer(flags: Namespace, world: World) -> None:
         if fraction < 1:
             row = f"{how}, {len(some)} labels"
         network = build_network(about, start, classes, flags, world)
-        fine_tune(network, images, about, flags, world)
-        if world.is_main:
-            # under both names, so that every script finds the weights; stored only once
-            weights = network.state_dict()
-            save_checkpoint(path, {"student": weights, "teacher": weights, "args": about})
+        fine_tune(network, images, about, checkpoint_path(flags, fraction), flags, world)
         loading = evaluation.loading(flags, world)
         logits = extract_features(network, test, view, world, **loading)
         measured[f"{row}, top-1 %"] = top_accuracy(logits, test.labels, 1)
@@ -392,7 +449,10 @@ def main(argv: list[str] | None = None) -> None:
         help="gets checkpoint.pth [runs/transfer, or runs/supervised from scratch]")
     flags = parser.parse_args(argv)
     with evaluation.start(flags) as world:
-        measure_transfer(flags, world)
+        fill_in(flags)
+        check(flags)
+        with claimed(Path(flags.output_dir), world):
+            measure_transfer(flags, world)
 
 
 if __name__ == "__main__":

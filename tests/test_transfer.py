@@ -3,6 +3,8 @@ again.
 """
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -324,11 +326,82 @@ def test_a_checkpoint_is_not_overwritten(photos, tmp_path, capsys):
     assert (tmp_path / "checkpoint.pth").read_bytes() == before
 
 
-def test_a_stopped_training_leaves_nothing_in_the_way_of_the_same_command(
+def stop_after(epochs: int, monkeypatch) -> None:
+    """Ctrl-C comes right after so many epochs are saved."""
+    save = transfer.save_training
+
+    def save_and_stop(path, network, optimizer, epoch, *more) -> None:
+        save(path, network, optimizer, epoch, *more)
+        if epoch == epochs:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(transfer, "save_training", save_and_stop)
+
+
+def test_a_stopped_training_continues_to_the_same_weights(photos, tmp_path, capsys, monkeypatch):
+    """Bit for bit: AdamW's moments, the schedule, mixing, crops and dropped paths go on."""
+    fractions = ("--fraction", "0.5", "1")
+    whole = run(photos, tmp_path / "whole", "--from_scratch", *fractions)
+    with monkeypatch.context() as patched:
+        stop_after(2, patched)
+        for _ in range(2):  # in the first fraction, and then in the second
+            with pytest.raises(SystemExit):
+                run(photos, tmp_path / "stopped", "--from_scratch", *fractions)
+            patched.undo()
+            stop_after(2, patched)
+    assert not (tmp_path / "stopped" / "results.jsonl").exists()
+    continued = run(photos, tmp_path / "stopped", "--from_scratch", *fractions)
+    assert "after 2 of 3 epochs" in capsys.readouterr().out
+    assert continued["measured"] == whole["measured"]
+    for folder in (".", "0.5"):
+        weights = weights_of(tmp_path / "stopped" / folder)
+        for name, value in weights_of(tmp_path / "whole" / folder).items():
+            assert torch.equal(weights[name], value), f"{name} is not bit for bit the same"
+
+
+def test_a_stop_before_the_first_epoch_leaves_nothing_in_the_way(
     photos, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(transfer, "cosine", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(SystemExit):
-        run(photos, tmp_path, "--from_scratch")
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(transfer, "cosine", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(SystemExit):
+            run(photos, tmp_path, "--from_scratch")
     assert run(photos, tmp_path, "--from_scratch")["measured"]
+
+
+def test_a_finished_training_is_measured_again_without_a_step(photos, tmp_path, capsys):
+    """As after a stop between the last epoch and its numbers; another device may do it."""
+    first = run(photos, tmp_path, "--from_scratch", "--epochs", "1")
+    before = (tmp_path / "checkpoint.pth").read_bytes()
+    again = run(photos, tmp_path, "--from_scratch", "--epochs", "1", "--num_workers", "1")
+    assert again["measured"] == first["measured"]
+    assert (tmp_path / "checkpoint.pth").read_bytes() == before
+
+
+@pytest.mark.parametrize("flag", ["epochs", "lr", "seed", "batch_size", "mixup"])
+def test_a_training_is_not_continued_with_other_flags(flag, photos, tmp_path, capsys):
+    run(photos, tmp_path, "--from_scratch", "--epochs", "1", "--warmup_epochs", "0")
+    capsys.readouterr()
+    here = ("--data_path", photos, "--output_dir", tmp_path, "--from_scratch", "--epochs", "1")
+    error = error_of(transfer.main, capsys, *TINY, *here, "--warmup_epochs", "0", f"--{flag}", "2")
+    assert f"was made with --{flag} " in error and "choose another --output_dir" in error
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks")
+def test_two_trainings_do_not_write_to_one_folder(photos, tmp_path):
+    """The other one is another process, since a process may lock its own file twice."""
+    holds = (
+        "import sys; from pathlib import Path; import torch\n"
+        "from runtime.hardware import World; from training.run_state import claimed\n"
+        "with claimed(Path(sys.argv[1]), World(0, 1, torch.device('cpu'), torch.float32)):\n"
+        "    print('held', flush=True); sys.stdin.read()\n"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", holds, str(tmp_path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(transfer.__file__).parent.parent,
+    )
+    with other:
+        other.stdout.readline()
+        with pytest.raises(SystemExit):
+            run(photos, tmp_path, "--from_scratch")
+        assert not (tmp_path / "checkpoint.pth").exists()
