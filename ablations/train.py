@@ -49,6 +49,7 @@ class AblationSettings(Settings):
         65536,
         "keys that infonce compares with; small data wants fewer than it has images",
         at_least=1,
+        fixed=True,
     )
     teacher: str = setting(
         "momentum",

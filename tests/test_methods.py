@@ -1,5 +1,6 @@
 """BYOL's and MoCo's losses against their papers' equations; the ablations' trainings as runs."""
 
+import dataclasses
 import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,9 +17,10 @@ from ablations import train as ablations_train
 from ablations.byol import SquaredDistance
 from ablations.moco import InfoNCE, shuffle_batches
 from ablations.rows import BYOL_DEMO, MOCO_DEMO, PAIR_DEMO, SWAV_DEMO, as_flags
-from ablations.train import make_loss, make_student, parse, start_run
+from ablations.train import AblationSettings, make_loss, make_student, parse, start_run
 from ablations.variants import SinkhornLoss
 from loss import DINOLoss
+from runtime.commandline import InputError
 from runtime.hardware import World
 from settings import parse_settings
 from train import Schedules, train_step
@@ -275,6 +277,57 @@ def test_each_methods_state_survives_a_checkpoint_and_another_methods_is_refused
         other = read([*FLAGS, "--output_dir", "nowhere"])
         with pytest.raises(ValueError, match="choose another --output_dir"):
             load_run(tmp_path / "checkpoint.pth", begin(other, HERE), other)
+
+
+def test_another_length_of_the_queue_is_refused_by_its_flag(tmp_path):
+    flags = [*FLAGS, "--loss", "infonce", "--output_dir", str(tmp_path), "--queue_length"]
+    settings = parse([*flags, "17"])
+    save_run(tmp_path / "checkpoint.pth", start_run(settings, HERE), settings)
+    other = parse([*flags, "13"])
+    with pytest.raises(InputError, match="was made with --queue_length 17, not 13: choose"):
+        load_run(tmp_path / "checkpoint.pth", start_run(other, HERE), other)
+
+
+def shapes_of(settings: AblationSettings) -> dict[str, tuple]:
+    """Return the shape of every tensor that a run of these settings saves, one step done."""
+    run = start_run(settings, HERE)
+    for param in run.student.parameters():
+        param.grad = torch.zeros_like(param)
+    run.optimizer.step()
+    found = {}
+    for part in ("student", "teacher", "dino_loss"):
+        for name, tensor in getattr(run, part).state_dict().items():
+            found[f"{part}.{name}"] = tuple(tensor.shape)
+    for number, state in run.optimizer.state_dict()["state"].items():
+        for name, tensor in state.items():
+            found[f"optimizer.{number}.{name}"] = tuple(tensor.shape)
+    return found
+
+
+def another_value(one: dataclasses.Field, value):
+    """Return a value of a setting that differs from this one."""
+    if "choices" in one.metadata:
+        return next(choice for choice in one.metadata["choices"] if choice != value)
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, float):
+        return value / 2 + 0.1
+    return value[::-1]
+
+
+@pytest.mark.parametrize("base", ["", "--loss infonce --queue_length 13 --predictor"])
+def test_a_setting_that_changes_a_saved_tensor_s_shape_is_fixed(base):
+    """So that another value is refused by its name, not by a list of keys and shapes."""
+    settings = parse([*FLAGS, *base.split()])
+    shapes = shapes_of(settings)
+    for one in dataclasses.fields(settings):
+        value = getattr(settings, one.name)
+        if one.metadata.get("fixed") or (isinstance(value, str) and "choices" not in one.metadata):
+            continue  # free text is a name of a file or a preset
+        other = dataclasses.replace(settings, **{one.name: another_value(one, value)})
+        assert shapes_of(other) == shapes, f"mark --{one.name} as fixed"
 
 
 def test_each_setting_of_the_loss_makes_the_loss_it_names():
