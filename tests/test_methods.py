@@ -352,6 +352,38 @@ def test_a_predictor_starts_fresh_on_weights_that_have_none(tmp_path):
     assert student.head.predictor is not None
 
 
+@pytest.mark.parametrize(
+    ("made", "now", "named"),
+    [
+        ("--head_l2_bottleneck false", "", "--head_l2_bottleneck False"),
+        ("--head_activation relu", "", "--head_activation relu"),
+        ("--predictor", "", "--predictor True"),
+        (" ".join(as_flags(BYOL_DEMO)), "", "--head_l2_bottleneck False"),
+        ("--head_activation relu", "--head_activation gelu --predictor", "--head_activation relu"),
+        ("", "--head_l2_bottleneck false", "--head_l2_bottleneck True"),
+    ],
+)
+def test_a_run_does_not_start_from_another_kind_of_head(made, now, named, tmp_path):
+    """By either command, in a line that names the flag. relu and gelu have the same shapes."""
+    path = tmp_path / "checkpoint.pth"
+    settings = parse([*FLAGS, *made.split(), "--output_dir", str(tmp_path)])
+    save_run(path, start_run(settings, HERE), settings)
+    said = f"made with {named}, not .*ablations.train {named}"
+    flags = [*FLAGS, *now.split(), "--init_from", str(path)]
+    with pytest.raises(InputError, match=said):
+        make_student(parse(flags), HERE)
+    if not now:
+        with pytest.raises(InputError, match=said):
+            build_student(parse_settings(flags))
+
+
+def test_dino_starts_from_the_head_of_another_loss_or_teacher(tmp_path):
+    """The head is DINO's there, so its weights fit."""
+    settings = parse([*FLAGS, "--centering", "sinkhorn", "--teacher", "student"])
+    save_run(tmp_path / "checkpoint.pth", start_run(settings, HERE), settings)
+    build_student(parse_settings([*FLAGS, "--init_from", str(tmp_path / "checkpoint.pth")]))
+
+
 def test_other_heads_than_the_weights_were_trained_with_are_refused(tmp_path):
     """No shape tells the number of heads."""
     settings = parse_settings([*FLAGS, "--num_heads", "8", "--output_dir", str(tmp_path)])

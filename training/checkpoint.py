@@ -40,18 +40,6 @@ READ_FLAGS = {
     "std": tuple,
 }
 
-# Settings of ablations/train.py, and the values that make them plain DINO.
-# Older files have all of them; with another value in one, the file is not train.py's to continue.
-PLAIN_DINO = {
-    "loss": "cross_entropy",
-    "centering": "center",
-    "predictor": False,
-    "queue_length": 65536,
-    "teacher": "momentum",
-    "head_l2_bottleneck": True,
-    "head_activation": "gelu",
-}
-
 # What the release's full checkpoints hold beside tensors: flags, and NumPy's learning rates.
 NUMPY_SCALAR = np.float64(0).__reduce__()[0]
 RELEASE_TYPES = [

@@ -24,7 +24,6 @@ from settings import Settings, marked, written
 from teacher import make_teacher
 from training.backbone import build_backbone
 from training.checkpoint import (
-    PLAIN_DINO,
     checkpoint_args,
     describe,
     load_strictly,
@@ -74,7 +73,8 @@ def build_student(settings: Settings, make_head=make_head) -> MultiCropNetwork:
     if path:
         stored = read_checkpoint(path)
         backbone_weights, head_weights = split_weights(stored, "teacher", path)
-        heads = checkpoint_args(stored, path).get("num_heads", 0)  # no shape gives it
+        args = checkpoint_args(stored, path)
+        heads = args.get("num_heads", 0)  # no shape gives it
         if heads != settings.num_heads:
             raise InputError(
                 f"--num_heads {settings.num_heads}, but {str(path)!r} was trained with {heads}: "
@@ -95,6 +95,10 @@ def build_student(settings: Settings, make_head=make_head) -> MultiCropNetwork:
     if path:
         load_strictly(backbone, backbone_weights, path)
         if head_weights:
+            # imported here: few runs start from a file that may be an ablation's
+            from training.ablated import refuse_other_head
+
+            refuse_other_head(args, settings, path)
             load_strictly(head, head_weights, path)
     return MultiCropNetwork(backbone, head)
 
@@ -244,14 +248,11 @@ def changed_settings(old: dict, settings: Settings, path: Path) -> dict:
 
     Raises InputError for one that is marked fixed, and for the run of another method.
     """
+    # imported here: a fresh run reads no file that may be an ablation's
+    from training.ablated import refuse_other_method
+
+    refuse_other_method(old, settings, path)
     new = dataclasses.asdict(settings)
-    for name, plain in PLAIN_DINO.items():
-        if name not in new and old.get(name, plain) != plain:
-            raise InputError(
-                f"{str(path)!r} was made with --{name} {brief(old[name])}: continue it with "
-                f"python -m ablations.train --{name} {brief(old[name])} ..., or choose another "
-                "--output_dir"
-            )
     changed = {}
     defaults = dataclasses.asdict(type(settings)())  # older files lack the newer settings
     quiet = marked(type(settings), "quiet")
