@@ -20,6 +20,7 @@ class DINOLoss(nn.Module):
     """
 
     has_entropy = True  # a loss without such parts, as in the ablations, says False
+    compiles = True  # a forward() that talks to other processes, or keeps a list, says False
 
     def __init__(self, out_dim: int, student_temp: float = 0.1, center_momentum: float = 0.9):
         super().__init__()

@@ -173,16 +173,18 @@ def train(
 
     # 4. Compile what is slow, and average the gradients over the processes
     hot_path = [run.student.backbone, run.teacher.backbone]
-    if type(run.dino_loss) is DINOLoss:  # others talk to other processes: not compiled
+    if run.dino_loss.compiles:
         hot_path.append(run.dino_loss)
     compiled = hardware.compile_hot_path(hot_path, settings.compile, world)
     student = hardware.average_gradients(run.student, world)
 
     dtype = str(world.dtype).removeprefix("torch.")
-    log_k = math.log(settings.out_dim)
+    outputs = f"K = {settings.out_dim}"
+    if run.dino_loss.has_entropy:  # it lies between 0 and ln K
+        outputs += f", ln K = {math.log(settings.out_dim):.4f}"
     say(f"{world.size} x {world.device.type}, {dtype}, {compiled}")
-    say(f"{len(images)} images, {batches.steps} steps of {batches.images_per_step} an epoch; "
-        f"K = {settings.out_dim}, ln K = {log_k:.4f}")
+    say(f"{len(images)} images, "
+        f"{batches.steps} steps of {batches.images_per_step} an epoch; {outputs}")
     if not split:
         say("no labels, so no k-NN on the way")
 

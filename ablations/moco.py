@@ -23,6 +23,7 @@ class InfoNCE(DINOLoss):
     """
 
     has_entropy = False
+    compiles = False  # forward() collects the keys
 
     def __init__(
         self, out_dim: int, temperature: float = 0.2, queue_length: int = 65536, world=None

@@ -31,6 +31,8 @@ class SinkhornLoss(DINOLoss):
     Of a step made of several micro-batches each is a batch of its own.
     """
 
+    compiles = False  # the sums are over all processes
+
     def __init__(
         self,
         out_dim: int,

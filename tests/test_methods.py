@@ -121,6 +121,25 @@ def test_no_gradient_reaches_the_teacher_and_no_view_meets_itself(loss_fn):
         assert not torch.allclose(changed[:B], only_one.grad[:B])
 
 
+def test_a_loss_that_talks_to_other_processes_is_not_compiled():
+    """Nor one that collects keys: its list would grow inside of the graph."""
+    assert not SinkhornLoss(K).compiles and not InfoNCE(K).compiles
+
+
+@pytest.mark.parametrize("kind", [DINOLoss, SquaredDistance])
+def test_a_loss_that_is_compiled_is_one_graph(kind):
+    """aot_eager traces forward and backward without a toolchain."""
+    loss_fn, results = kind(K), []
+    assert loss_fn.compiles
+    for forward in (loss_fn, torch.compile(loss_fn, backend="aot_eager", fullgraph=True)):
+        student, teacher = random_logits()
+        loss = forward(student, teacher, T)
+        loss.backward()
+        results.append([loss.detach(), student.grad])
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager)
+
+
 def test_the_batch_is_shuffled_over_the_processes_and_the_order_restored():
     """Two threads as two processes: each one's teacher sees images of both, and its keys come back
     in order.
@@ -406,7 +425,8 @@ def test_other_losses_are_logged_without_entropy_and_kl(tmp_path, capsys):
         ]
     )
     told, log = capsys.readouterr().out, (tmp_path / "run" / "log.txt").read_text()
+    assert "steps of 4 an epoch; K = 31\n" in told
     assert "train_loss" in log and not any(
-        word in told + log for word in ("KL", "COLLAPSE", "train_kl")
+        word in told + log for word in ("KL", "COLLAPSE", "train_kl", "ln K")
     )
     assert (tmp_path / "run" / "curves.png").stat().st_size

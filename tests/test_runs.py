@@ -248,7 +248,9 @@ def test_without_labels_the_run_says_so_once_and_trains(tmp_path, photos, capsys
     for file in photos.rglob("*.png"):
         (flat / file.name).write_bytes(file.read_bytes())
     run(flat, tmp_path / "run", "--epochs", "1")
-    assert capsys.readouterr().out.count("no labels") == 1
+    said = capsys.readouterr().out
+    assert said.count("no labels") == 1
+    assert "an epoch; K = 31, ln K = 3.4340\n" in said
     assert "knn_teacher" not in log_of(tmp_path / "run")[-1]
 
 
