@@ -20,6 +20,7 @@ machine be idle then; without a run's costs.json they are measured again.
 import argparse
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -37,10 +38,10 @@ from ablations.runs import (
     train_all,
 )
 from ablations.train import parse
-from bench import measure, step
 from data import open_images
 from runtime import hardware
 from runtime.commandline import CommandLine, InputError, errors_in_one_line, write_whole
+from settings import Settings
 from training import report
 
 KEYS = ("knn_teacher", "knn_student", "train_entropy", "train_kl", "images_per_s")  # in log.txt
@@ -109,41 +110,30 @@ def linear(run: Run, flags: argparse.Namespace, signals: list[int]) -> dict | No
 
 
 def costs(run: Run, signals: list[int]) -> dict[str, float | None]:
-    """Return those of report's COSTS that the paper has for this row; {} if the steps do not fit.
+    """Return those of report's COSTS that the paper has for this row; {} if the bench fails.
 
-    They are measured once, in a fresh process, and kept in the run's folder.
-    mib is None where the system does not give it.
+    They are measured once, and kept in the run's folder. mib is None where the system does not
+    give it.
     """
-    settings, kept = run.settings, run.folder / "costs.json"
     wanted = [cost for cost, (name, _) in ablation_report.COSTS.items() if name in run.row.paper]
     if not wanted:
         return {}
+    kept = run.folder / "costs.json"
     with alone(run.folder, signals):
         found = next(iter(read_lines(kept)), {})
         if not set(wanted) <= found.keys():
             print(f"measuring what {run.row.name} costs, some 15 s")
-            try:
-                found = measure_costs(settings)
-            except MemoryError:
+            if execute(cost_command(run), signals):
                 return {}
-            write_whole(kept, lambda part: part.write_text(json.dumps(found) + "\n"))
+            found = read_lines(kept)[0]
     return {name: found[name] for name in wanted}
 
 
-def measure_costs(settings) -> dict[str, float | None]:
-    """Return the speed and memory of a training's steps; raises MemoryError if they do not fit."""
-    with hardware.start(settings.device, settings.precision) as world:
-        found = measure.in_fresh_process(
-            step.cost_of_steps,
-            step.make_ours,
-            settings,
-            world,
-            torch.get_num_threads(),
-            7,
-            15.0,
-        )
-    found["train_per_s"] = 1000 * settings.batch_size_per_gpu / found["ms"]
-    return found
+def cost_command(run: Run) -> list[str]:
+    """Return the bench's command that writes the run's costs.json, of DINO's own settings."""
+    settings = {one.name: getattr(run.settings, one.name) for one in fields(Settings)}
+    settings["output_dir"] = run.folder
+    return [sys.executable, "-m", "bench.cost", *as_flags(settings)]
 
 
 def write_study(

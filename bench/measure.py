@@ -120,14 +120,14 @@ def memory_errors() -> Iterator[None]:
 
 
 @contextmanager
-def full_memory_in_one_line() -> Iterator[None]:
-    """Turn a MemoryError into an InputError that says what to do."""
+def full_memory_in_one_line(flag: str = "--batch_size") -> Iterator[None]:
+    """Turn a MemoryError into an InputError that names the flag to lower."""
     try:
         with memory_errors():
             yield
     except MemoryError as error:
         raise InputError(
-            f"the memory does not suffice ({brief(error)}): lower --batch_size"
+            f"the memory does not suffice ({brief(error)}): lower {flag}"
         ) from None
 
 

@@ -263,6 +263,7 @@ def test_costs_are_measured_once_and_training_s_speed_is_that_of_a_step(tmp_path
     run = a_run(
         tmp_path,
         None,
+        warmup_epochs=0,
         arch="vit_nano",
         patch_size=16,
         global_crops_size=32,
@@ -276,6 +277,15 @@ def test_costs_are_measured_once_and_training_s_speed_is_that_of_a_step(tmp_path
         "images a step / seconds a step"
     )
     assert ablations.costs(run, []) == costs, "a second measurement would differ"
+
+
+@pytest.mark.slow
+def test_a_row_whose_costs_cannot_be_measured_has_none(tmp_path, capfd):
+    """The bench says why, and the table stands."""
+    run = a_run(tmp_path, None, warmup_epochs=0, patch_size=17)
+    assert ablations.costs(run._replace(row=STUDIES["crops"].rows[0]), []) == {}
+    assert "is no multiple of --patch_size 17" in capfd.readouterr().err
+    assert not (tmp_path / "costs.json").exists()
 
 
 def test_sigterm_is_passed_on_and_the_line_says_that_the_same_command_goes_on(capsys):
