@@ -2,7 +2,8 @@
 
     python -m ablations.gallery
 
-Each study gets its table (STUDY.md), the sentences of remarks.md, and its figure (STUDY.png).
+Each study gets its table (STUDY.md), its figure (STUDY.png), and its sentences in remarks.md if it
+has any.
 The column "changed" stays out, since it is wide and the settings stand in ablations/rows.py.
 """
 import re
@@ -44,7 +45,7 @@ def narrow(table: str) -> str:
 
 
 def section(name: str, remarks: list[str]) -> str:
-    """Return one study's part of the page; warnings that the study printed follow its table."""
+    """Return one study's part of the page: its table, its warnings, the remarks, its figure."""
     lines = (RESULTS / f"{name}.md").read_text(encoding="utf-8").splitlines()
     table = [line for line in lines if line.startswith("|")]
     warnings = [line for line in lines if line and not line.startswith("|")]
@@ -59,9 +60,13 @@ def section(name: str, remarks: list[str]) -> str:
 
 
 def gallery() -> str:
-    """Return the sections of all studies, in the order of rows.py."""
+    """Return the sections of all studies that have results, in the order of rows.py."""
     remarks = read_remarks((RESULTS / "remarks.md").read_text(encoding="utf-8"))
-    return "\n\n".join(section(name, remarks[name]) for name in STUDIES)
+    sections = []
+    for name in STUDIES:
+        if (RESULTS / f"{name}.md").exists():  # a new study may not have been run
+            sections.append(section(name, remarks.get(name, [])))
+    return "\n\n".join(sections)
 
 
 def with_gallery(page: str) -> str:
