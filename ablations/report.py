@@ -8,10 +8,10 @@ Shapes: B images, h heads, r x c patches, S pixels.
 """
 
 import math
+from collections import Counter
 from pathlib import Path
 from statistics import mean, stdev
 
-import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -24,6 +24,7 @@ from runtime.commandline import write_whole
 from training.checkpoint import load_backbone
 from training.report import unnormalised
 
+Lines = list[dict]  # raw lines
 COSTS = {
     "train_per_s": ("hours", "training, images/s"),
     "features_per_s": ("images/s", "features, images/s"),
@@ -52,73 +53,111 @@ def spread(values: list[float | None]) -> str:
     return f"{mean(values):.1f} ± {stdev(values):.1f} ({len(values)})"
 
 
-def of_row(lines: list[dict], row: Row) -> list[dict]:
-    """The raw lines of a row, a seed each."""
+def of_row(lines: Lines, row: Row) -> Lines:
+    """Return the raw lines of a row, a seed each."""
     return [line for line in lines if line["row"] == row.name]
 
 
+def last_knn(lines: Lines, network: str) -> list[float | None]:
+    """Return each line's k-NN of teacher or student after the last epoch, in %."""
+    return [line[f"knn_{network}"][-1] for line in lines]
+
+
 def typed(settings: dict) -> str:
-    """Settings as one types them, without the dashes."""
+    """Return settings as one types them, without the dashes."""
     return " ".join(as_flags(settings)).replace("--", "") or "nothing"
 
 
-def cells(row: Row, lines: list[dict], preset: str) -> list[str]:
-    """A row of the table, as HEAD names its columns."""
-    mine, changes = of_row(lines, row), row.changes(preset)
-    collapses = [line["verdict"].removeprefix("COLLAPSE, ") for line in mine if line["verdict"]]
-    return [
+def collapses(lines: Lines) -> str:
+    """Return the kinds of collapse and their numbers: "one-hot (1), uniform (2)", or "-"."""
+    counts = Counter(line["verdict"] for line in lines)
+    del counts[""]  # no collapse
+    found = []
+    for verdict, number in sorted(counts.items()):
+        kind = verdict.removeprefix("COLLAPSE, ")
+        found.append(f"{kind} ({number})")
+    return ", ".join(found) or "-"
+
+
+def cells(row: Row, lines: Lines, preset: str) -> list[str]:
+    """Return a row of the table, as HEAD names its columns."""
+    mine = of_row(lines, row)
+    paper = [f"{name} {value}" for name, value in row.paper.items()]
+    changes = row.changes(preset)
+    changed = typed(changes)
+    if changes != row.settings:
+        changed += f" (the paper: {typed(row.settings)})"
+
+    columns = [
         row.name,
-        ", ".join(f"{name} {value}" for name, value in row.paper.items()) or "-",
-        spread([line["knn_teacher"][-1] for line in mine]),
-        spread([line["knn_student"][-1] for line in mine]),
+        ", ".join(paper) or "-",
+        spread(last_knn(mine, "teacher")),
+        spread(last_knn(mine, "student")),
         spread([line["untrained"] for line in mine]),
         spread([line.get("linear") for line in mine]),
-        *(spread([line.get(cost) for line in mine]) for cost in COSTS),
-        ", ".join(f"{name} ({collapses.count(name)})" for name in sorted(set(collapses))) or "-",
-        typed(changes)
-        + (f" (the paper: {typed(row.settings)})" if changes != row.settings else ""),
     ]
+    for cost in COSTS:
+        columns.append(spread([line.get(cost) for line in mine]))
+    return [*columns, collapses(mine), changed]
 
 
 def markdown(grid: list[list[str]]) -> str:
-    """Rows of cells, the head first, without the columns in which all others are "-"."""
-    columns = [column for column in zip(*grid) if set(column[1:]) != {"-"}]
-    widths = [max(map(len, column)) for column in columns]
-    rows = [
-        f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths))} |"
-        for row in zip(*columns)
-    ]
-    return "\n".join([rows[0], f"|{'|'.join('-' * (width + 2) for width in widths)}|", *rows[1:]])
+    """Return a table of the rows, the head first, without columns that have nothing but "-"."""
+    columns = []
+    for head, *values in zip(*grid, strict=True):
+        if set(values) != {"-"}:
+            column = [head, "", *values]
+            width = max(map(len, column))
+            columns.append([cell.ljust(width) for cell in column])
+
+    lines = []
+    for row in zip(*columns, strict=True):
+        joined = " | ".join(row)
+        lines.append(f"| {joined} |")
+    lines[1] = lines[1].replace(" ", "-")  # the rule below the head
+    return "\n".join(lines)
 
 
-def surprises(study: Study, lines: list[dict]) -> list[str]:
-    """A line for each run that collapsed otherwise than its row expects."""
-    return [
-        f"{row.name}, seed {line['seed']}: expected was {row.verdict or 'no collapse'}, found "
-        f"{line['verdict'] or 'no collapse'}"
-        for row in study.rows
-        for line in of_row(lines, row)
-        if row.verdict not in (None, line["verdict"])
-    ]
+def surprises(study: Study, lines: Lines) -> list[str]:
+    """Return a line for each run that collapsed otherwise than its row expects."""
+    found = []
+    for row in study.rows:
+        for line in of_row(lines, row):
+            verdict = line["verdict"]
+            if row.verdict in (None, verdict):
+                continue
+            expected = row.verdict or "no collapse"
+            verdict = verdict or "no collapse"
+            which = f"{row.name}, seed {line['seed']}"
+            found.append(f"{which}: expected was {expected}, found {verdict}")
+    return found
 
 
-def draw_rows(figure: Figure, study: Study, lines: list[dict]) -> None:
+def draw_rows(figure: Figure, study: Study, lines: Lines) -> None:
     """Draw each seed's k-NN, its linear top-1 where measured, and the paper's numbers.
 
     k-NN is of the student too, since a young teacher, an average, lags behind it.
     """
     axes = figure.subplots()
 
-    def draw_seeds(values: list[float], at: float, style: str, filled: str, name: str) -> None:
-        if values:
-            heights = [at] * len(values)
-            label = f"{name} here, a seed each"
-            axes.plot(values, heights, style, markerfacecolor=filled, alpha=0.7, label=label)
+    def draw_seeds(
+        values: list[float], height: float, style: str, filled: str, name: str
+    ) -> None:
+        if not values:
+            return
+        axes.plot(
+            values,
+            [height] * len(values),
+            style,
+            markerfacecolor=filled,
+            alpha=0.7,
+            label=f"{name} here, a seed each",
+        )
 
     for i, row in enumerate(study.rows):
         mine = of_row(lines, row)
-        teacher = [line["knn_teacher"][-1] for line in mine]
-        student = [line["knn_student"][-1] for line in mine]
+        teacher = last_knn(mine, "teacher")
+        student = last_knn(mine, "student")
         linear = [line["linear"] for line in mine if "linear" in line]
         draw_seeds(teacher, i - 0.15, "oC0", "C0", "teacher's k-NN")
         draw_seeds(student, i, "oC0", "none", "student's k-NN")
@@ -127,79 +166,103 @@ def draw_rows(figure: Figure, study: Study, lines: list[dict]) -> None:
             if name in row.paper:
                 label = f"the paper's {name}, on ImageNet"
                 axes.plot(row.paper[name], i, style, color="grey", label=label)
-    axes.set_yticks(range(len(study.rows)), [row.name for row in study.rows])
+    names = [row.name for row in study.rows]
+    axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="top-1, %", xlim=(0, 100))
     axes.invert_yaxis()
 
 
-def draw_curve(axes: Axes, lines: list[dict], key: str, color: str, style: str, label: str) -> None:
+def draw_curve(
+    axes: Axes, lines: Lines, key: str, color: str, style: str, label: str
+) -> None:
     """Draw the mean over the seeds against the epoch, and the range from the lowest to the highest.
 
     k-NN begins with the untrained network. Of several values an epoch, each is the mean of a part
     of it, and is drawn where that part ends.
     """
-    columns = list(zip(*(line[key] for line in lines)))  # a column has the seeds' values
     values_an_epoch = 1
     if lines:
         values_an_epoch = len(lines[0][key]) / len(lines[0]["knn_teacher"])
+    before = []  # of the first step
     if key.startswith("knn"):
-        columns.insert(0, [line["untrained"] for line in lines])
-    else:
-        columns.insert(0, [])
-    at, means, lowest, highest = [], [], [], []
-    for step, values in enumerate(columns):
-        if values and None not in values:
-            at.append(step / values_an_epoch)
-            means.append(mean(values))
-            lowest.append(min(values))
-            highest.append(max(values))
+        before = [line["untrained"] for line in lines]
+    curves = [line[key] for line in lines]
+    points = [before, *zip(*curves, strict=True)]  # each has the seeds' values
+
+    at = []
+    means = []
+    lowest = []
+    highest = []
+    for number, seeds in enumerate(points):
+        if seeds and None not in seeds:
+            at.append(number / values_an_epoch)
+            means.append(mean(seeds))
+            lowest.append(min(seeds))
+            highest.append(max(seeds))
     axes.plot(at, means, style, color=color, label=label)
-    axes.fill_between(at, lowest, highest, color=color, alpha=0.15, linewidth=0)
+    axes.fill_between(
+        at,
+        lowest,
+        highest,
+        color=color,
+        alpha=0.15,
+        linewidth=0,
+    )
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 
-def draw_teachers(figure: Figure, study: Study, lines: list[dict]) -> None:
+def draw_teachers(figure: Figure, study: Study, lines: Lines) -> None:
     """Fig. 6: k-NN of teacher and student through training."""
     axes = figure.subplots()
     for i, row in enumerate(study.rows):
-        for key, style in (("knn_teacher", "-"), ("knn_student", "--")):
-            label = f"{row.name}: {key.removeprefix('knn_')}"
-            draw_curve(axes, of_row(lines, row), key, f"C{i}", style, label)
-    axes.set(xlabel="epoch", ylabel="k-NN top-1, %", ylim=(0, None))
+        mine = of_row(lines, row)
+        color = f"C{i}"
+        draw_curve(axes, mine, "knn_teacher", color, "-", f"{row.name}: teacher")
+        draw_curve(axes, mine, "knn_student", color, "--", f"{row.name}: student")
+    axes.set(xlabel="epoch", ylabel="k-NN top-1, %")
+    axes.set_ylim(0, None)
 
 
-def draw_collapse(figure: Figure, study: Study, lines: list[dict]) -> None:
+def draw_collapse(figure: Figure, study: Study, lines: Lines) -> None:
     """Fig. 7: the teacher's entropy between 0 and ln K, and the KL, along the steps."""
-    panels = figure.subplots(1, 2)
-    for axes, key, title in zip(panels, ("entropy_curve", "kl_curve"), ("teacher's entropy", "KL")):
-        for i, row in enumerate(study.rows):
-            draw_curve(axes, of_row(lines, row), key, f"C{i}", "-", row.name)
+    entropy_axes, kl_axes = figure.subplots(1, 2)
+    entropy_axes.set_title("teacher's entropy")
+    kl_axes.set_title("KL")
+    for i, row in enumerate(study.rows):
+        mine = of_row(lines, row)
+        color = f"C{i}"
+        draw_curve(entropy_axes, mine, "entropy_curve", color, "-", row.name)
+        draw_curve(kl_axes, mine, "kl_curve", color, "-", row.name)
+    for axes in (entropy_axes, kl_axes):
         axes.axhline(0, color="grey", linestyle=":")
-        axes.set(xlabel="epoch", ylabel="nats", title=title)
-    for log_k in {math.log(line["out_dim"]) for line in lines}:
-        panels[0].axhline(log_k, color="grey", linestyle="--", label=f"ln K = {log_k:.3f}")
+        axes.set(xlabel="epoch", ylabel="nats")
+    for out_dim in {line["out_dim"] for line in lines}:
+        log_k = math.log(out_dim)
+        label = f"ln K = {log_k:.3f}"
+        entropy_axes.axhline(log_k, color="grey", linestyle="--", label=label)
 
 
-def draw_costs(figure: Figure, study: Study, lines: list[dict]) -> None:
+def draw_costs(figure: Figure, study: Study, lines: Lines) -> None:
     """Draw k-NN against each cost that was measured (Fig. 5, Table 8), or the rows if none was."""
     costs = [cost for cost in COSTS if any(line.get(cost) for line in lines)]
     if not costs:
-        return draw_rows(figure, study, lines)
-    for axes, cost in zip(figure.subplots(1, len(costs), squeeze=False)[0], costs):
+        draw_rows(figure, study, lines)
+        return
+
+    panels = figure.subplots(1, len(costs), squeeze=False)
+    for axes, cost in zip(panels.flat, costs, strict=True):
         for row in study.rows:
             mine = [line for line in of_row(lines, row) if line.get(cost)]
-            axes.plot(
-                [line[cost] for line in mine],
-                [line["knn_teacher"][-1] for line in mine],
-                "o",
-                label=row.name,
-            )
-        axes.set(
-            xlabel=COSTS[cost][1],
-            ylabel="k-NN top-1, %",
-            xlim=(0, 1.1 * axes.get_xlim()[1]),
-            ylim=(0, 1.1 * axes.get_ylim()[1]),
-        )
+            measured = [line[cost] for line in mine]
+            knn = last_knn(mine, "teacher")
+            axes.plot(measured, knn, "o", label=row.name)
+
+        _, title = COSTS[cost]
+        axes.set(xlabel=title, ylabel="k-NN top-1, %")
+        _, right = axes.get_xlim()
+        _, top = axes.get_ylim()
+        axes.set_xlim(0, 1.1 * right)
+        axes.set_ylim(0, 1.1 * top)
 
 
 FIGURES = {
@@ -211,12 +274,14 @@ FIGURES = {
 }
 
 
-def draw(path: Path, name: str, study: Study, lines: list[dict]) -> Figure:
+def draw(path: Path, name: str, study: Study, lines: Lines) -> Figure:
     """Write the study's figure and return it; a legend has each label once."""
-    figure = plt.figure(figsize=(9, 5), layout="constrained")
-    FIGURES.get(name, draw_rows)(figure, study, lines)
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    draw_study = FIGURES.get(name, draw_rows)
+    draw_study(figure, study, lines)
     for axes in figure.axes:
-        labelled = dict(zip(*axes.get_legend_handles_labels()[::-1]))
+        handles, labels = axes.get_legend_handles_labels()
+        labelled = dict(zip(labels, handles, strict=True))
         place = {}
         if len(labelled) > 6:  # so many would cover the curves: beside them
             place = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
@@ -224,7 +289,6 @@ def draw(path: Path, name: str, study: Study, lines: list[dict]) -> Figure:
         axes.grid(alpha=0.3)
     figure.suptitle(f"{name}: {study.where}; {lines[0]['data']}", fontsize=10)
     write_whole(path, figure.savefig)
-    plt.close(figure)
     return figure
 
 
@@ -234,23 +298,21 @@ def draw_masks(path: Path, weights: dict[str, Path], images: Images, mass: float
 
     A mask has the patches that hold `mass` of the attention's mean over the heads.
     """
-    figure, grid = plt.subplots(
-        len(images),
-        1 + len(weights),
-        squeeze=False,
-        layout="constrained",
-        figsize=(1.6 * (1 + len(weights)), 1.6 * len(images)),
-    )
+    columns = 1 + len(weights)
+    figure = Figure(figsize=(1.6 * columns, 1.6 * len(images)), layout="constrained")
+    grid = figure.subplots(len(images), columns, squeeze=False)
     for column, (title, file) in enumerate(weights.items(), start=1):
         network, args = load_backbone(file)
         view = EvaluationView(args["eval_size"], args["eval_crop"], args["mean"], args["std"])
         views = torch.stack([view(images[i][0]) for i in range(len(images))])
-        masks = to_pixels(
-            keep_mass(cls_attention(network, views).mean(dim=1), mass), network.patch_size
-        )
-        for row, image, mask in zip(grid, unnormalised(views, view), masks):
-            row[0].imshow(image.numpy())
-            row[column].imshow(overlay(image, mask).numpy())
+        attention = cls_attention(network, views)  # (B, h, r, c)
+        kept = keep_mass(attention.mean(dim=1), mass)  # (B, r, c), 0 or 1
+        masks = to_pixels(kept, network.patch_size)  # (B, S, S)
+        shown = unnormalised(views, view)
+        for i, panels in enumerate(grid):
+            masked = overlay(shown[i], masks[i])
+            panels[0].imshow(shown[i].numpy())
+            panels[column].imshow(masked.numpy())
         grid[0, column].set_title(title)
     for axes in grid.flat:
         axes.axis("off")
@@ -258,5 +320,4 @@ def draw_masks(path: Path, weights: dict[str, Path], images: Images, mass: float
         f"supervised: Fig. 4; {mass:.0%} of the attention's mass,\nmean of the heads", fontsize=10
     )
     write_whole(path, figure.savefig)
-    plt.close(figure)
     return figure
