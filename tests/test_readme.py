@@ -104,7 +104,7 @@ def test_every_flag_of_the_other_scripts_that_is_shown_exists():
             assert f'"--{flag}"' in source, f"{script} --{flag} is shown, which it does not take"
 
 
-@pytest.mark.parametrize("name", [*NAMES, "docs/log.md"])
+@pytest.mark.parametrize("name", [*NAMES, "docs/extending.md", "docs/log.md"])
 def test_every_file_and_figure_that_is_linked_is_there(name):
     page = REPO / name
     for link in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", page.read_text(encoding="utf-8")):
