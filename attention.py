@@ -7,6 +7,7 @@ the mask of the heads' mean, and the fraction of the attention that falls on the
 
 Shapes: B images, O objects of one image, h heads, r x c patches, H x W pixels.
 """
+
 from collections.abc import Sequence
 
 import torch
@@ -29,10 +30,12 @@ def keep_mass(attention: Tensor, mass: float) -> Tensor:
     (..., r, c), mass in 0 ... 1 -> bool (..., r, c).
     """
     flat = attention.flatten(-2)
-    fractions = flat / flat.sum(dim=-1, keepdim=True)
+    total = flat.sum(dim=-1, keepdim=True)
+    fractions = flat / total
     weights, order = fractions.sort(dim=-1)  # the lightest first
     kept = weights.cumsum(dim=-1) > 1 - mass  # from the lightest on, 1 - mass may go
-    mask = torch.zeros_like(kept).scatter(-1, order, kept)  # back to their places
+    mask = torch.empty_like(kept)
+    mask.scatter_(-1, order, kept)  # back to their places
     return mask.view_as(attention)
 
 
@@ -44,13 +47,17 @@ def to_pixels(patches: Tensor, patch_size: int) -> Tensor:
 
 def overlay(image: Tensor, mask: Tensor) -> Tensor:
     """Darken what the mask leaves out: (H, W, 3) in 0 ... 1, bool (H, W) -> (H, W, 3)."""
-    return torch.where(mask.unsqueeze(-1), image, 0.25 * image)
+    kept = mask.unsqueeze(-1)
+    dark = 0.25 * image
+    return torch.where(kept, image, dark)
 
 
 def jaccard(mask: Tensor, object_mask: Tensor) -> Tensor:
     """Return intersection over union of two bool masks: (..., H, W) -> (...)."""
-    intersection = (mask & object_mask).sum(dim=(-2, -1))
-    union = (mask | object_mask).sum(dim=(-2, -1))
+    both = mask & object_mask
+    either = mask | object_mask
+    intersection = both.sum(dim=(-2, -1))
+    union = either.sum(dim=(-2, -1))
     return intersection / union.clamp(min=1)  # two empty masks: 0
 
 
@@ -60,14 +67,20 @@ def mass_on_object(attention: Tensor, object_masks: Tensor) -> Tensor:
     (B, h, r, c), bool (B, H, W) -> (B, h) in 0 ... 1.
     """
     # how much of each patch the object covers: a patch on its border counts in part
+    patches = attention.shape[-2:]
     pixels = object_masks.float().unsqueeze(1)
-    cover = F.adaptive_avg_pool2d(pixels, attention.shape[-2:])
-    on_object = (attention * cover).sum(dim=(-2, -1))
-    return on_object / attention.sum(dim=(-2, -1))
+    cover = F.adaptive_avg_pool2d(pixels, patches)
+    covered = attention * cover
+    on_object = covered.sum(dim=(-2, -1))
+    total = attention.sum(dim=(-2, -1))
+    return on_object / total
 
 
 def object_scores(
-    attention: Tensor, objects: Tensor, void: Tensor, percents: Sequence[float] = (60, 80)
+    attention: Tensor,
+    objects: Tensor,
+    void: Tensor,
+    percents: Sequence[float] = (60, 80),
 ) -> dict[str, float]:
     """Return one image's scores: attention (h, r, c), objects bool (O, H, W), void bool (H, W).
 
@@ -78,11 +91,13 @@ def object_scores(
     any_object = objects.any(dim=0, keepdim=True)
     on_objects = mass_on_object(attention.unsqueeze(0), any_object)
     scores = {"mass_on_object": on_objects.mean().item()}
+
+    # the authors' protocol: per object the best head, then the mean over objects, then images
     head_mean = attention.mean(dim=0, keepdim=True)
-    for percent in percents:
-        # the authors' protocol: per object the best head, then the mean over objects, then images
-        scores[f"jaccard_best_head_{percent:g}"] = best_jaccard(attention, objects, void, percent)
-        scores[f"jaccard_head_mean_{percent:g}"] = best_jaccard(head_mean, objects, void, percent)
+    for name, maps in (("best_head", attention), ("head_mean", head_mean)):
+        for percent in percents:
+            key = f"jaccard_{name}_{percent:g}"
+            scores[key] = best_jaccard(maps, objects, void, percent)
     return scores
 
 
@@ -91,12 +106,15 @@ def best_jaccard(maps: Tensor, objects: Tensor, void: Tensor, percent: float) ->
 
     maps (h, r, c), objects bool (O, H, W), void bool (H, W); H x W is the masks' own resolution.
     """
-    patches = keep_mass(maps, percent / 100).float()
+    kept = keep_mass(maps, percent / 100)
+    kept = kept.float().unsqueeze(0)
+    size = objects.shape[-2:]
     # nearest: a pixel takes the value of the patch that it is in
-    pixels = F.interpolate(patches.unsqueeze(0), objects.shape[-2:], mode="nearest")
-    masks = pixels[0].bool() & ~void
+    masks = F.interpolate(kept, size, mode="nearest")
+    masks = masks[0].bool() & ~void
     overlap = jaccard(masks, objects.unsqueeze(1))  # (O, h)
-    return 100 * overlap.amax(dim=1).mean().item()
+    best = overlap.amax(dim=1)
+    return 100 * best.mean().item()
 
 
 def attention_scores(attention: Tensor, object_masks: Tensor) -> dict[str, float]:
@@ -108,4 +126,9 @@ def attention_scores(attention: Tensor, object_masks: Tensor) -> dict[str, float
     scores = []
     for maps, mask in zip(attention, object_masks, strict=True):
         scores.append(object_scores(maps, mask.unsqueeze(0), nowhere))
-    return {name: sum(one[name] for one in scores) / len(scores) for name in scores[0]}
+
+    means = {}
+    for name in scores[0]:
+        values = [one[name] for one in scores]
+        means[name] = sum(values) / len(values)
+    return means

@@ -4,6 +4,7 @@ Each returns a new image and leaves its input as it is.
 
 Shapes: an image is (3, S, S) in 0 ... 1, and (1, S, S) once it is grey.
 """
+
 import math
 from collections.abc import Sequence
 
@@ -28,15 +29,18 @@ def color_jitter(image: Tensor, strengths: Sequence[float]) -> Tensor:
     order = torch.randperm(4).tolist()
     draws = torch.rand(4).tolist()
     for which, draw in zip(order, draws, strict=True):
+        operation = operations[which]
         strength = strengths[which]
         if strength == 0:
             continue
-        if operations[which] is hue:
-            low, high = -strength, strength
-        else:
-            low, high = max(0.0, 1 - strength), 1 + strength
+        if operation is hue:  # an angle around 0
+            low = -strength
+            high = strength
+        else:  # a factor around 1
+            low = max(0.0, 1 - strength)
+            high = 1 + strength
         amount = low + (high - low) * draw
-        image = operations[which](image, amount)
+        image = operation(image, amount)
     return image
 
 
@@ -47,7 +51,8 @@ def brightness(image: Tensor, factor: float) -> Tensor:
 
 def contrast(image: Tensor, factor: float) -> Tensor:
     """Scale the distance from the mean grey."""
-    mean_grey = LUMA.dot(image.mean(dim=(1, 2)))  # the mean of the greys, without an image of them
+    mean_colour = image.mean(dim=(1, 2))
+    mean_grey = LUMA.dot(mean_colour)  # the mean of the greys, without an image of them
     return blend(image, mean_grey, factor)
 
 
@@ -58,7 +63,8 @@ def saturation(image: Tensor, factor: float) -> Tensor:
 
 def blend(image: Tensor, other: Tensor, factor: float) -> Tensor:
     """Return factor * image + (1 - factor) * other, cut to 0 ... 1."""
-    return torch.lerp(other, image, factor).clamp_(0, 1)
+    mixed = torch.lerp(other, image, factor)
+    return mixed.clamp_(0, 1)
 
 
 def hue(image: Tensor, angle: float) -> Tensor:
@@ -81,13 +87,14 @@ def hue(image: Tensor, angle: float) -> Tensor:
     to_green = (turned - 1 / 3).abs()
     to_blue = (turned - 2 / 3).abs()
     distance = torch.stack([to_red, to_green, to_blue])
-    return value - chroma * (6 * distance - 1).clamp(0, 1)
+    fall = 6 * distance - 1  # a channel is lower the further its hue is
+    return value - chroma * fall.clamp(0, 1)
 
 
 def grey(image: Tensor) -> Tensor:
     """Return the luma: (3, S, S) -> (1, S, S)."""
     luma = LUMA @ image.flatten(1)
-    return luma.view(1, *image.shape[1:])
+    return luma.view_as(image[:1])
 
 
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
@@ -97,20 +104,24 @@ def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
     Release: Pillow's, which is three box blurs, and differs by 0.4 of 255 on average.
     """
     height, width = image.shape[-2:]
-    radius = min(round(3 * sigma), min(height, width) - 1)
-    weights = [math.exp(-0.5 * (x / sigma) ** 2) for x in range(-radius, radius + 1)]
+    radius = round(3 * sigma)
+    radius = min(radius, height - 1, width - 1)  # a small crop has no more to reflect
+    offsets = range(-radius, radius + 1)
+    weights = [math.exp(-0.5 * (x / sigma) ** 2) for x in offsets]
     total = sum(weights)
+    weights = [weight / total for weight in weights]
 
-    padded = F.pad(image, (radius, radius, radius, radius), mode="reflect")
-    along_x = torch.zeros_like(padded[:, :, :width])
-    for i, weight in enumerate(weights):
-        along_x.add_(padded[:, :, i : i + width], alpha=weight / total)
+    padded = F.pad(image, 4 * [radius], mode="reflect")
+    along_x = torch.zeros_like(padded[..., :width])
+    for x, weight in enumerate(weights):
+        along_x.add_(padded[..., x : x + width], alpha=weight)
     blurred = torch.zeros_like(image)
-    for i, weight in enumerate(weights):
-        blurred.add_(along_x[:, i : i + height], alpha=weight / total)
+    for y, weight in enumerate(weights):
+        blurred.add_(along_x[:, y : y + height], alpha=weight)
     return blurred
 
 
 def solarize(image: Tensor) -> Tensor:
     """Invert what is at least half bright, 128 of 255."""
-    return torch.where(image >= 128 / 255, 1 - image, image)
+    bright = image >= 128 / 255
+    return torch.where(bright, 1 - image, image)
