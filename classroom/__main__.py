@@ -4,6 +4,7 @@
     python -m classroom start 2             # write workbook/loss.py, with a blank for the center
     python -m classroom start 2 --hints     # print the reference's comments and what it calls
     python -m classroom check 2             # run that function's tests, with yours in its place
+    python -m classroom check 2 --full      # print all that pytest prints
     python -m classroom diff 2              # yours, and the reference
     python -m classroom run train.py --epochs 4 --output_dir runs/my-own    # with your functions
 
@@ -24,6 +25,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from textwrap import fill, indent, wrap
 
+from classroom import verdict
 from classroom.ladder import LADDER, Exercise
 from classroom.workbook import (
     NUMBERED,
@@ -33,6 +35,7 @@ from classroom.workbook import (
     find_function,
     function_text,
     head_text,
+    is_blank,
     lines_of,
     read_record,
     reference_text,
@@ -44,6 +47,8 @@ from classroom.workbook import (
     write_text,
 )
 from runtime.commandline import CommandLine, InputError, errors_in_one_line
+
+REPORT = "report.xml"  # pytest's, in the copy
 
 # -- what is shown of the reference
 
@@ -142,23 +147,53 @@ def start(number: int, with_hints: bool, again: bool) -> None:
           f"then: python -m classroom check {number}")
 
 
-def check(number: int) -> None:
-    """Run the exercise's tests; exit with status 1 if they fail."""
+def check(number: int, full: bool = False) -> None:
+    """Run the exercise's tests; exit with status 1 if they fail. full: print all pytest's words."""
     one = NUMBERED[number]
-    written = function_text(student_text(number), one.name)
+    source = student_text(number)
+    written = function_text(source, one.name)
+    if is_blank(source, one):
+        line = find_function(source, one.name).lineno
+        print(f"exercise {number}: write {one.name} in workbook/{one.file}, line {line}: "
+              "it is still blank")
+        sys.exit(1)
+
     # what does not pass yet stands in no other exercise's way
     keep = {other for other in NUMBERED if state(other) == "passes"} | {number}
     files = {NUMBERED[other].file for other in keep}
+    print(f"exercise {number}, {one.title}: its tests run ...", flush=True)
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         copy_sources(Path(folder), files, keep)
-        command = [sys.executable, "-m", "pytest", *pytest_arguments(one)]
-        failed = subprocess.run(command, cwd=folder).returncode != 0
-    if failed:
-        tests = sorted({f"tests/{test.partition('::')[0]}" for test in one.tests})
-        print(f"not yet: read the lines that begin with E; the tests are in {', '.join(tests)}")
-        sys.exit(1)
+        command = [sys.executable, "-m", "pytest", *pytest_arguments(one), f"--junitxml={REPORT}"]
+        ended = subprocess.run(command, cwd=folder, capture_output=not full, text=True)
+        if ended.returncode != 0:
+            if not full:
+                explain(number, Path(folder), ended.stdout + ended.stderr)
+            print("not yet")
+            sys.exit(1)
     remember(number, written)
     print(f"exercise {number} passes. Look at: {one.look}")
+
+
+def explain(number: int, folder: Path, output: str) -> None:
+    """Print which tests failed, and what they say.
+
+    folder: the copy. output: what pytest printed, for where it wrote no report.
+    """
+    file = NUMBERED[number].file
+    copied = (folder / file).read_text(encoding="utf-8")
+    numbers = verdict.matching_lines(copied, student_text(number))
+    report = folder / REPORT
+    if report.exists():
+        text = report.read_text(encoding="utf-8")
+        failed = verdict.failed_tests(text, file, numbers)
+    else:
+        failed = {"": verdict.message(output, file, numbers)}
+    for test, lines in failed.items():
+        print(f"\n{verdict.claim(test)}")
+        for line in lines:
+            print("    " + line.replace(f"{folder}{os.sep}", ""))
+    print(f"\npython -m classroom check {number} --full prints all that pytest says")
 
 
 def diff(number: int) -> None:
@@ -267,6 +302,8 @@ def obey(flags: argparse.Namespace) -> None:
     """Carry out any command but run."""
     if (flags.hints or flags.again) and flags.command != "start":
         raise InputError(f"--hints and --again are for start: leave them out of {flags.command}")
+    if flags.full and flags.command != "check":
+        raise InputError(f"--full is for check: leave it out of {flags.command}")
     if flags.command == "list":
         if flags.number is not None:
             raise InputError("list takes no number")
@@ -277,7 +314,7 @@ def obey(flags: argparse.Namespace) -> None:
     if flags.command == "start":
         start(flags.number, flags.hints, flags.again)
     elif flags.command == "check":
-        check(flags.number)
+        check(flags.number, flags.full)
     else:
         diff(flags.number)
 
@@ -290,6 +327,7 @@ def main(argv: list[str] | None = None) -> None:
     add("command", choices=("list", "start", "check", "diff", "run"))
     add("number", type=int, nargs="?", help="of the exercise; for run the script and its flags")
     add("--hints", action="store_true", help="start: the reference's comments, and what it calls")
+    add("--full", action="store_true", help="check: all that pytest prints")
     add("--again", action="store_true", help="start: a new blank over what was written before")
     with errors_in_one_line():
         try:

@@ -20,6 +20,7 @@ import pytest
 from classroom_answers import WRONG
 
 from classroom import __main__ as exercises
+from classroom import verdict
 from classroom import workbook as attempts
 from classroom.workbook import (
     NUMBERED,
@@ -296,6 +297,7 @@ def test_a_diff_shows_both(workbook, capsys):
         ("check 2", "exercise 2 is not begun"),
         ("diff 2", "exercise 2 is not begun"),
         ("check 2 --hints", "are for start"),
+        ("start 2 --full", "--full is for check"),
         ("solve 2", "invalid choice: 'solve'"),
         ("run nothing.py", "'nothing.py'"),
         ("run", "the name of one"),
@@ -333,6 +335,7 @@ def test_a_file_that_is_no_longer_one_is_named(harm, said, workbook, capsys):
 
 def test_another_exercises_lost_function_is_named(workbook, capsys):
     command("start", CENTER)
+    write(workbook, CENTER, "        pass\n")
     path = workbook / "loss.py"
     path.write_text(path.read_text().replace("def forward", "def forwards"))
     assert "has no DINOLoss.forward any more" in refusal(capsys, "check", CENTER)
@@ -352,12 +355,13 @@ def test_a_broken_file_does_not_stand_in_another_exercises_way(workbook, monkeyp
     for number in (CENTER, TEACHER):
         command("start", number)
     (workbook / "loss.py").write_text("def (:\n")
+    write(workbook, TEACHER, "    pass  # mine\n")
 
-    def look(command, cwd):
+    def look(command, cwd, **output):
         assert (Path(cwd) / "loss.py").read_text() == LOSS, (
             "the reference takes the broken file's place"
         )
-        assert "NotImplementedError" in (Path(cwd) / "teacher.py").read_text(), (
+        assert "pass  # mine" in (Path(cwd) / "teacher.py").read_text(), (
             "the other file is the student's"
         )
         return subprocess.CompletedProcess(command, 0)
@@ -367,6 +371,65 @@ def test_a_broken_file_does_not_stand_in_another_exercises_way(workbook, monkeyp
     command("list")
     assert f"{CENTER}  broken " in capsys.readouterr().out
     assert "workbook/loss.py, line 1" in refusal(capsys, "run", "train.py")
+
+
+def test_the_check_of_a_blank_is_one_friendly_line(workbook, capsys):
+    command("start", CENTER)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        command("check", CENTER)
+    line = find_function((workbook / "loss.py").read_text(), "DINOLoss.update_center").lineno
+    assert ended.value.code == 1 and capsys.readouterr() == (
+        "exercise 2: write DINOLoss.update_center in workbook/loss.py, "
+        f"line {line}: it is still blank\n",
+        "",
+    )
+
+
+REPORT = """
+<testsuites><testsuite><testcase name="test_it_is_right"/>
+<testcase name="test_eq_4_the_center[3-5]"><failure>tests/test_loss.py:177: in test_eq_4
+    assert_close(center, wanted)
+E   AssertionError: Eq. 4: one tenth is new
+E   assert 3 == 5
+E    +  where 3 = center()</failure></testcase>
+<testcase name="test_eq_4_the_center[7-11]"><failure>
+E   AssertionError: another case</failure></testcase>
+<testcase name="test_it_ends"><failure>tests/test_loss.py:205: in test_it_ends
+    loss.update_center(x)
+loss.py:78: in update_center
+    return 1 / 0
+E   ZeroDivisionError: division by zero
+
+During handling of the above exception, another exception occurred:
+loss.py:79: in update_center
+    y
+E   NameError: name 'y' is not defined</failure></testcase>
+<testcase name="tests.test_loss"><error message="collection failure">ImportError while importing
+loss.py:3: in &lt;module&gt;
+    import torhc
+E   ModuleNotFoundError: No module named 'torhc'</error></testcase>
+</testsuite></testsuites>"""
+
+
+def test_a_failed_test_is_its_claim_its_own_words_and_the_students_line():
+    failed = verdict.failed_tests(REPORT.strip(), "loss.py", {79: 61, 3: 3})
+    assert {verdict.claim(test): lines for test, lines in failed.items()} == {
+        "eq 4 the center": ["Eq. 4: one tenth is new"],
+        "it ends": ["NameError: name 'y' is not defined", "raised in workbook/loss.py, line 61"],
+        "the tests did not start": [
+            "ModuleNotFoundError: No module named 'torhc'",
+            "raised in workbook/loss.py, line 3",
+        ],
+    }
+
+
+def test_a_line_of_the_copy_has_the_number_of_the_students_line():
+    copied = "import a\n\ndef theirs():\n    1\n    2\n    3\n\ndef mine():\n    4\n"
+    mine = "import a\n\ndef theirs():\n    raise E\n\ndef mine():\n    4\n"
+    numbers = verdict.matching_lines(copied, mine)
+    assert numbers[8] == 6 and numbers[9] == 7 and numbers[1] == 1
+    assert not {4, 5, 6} & numbers.keys(), "the reference's lines are not the student's"
 
 
 def test_the_page_has_the_ladder():
@@ -545,7 +608,19 @@ def test_check_and_run_take_the_students_file_also_in_a_process_that_imports_it(
         and "step 50 must have 0.22" in wrong.stdout
         and "not yet" in wrong.stdout
     ), wrong
+    for word in ("Traceback", "/tmp", "tests/", ".py:"):
+        assert word not in wrong.stdout + wrong.stderr, wrong
+    assert len(wrong.stdout.splitlines()) < 25, wrong.stdout
     assert exercises.state(schedules) == "begun"
+
+    write(workbook, schedules, "    return start +\\\n        ends\n")
+    crashed = in_process(workbook, "check", str(schedules))
+    line = (workbook / "optimizer.py").read_text().splitlines().index("        ends") + 1
+    assert "NameError: name 'ends' is not defined" in crashed.stdout, crashed
+    assert f"raised in workbook/optimizer.py, line {line}" in crashed.stdout, crashed
+    full = in_process(workbook, "check", str(schedules), "--full")
+    assert full.returncode == 1 and "E   NameError: name 'ends'" in full.stdout, full
+
     write(workbook, schedules, body_of(reference_text(NUMBERED[schedules]), "cosine"))
     right = in_process(workbook, "check", str(schedules))
     assert right.returncode == 0 and exercises.state(schedules) == "passes", right
