@@ -1,6 +1,7 @@
 """What all scripts share: errors in one line with exit status 2, and files written whole."""
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -32,8 +33,13 @@ class CommandLine(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        self.register("type", int, whole_number)
 
     def error(self, message: str) -> None:
+        _, _, unknown = message.partition("unrecognized arguments: ")
+        for flag in unknown.split():
+            for known in difflib.get_close_matches(flag, self._option_string_actions, 1, 0.7):
+                message += f"; did you mean {known}?"
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
 
@@ -53,6 +59,14 @@ def errors_in_one_line() -> Iterator[None]:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
+
+
+def whole_number(text: str) -> int:
+    """Return an integer that a float can stand for, too."""
+    number = int(text)
+    if abs(number) > 10**100:
+        raise argparse.ArgumentTypeError(f"{brief(text)} is too large")
+    return number
 
 
 def true_or_false(text: str) -> bool:

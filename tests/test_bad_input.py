@@ -62,7 +62,13 @@ def error_of(main, capsys, *flags: str) -> str:
         ("--arch vit_giant", "--arch vit_giant is unknown: choose one of vit_nano"),
         ("--learning_rate 1", "unrecognized arguments: --learning_rate"),
         ("--ep 3", "unrecognized arguments: --ep"),
+        (
+            "--warmup_epoch 3 --lrr=1",
+            "--warmup_epoch 3 --lrr=1; did you mean --warmup_epochs?; did you mean --lr?",
+        ),
         ("--epochs three", "--epochs: invalid int value: 'three'"),
+        (f"--epochs {400 * '7'}", f"argument --epochs: {100 * '7'} is too large"),
+        (f"--lr {400 * '7'}", "--lr inf must be finite"),
         ("--epochs 0", "--epochs 0 must be at least 1"),
         ("--epochs 3 --warmup_epochs 4", "--warmup_epochs 4 is longer than the run of --epochs 3"),
         (
