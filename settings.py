@@ -403,10 +403,17 @@ def check(settings: Settings) -> None:
             refuse(settings, name, "must be two fractions of the area, the lower one first")
     if settings.color_jitter[3] > 0.5:
         refuse(settings, "color_jitter", "must have a hue of at most 0.5")
+    too_long = []
+    without = []
     for name in ("warmup_epochs", "warmup_teacher_temp_epochs"):
-        if getattr(settings, name) > settings.epochs:
-            run = f"the run of --epochs {settings.epochs}"
-            refuse(settings, name, f"is longer than {run}: give a shorter one, or more --epochs")
+        value = getattr(settings, name)
+        if value > settings.epochs:
+            too_long.append(f"--{name} {value}")
+            without.append(f"--{name} 0")
+    if too_long:
+        warmups = " and ".join(too_long)
+        fix = " ".join(without)
+        refuse(settings, "epochs", f"is shorter than {warmups}: pass {fix}, or more --epochs")
 
     if settings.arch not in VITS:
         if settings.num_heads:

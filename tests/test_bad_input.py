@@ -70,10 +70,18 @@ def error_of(main, capsys, *flags: str) -> str:
         (f"--epochs {400 * '7'}", f"argument --epochs: {100 * '7'} is too large"),
         (f"--lr {400 * '7'}", "--lr inf must be finite"),
         ("--epochs 0", "--epochs 0 must be at least 1"),
-        ("--epochs 3 --warmup_epochs 4", "--warmup_epochs 4 is longer than the run of --epochs 3"),
+        (
+            "--epochs 3 --warmup_epochs 4",
+            "--epochs 3 is shorter than --warmup_epochs 4: pass --warmup_epochs 0, or more",
+        ),
         (
             "--epochs 30 --warmup_epochs 1 --warmup_teacher_temp_epochs 31",
-            "--warmup_teacher_temp_epochs 31 is longer",
+            "--epochs 30 is shorter than --warmup_teacher_temp_epochs 31: pass --warmup_teacher",
+        ),
+        (
+            "--preset vits16 --epochs 1",
+            "--epochs 1 is shorter than --warmup_epochs 10 and --warmup_teacher_temp_epochs 30: "
+            "pass --warmup_epochs 0 --warmup_teacher_temp_epochs 0, or more --epochs",
         ),
         (
             "--global_crops_size 50",
