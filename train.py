@@ -243,8 +243,8 @@ def train(
 
                 if stopping:
                     run_state.save(run, settings, world, before_save)
-                    say(f"stopped after {run.epoch} epochs and {run.images} images; "
-                        "the same command continues there")
+                    say(f"stopped in epoch {run.epoch + 1}, after {run.images} of its {per_epoch} "
+                        "images: the same command continues there")
                     number = signals[0] if signals else signal.SIGTERM  # another process got it
                     sys.exit(128 + number)
 

@@ -152,12 +152,16 @@ def run_until(step: int, photos: Path, output: Path, monkeypatch, *flags: str) -
 
 @pytest.mark.parametrize("stop_after", [3, 6, 11])
 def test_a_run_stopped_anywhere_ends_bit_for_bit_where_an_uninterrupted_one_ends(
-    uninterrupted, photos, tmp_path, monkeypatch, stop_after
+    uninterrupted, photos, tmp_path, monkeypatch, stop_after, capsys
 ):
-    """A signal after so many of the 18 steps; then the same command again."""
+    """A signal after so many of the 18 steps, six an epoch; then the same command again."""
     run_until(stop_after, photos, tmp_path, monkeypatch)
+    place = {3: "1, after 12", 6: "1, after 24", 11: "2, after 20"}[stop_after]
+    stopped = f"stopped in epoch {place} of its 24 images: the same command continues there\n"
+    assert stopped in capsys.readouterr().out
     output, checkpoint = uninterrupted
     resumed = run(photos, tmp_path)
+    assert f"checkpoint.pth in epoch {place} of its images\n" in capsys.readouterr().out
     for name in STATE:
         assert equal(resumed[name], checkpoint[name]), f"{name} differs after resuming"
     assert log_of(tmp_path) == log_of(output)
@@ -181,7 +185,7 @@ def test_a_finished_run_started_again_changes_nothing(uninterrupted, photos, cap
     output, checkpoint = uninterrupted
     again = run(photos, output)
     assert all(equal(again[name], checkpoint[name]) for name in STATE)
-    assert "continuing" in capsys.readouterr().out
+    assert "checkpoint.pth after epoch 3\n" in capsys.readouterr().out
 
 
 def test_a_finished_run_is_refused_for_what_it_was_not_trained_with_alone(
@@ -385,7 +389,7 @@ def test_a_checkpoint_of_an_older_version_is_continued_to_the_end(
     """Commit d805f4a made it, stopped in mid-epoch, and its own end had this loss."""
     (tmp_path / "checkpoint.pth").write_bytes(STORED.read_bytes())
     checkpoint = run(photos, tmp_path, *OF_STORED)
-    assert "after 1 epochs and 8 images" in capsys.readouterr().out
+    assert "in epoch 2, after 8 of its images" in capsys.readouterr().out
     assert checkpoint["epoch"] == 3 and checkpoint["images"] == 0 and "pictures" not in checkpoint
     records = log_of(tmp_path)
     assert [record["epoch"] for record in records] == [-1, 0, 1, 2]

@@ -236,7 +236,10 @@ def load_run(path: Path, run: RunState, settings: Settings) -> str:
             f"{str(path)!r} is finished, and was made with another --{min(changed)}: choose "
             "another --output_dir, or more --epochs"
         )
-    line = f"continuing {path} after {run.epoch} epochs and {run.images} images"
+    place = f"after epoch {run.epoch}"
+    if run.images:
+        place = f"in epoch {run.epoch + 1}, after {run.images} of its images"
+    line = f"continuing {path} {place}"
     if changed:
         values = ", ".join(f"{name} {written(value)}" for name, value in changed.items())
         line += f"; settings changed since: {values}"
