@@ -8,6 +8,7 @@ The original takes one direction.
 Shapes: B images, V views, d outputs, L keys in the queue; rows are view by view.
 """
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -70,11 +71,20 @@ class InfoNCE(DINOLoss):
         """
         keys = torch.cat(self.keys)
         if self.world is not None:
-            keys = self.world.gather(keys)
+            keys = gather(keys, self.world)
         keys = keys[-len(self.queue) :]
         newest = torch.cat([self.queue[len(keys) :], keys])
         self.queue.copy_(newest)
         self.keys.clear()
+
+
+def gather(rows: Tensor, world) -> Tensor:
+    """Return all processes' rows, equally many from each: (n, ...) -> (size * n, ...)."""
+    if world.size == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(world.size)]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
 
 
 def shuffle_batches(teacher: nn.Module, world) -> None:
@@ -92,13 +102,13 @@ def shuffle_batches(teacher: nn.Module, world) -> None:
         crops = inputs[0]
         B = len(crops[0])
         order = torch.randperm(B * world.size, device=world.device)
-        order = world.gather(order)[: B * world.size]  # rank 0's order, in all processes
+        order = gather(order, world)[: B * world.size]  # rank 0's order, in all processes
         module.shuffled = order.argsort()
-        return ([own_part(world.gather(crop)[order], B) for crop in crops],)
+        return ([own_part(gather(crop, world)[order], B) for crop in crops],)
 
     def restore(module: nn.Module, inputs: tuple, logits: Tensor) -> Tensor:
         views = logits.chunk(len(inputs[0]))
-        restored = [world.gather(view)[module.shuffled] for view in views]
+        restored = [gather(view, world)[module.shuffled] for view in views]
         return torch.cat([own_part(view, len(views[0])) for view in restored])
 
     if world.size > 1:

@@ -1,7 +1,6 @@
 """What all scripts share: errors in one line with exit status 2, and files written whole."""
 
 import argparse
-import difflib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -36,10 +35,9 @@ class CommandLine(argparse.ArgumentParser):
         self.register("type", int, whole_number)
 
     def error(self, message: str) -> None:
-        _, _, unknown = message.partition("unrecognized arguments: ")
-        for flag in unknown.split():
-            for known in difflib.get_close_matches(flag, self._option_string_actions, 1, 0.7):
-                message += f"; did you mean {known}?"
+        from runtime.suggestions import suggestions  # here: most command lines have no error
+
+        message += suggestions(message, self._option_string_actions)
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
 

@@ -64,14 +64,6 @@ class World(NamedTuple):
         """Return the mean over all processes, entry by entry."""
         return self.total(tensor) / self.size
 
-    def gather(self, rows: Tensor) -> Tensor:
-        """Return all processes' rows, equally many from each: (n, ...) -> (size * n, ...)."""
-        if self.size == 1:
-            return rows
-        parts = [torch.empty_like(rows) for _ in range(self.size)]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-
     def gather_rows(self, rows: Tensor) -> Tensor:
         """Return all processes' rows on the CPU, any number from each, in the processes' order."""
         if self.size == 1:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from ablations import moco
 from ablations import train as ablations_train
 from ablations.byol import SquaredDistance
 from ablations.moco import InfoNCE, shuffle_batches
@@ -140,7 +141,7 @@ def test_a_loss_that_is_compiled_is_one_graph(kind):
         torch.testing.assert_close(compiled, eager)
 
 
-def test_the_batch_is_shuffled_over_the_processes_and_the_order_restored():
+def test_the_batch_is_shuffled_over_the_processes_and_the_order_restored(monkeypatch):
     """Two threads as two processes: each one's teacher sees images of both, and its keys come back
     in order.
     """
@@ -153,19 +154,19 @@ def test_the_batch_is_shuffled_over_the_processes_and_the_order_restored():
             return torch.cat(crops)
 
     def teach(rank: int) -> tuple[torch.Tensor, list[list[float]]]:
-        def gather(rows: torch.Tensor) -> torch.Tensor:
-            shared[rank] = rows
-            meet.wait()
-            joined = torch.cat(shared)
-            meet.wait()
-            return joined
-
         teacher = Teacher()
-        shuffle_batches(
-            teacher, SimpleNamespace(rank=rank, size=2, device=torch.device("cpu"), gather=gather)
-        )
+        world = SimpleNamespace(rank=rank, size=2, device=torch.device("cpu"))
+        shuffle_batches(teacher, world)
         return teacher([images[rank], 10 + images[rank]]), teacher.seen
 
+    def gather(rows: torch.Tensor, world) -> torch.Tensor:
+        shared[world.rank] = rows
+        meet.wait()
+        joined = torch.cat(shared)
+        meet.wait()
+        return joined
+
+    monkeypatch.setattr(moco, "gather", gather)
     torch.manual_seed(0)
     with ThreadPoolExecutor() as processes:
         (keys, seen), (other_keys, other_seen) = processes.map(teach, range(2))

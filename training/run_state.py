@@ -17,7 +17,6 @@ from head import DINOHead
 from loss import DINOLoss
 from multicrop import MultiCropNetwork
 from optimizer import make_optimizer
-from runtime import batch_norm
 from runtime.commandline import InputError, brief, write_whole
 from runtime.hardware import World
 from settings import Settings, marked, written
@@ -105,7 +104,12 @@ def build_student(settings: Settings, make_head=make_head) -> MultiCropNetwork:
 
 def start_run(settings: Settings, world: World) -> RunState:
     """Return a fresh run; the teacher has the student's weights, the center is 0."""
-    student = batch_norm.synchronise_batch_norms(build_student(settings), world)
+    student = build_student(settings)
+    if world.size > 1:
+        # imported here: one process alone has nothing to synchronise
+        from runtime.batch_norm import synchronise_batch_norms
+
+        student = synchronise_batch_norms(student, world)
     student = student.to(world.device)
     dino_loss = DINOLoss(
         settings.out_dim,
