@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -202,6 +203,7 @@ def losses_in_one_line(launched: bool) -> Iterator[None]:
         yield
     except RuntimeError as error:
         if "DataLoader worker" in str(error):
+            print(file=sys.stderr)  # its signal may have come in the middle of a bar's line
             raise InputError(
                 f"a process of the loader was killed ({brief(error)}), as when memory is full: "
                 "start again, with a lower --num_workers if that was it; what was saved is "

@@ -24,6 +24,7 @@ from evals import (
     video_segmentation,
 )
 from runtime.commandline import errors_in_one_line
+from runtime.hardware import losses_in_one_line
 
 REPO = Path(__file__).parent.parent
 
@@ -129,6 +130,15 @@ def test_ctrl_c_is_one_line_and_status_130(capsys):
     with pytest.raises(SystemExit) as stopped, errors_in_one_line():
         raise KeyboardInterrupt
     assert stopped.value.code == 130 and capsys.readouterr().err == "stopped\n"
+
+
+def test_a_lost_worker_is_named_on_a_line_of_its_own_behind_an_unfinished_bar(capsys):
+    """Its signal may come while the bar is drawn, before the bar's own end of line."""
+    with pytest.raises(SystemExit) as stopped, errors_in_one_line(), losses_in_one_line(False):
+        print("50%|#####     | 4/8 img/s", end="", file=sys.stderr)
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 2 and last.startswith("error: a process of the loader"), last
 
 
 def test_a_folder_without_images(capsys, tmp_path):
