@@ -204,6 +204,62 @@ def test_a_run_does_not_go_on_from_what_no_run_saves(place, value, trained, tmp_
     assert readers(tmp_path / "checkpoint.pth", flags)["start_run"], f"{value} went on as {place}"
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
+def test_a_run_does_not_go_on_from_averages_of_gradients_that_are_none(
+    optimizer, trained, tmp_path
+):
+    """Each is spoilt alone: another shape, NaN, infinity, no tensor, or it is missing."""
+    _, flags = trained
+    flags = [*flags, "--optimizer", optimizer, "--output_dir", str(tmp_path)]
+    train.main([*flags, "--epochs", "1"])
+    file = tmp_path / "checkpoint.pth"
+    checkpoint = read_checkpoint(file)
+    settings = parse_settings(flags)
+    assert not outcome(lambda: load_run(file, start_run(settings, HERE), settings))
+
+    names = checkpoint["optimizer"]["state"][2].keys()
+    assert len(names) == {"adamw": 3, "sgd": 1, "lars": 1}[optimizer]
+    for name in names:
+        right = checkpoint["optimizer"]["state"][2][name]
+        spoilt = [
+            torch.full_like(right, math.nan),
+            torch.full_like(right, -math.inf),
+            right.expand(3, *right.shape),
+            torch.zeros(5),
+            torch.zeros(0, 3),
+            0.5 * right.to(torch.complex64),
+            "text",
+            None,
+            [1.0],
+        ]
+        if right.ndim:
+            spoilt += [right[:-1], right.sum()]
+        for value in spoilt:
+            torch.save(put(checkpoint, ("optimizer", "state", 2, name), value), file)
+            said = outcome(lambda: load_run(file, start_run(settings, HERE), settings))
+            assert str(file) in said, f"went on with {value} as {name}"
+
+        less = copy.deepcopy(checkpoint)
+        del less["optimizer"]["state"][2][name]
+        torch.save(less, file)
+        if len(names) > 1:
+            assert outcome(lambda: load_run(file, start_run(settings, HERE), settings)), name
+
+
+@pytest.mark.parametrize("name", ["lr", "betas", "eps", "weight_decay", "decays", "foreach"])
+def test_a_group_of_the_optimizer_is_the_commands_and_not_the_files(name, trained, tmp_path):
+    checkpoint, flags = trained
+    settings = parse_settings([*flags, "--output_dir", str(tmp_path)])
+    run = start_run(settings, HERE)
+    wanted = [group[name] for group in run.optimizer.param_groups]
+    torch.save(
+        put(checkpoint, ("optimizer", "param_groups", 0, name), "text"),
+        tmp_path / "checkpoint.pth",
+    )
+    load_run(tmp_path / "checkpoint.pth", run, settings)
+    assert [group[name] for group in run.optimizer.param_groups] == wanted
+
+
 def test_flags_as_deep_as_a_tree_are_not_walked_through(trained, tmp_path):
     """And a key that is no text is named, not tripped over."""
     checkpoint, flags = trained

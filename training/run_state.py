@@ -216,6 +216,9 @@ def load_run(path: Path, run: RunState, settings: Settings) -> str:
     checkpoint = read_checkpoint(path)
     if "pictures" in checkpoint:  # older files call the images so
         checkpoint["images"] = checkpoint.pop("pictures")
+    # imported here: a fresh run has none to load
+    from training.averages import load_averages
+
     changed = changed_settings(checkpoint_args(checkpoint, path), settings, path)
     other = "choose another --output_dir, or start from its weights with --init_from"
 
@@ -224,7 +227,7 @@ def load_run(path: Path, run: RunState, settings: Settings) -> str:
             raise InputError(f"{str(path)!r} is not a run of this program: {other}")
         load_strictly(getattr(run, part), checkpoint[part], path)
     try:
-        run.optimizer.load_state_dict(checkpoint["optimizer"])
+        load_averages(run.optimizer, checkpoint["optimizer"]["state"])
         run.epoch = int(checkpoint["epoch"])
         run.images = int(checkpoint["images"])
         run.metrics = checkpoint["metrics"].view(-1, 3)
