@@ -14,12 +14,13 @@ happened).
 Shapes: n images, S side in pixels; u right, v down, the creature fits in the disc of radius 1
 around (0, 0).
 """
+
 import math
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, cos, sin
 
 CLASSES = (
     "fish", "ladybird", "butterfly", "starfish", "snail",
@@ -43,10 +44,22 @@ class Creatures(NamedTuple):
 
 def _ellipse(u: Tensor, v: Tensor, a: float, b: float) -> Tensor:
     """About the distance to the ellipse's edge, positive inside."""
-    return (1 - ((u / a) ** 2 + (v / b) ** 2).sqrt()) * min(a, b)
+    radius = _radius(u / a, v / b)
+    return (1 - radius) * min(a, b)
 
 
-def _either(*parts: Tensor) -> Tensor:
+def _radius(u: Tensor, v: Tensor) -> Tensor:
+    """The distance from (0, 0)."""
+    return (u * u + v * v).sqrt()
+
+
+def _all(*parts: Tensor) -> Tensor:
+    """Inside of all parts."""
+    return torch.stack(parts).amin(dim=0)
+
+
+def _any(*parts: Tensor) -> Tensor:
+    """Inside of any part."""
     return torch.stack(parts).amax(dim=0)
 
 
@@ -56,71 +69,101 @@ def silhouette(label: int, u: Tensor, v: Tensor, phase: Tensor) -> tuple[Tensor,
     inside > 0 on the creature; the dark coat is where coat is high. phase shifts the coat's pattern
     over the body, in radians.
     """
-    r, angle = (u * u + v * v).sqrt(), torch.atan2(v, u)
+    left_right = u.abs()  # for what is the same on both sides
+    up_down = v.abs()
+    r = _radius(u, v)
+    angle = torch.atan2(v, u)
     match CLASSES[label]:
         case "fish":
-            tail = torch.minimum(u - 0.35, 0.9 - u).minimum((u - 0.3) * 0.9 - v.abs())
             body = _ellipse(u + 0.2, v, 0.7, 0.42)
-            return _either(body, tail), torch.sin(10 * u + 8 * v.abs() + phase)
+            wedge = (u - 0.3) * 0.9 - up_down
+            tail = _all(u - 0.35, 0.9 - u, wedge)
+            inside = _any(body, tail)
+            coat = sin(10 * u + 8 * up_down + phase)
         case "ladybird":
-            legs = torch.minimum(0.09 - (v.abs() - 0.95 * u.abs()).abs().minimum(u.abs()), 0.85 - r)
-            return _either(0.64 - r, legs), torch.cos(7 * u + phase) + torch.cos(7 * v + 2 * phase)
+            diagonals = (up_down - 0.95 * left_right).abs()
+            lines = _all(diagonals, left_right)
+            legs = _all(0.09 - lines, 0.85 - r)
+            inside = _any(0.64 - r, legs)
+            coat = cos(7 * u + phase) + cos(7 * v + 2 * phase)
         case "butterfly":
-            wing = 0.22 + 0.7 * torch.sin(2 * angle).abs() ** 0.7 * (1 - 0.25 * torch.sin(angle))
+            lobes = sin(2 * angle).abs() ** 0.7
+            lower = 1 - 0.25 * sin(angle)
+            wings = 0.22 + 0.7 * lobes * lower
             body = _ellipse(u, v, 0.12, 0.75)
-            return _either(wing - r, body), (angle.sin().abs() + 2 * r) + 0 * phase
+            inside = _any(wings - r, body)
+            coat = (sin(angle).abs() + 2 * r) + 0 * phase
         case "starfish":
-            return 0.56 + 0.36 * torch.cos(5 * angle) - r, torch.cos(24 * r + phase)
+            inside = 0.56 + 0.36 * cos(5 * angle) - r
+            coat = cos(24 * r + phase)
         case "snail":
-            shell = (u * u + (v + 0.1) ** 2).sqrt()
-            foot = torch.minimum(_ellipse(u - 0.1, v - 0.6, 0.85, 0.2), v - 0.45)
+            shell = _radius(u, v + 0.1)
+            foot = _ellipse(u - 0.1, v - 0.6, 0.85, 0.2)
+            foot = _all(foot, v - 0.45)
+            inside = _any(0.62 - shell, foot)
             spiral = torch.atan2(v + 0.1, u) + 13 * shell
-            return _either(0.62 - shell, foot), torch.sin(spiral + phase)
+            coat = sin(spiral + phase)
         case "turtle":
-            legs = 0.22 - ((u.abs() - 0.52) ** 2 + (v.abs() - 0.52) ** 2).sqrt()
-            chequers = torch.sin(15 * u + phase) * torch.sin(15 * v + 2 * phase)
-            head = 0.22 - ((u - 0.75) ** 2 + v * v).sqrt()
-            return _either(_ellipse(u, v, 0.68, 0.56), legs, head), chequers
+            body = _ellipse(u, v, 0.68, 0.56)
+            legs = 0.22 - _radius(left_right - 0.52, up_down - 0.52)
+            head = 0.22 - _radius(u - 0.75, v)
+            inside = _any(body, legs, head)
+            coat = sin(15 * u + phase) * sin(15 * v + 2 * phase)
         case "flower":
-            return 0.72 + 0.24 * torch.cos(8 * angle) - r, -r + 0 * phase
+            inside = 0.72 + 0.24 * cos(8 * angle) - r
+            coat = -r + 0 * phase
         case "snake":
-            slope = (1 + (2.1 * torch.cos(5 * u)) ** 2).sqrt()
-            band = 0.19 - (v - 0.42 * torch.sin(5 * u)).abs() / slope
-            return torch.minimum(band, 0.95 - u.abs()), torch.sin(9 * u + phase)
+            middle = 0.42 * sin(5 * u)
+            slope = 2.1 * cos(5 * u)
+            band = 0.19 - (v - middle).abs() / (1 + slope**2).sqrt()
+            inside = _all(band, 0.95 - left_right)
+            coat = sin(9 * u + phase)
         case "mushroom":
-            cap = torch.minimum(_ellipse(u, v - 0.15, 0.85, 0.9), 0.15 - v)
-            stem = torch.minimum(0.22 - u.abs(), torch.minimum(v + 0.1, 0.85 - v))
-            dots = torch.cos(13 * u + phase) * torch.cos(13 * v)
-            return _either(cap, stem), torch.where(v > 0.15, -2.0 - v, dots)
+            cap = _ellipse(u, v - 0.15, 0.85, 0.9)
+            cap = _all(cap, 0.15 - v)
+            stem = _all(0.22 - left_right, v + 0.1, 0.85 - v)
+            inside = _any(cap, stem)
+            dots = cos(13 * u + phase) * cos(13 * v)
+            coat = torch.where(v > 0.15, -2.0 - v, dots)
         case "leaf":
-            blade = 0.98 - ((v.abs() + 0.5) ** 2 + u * u).sqrt()
-            return blade, torch.sin(22 * (u - v.abs()) + phase)
-    raise ValueError(f"label {label} is not in 0 ... {len(CLASSES) - 1}")
+            inside = 0.98 - _radius(up_down + 0.5, u)
+            coat = sin(22 * (u - up_down) + phase)
+    return inside, coat
 
 
 def _coat_table(label: int) -> tuple[float, Tensor]:
     """The silhouette's area (in units of u times v) and its coat values in ascending order."""
     axis = torch.linspace(-1.1, 1.1, 400)
     v, u = torch.meshgrid(axis, axis, indexing="ij")
-    inside, coat = silhouette(label, u, v, torch.zeros(()))
-    values = coat.expand_as(u)[inside > 0].sort().values
-    return len(values) * (2.2 / 399) ** 2, values
+    no_shift = torch.zeros(())
+    inside, coat = silhouette(label, u, v, no_shift)
+    values = coat[inside > 0].sort().values
+    spacing = 2.2 / 399
+    return len(values) * spacing**2, values
 
 
 def _rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
     """Colours (n, 3) in 0 ... 1 from hue, saturation and value, each (n,) in 0 ... 1."""
-    k = (torch.tensor([5.0, 3.0, 1.0]) + 6 * hue[:, None]) % 6
-    return value[:, None] * (1 - saturation[:, None] * torch.minimum(k, 4 - k).clamp(0, 1))
+    hue, saturation, value = hue[:, None], saturation[:, None], value[:, None]
+    offsets = torch.tensor([5.0, 3.0, 1.0])
+    k = (offsets + 6 * hue) % 6
+    ramp = torch.minimum(k, 4 - k).clamp(0, 1)
+    return value * (1 - saturation * ramp)
 
 
 def _ground(n: int, side: int, generator: torch.Generator) -> Tensor:
     """Calm mottled ground (n, 3, S, S): smooth noise around one grey, one law in all images."""
-    colours = torch.randn(n, 3, 10, 10, generator=generator)
-    greys = torch.randn(n, 1, 10, 10, generator=generator)
-    noise = colours + greys
-    fine = torch.randn(n, 1, side // 2, side // 2, generator=generator)
-    grow = {"size": (side, side), "mode": "bicubic"}
-    return 0.42 + 0.04 * F.interpolate(noise, **grow) + 0.02 * F.interpolate(fine, **grow)
+
+    def noise(channels: int, cells: int) -> Tensor:
+        return torch.randn(n, channels, cells, cells, generator=generator)
+
+    def grown(cells: Tensor) -> Tensor:
+        return F.interpolate(cells, (side, side), mode="bicubic")
+
+    colours = noise(3, 10)
+    greys = noise(1, 10)
+    fine = noise(1, side // 2)
+    return 0.42 + 0.04 * grown(colours + greys) + 0.02 * grown(fine)
 
 
 class Looks(NamedTuple):
@@ -151,11 +194,13 @@ def choose_looks(label: int, n: int, generator: torch.Generator) -> Looks:
     stretch = torch.exp(uniform(-1, 1) * STRETCH)
     mirror = 1 - 2 * torch.randint(2, (n,), generator=generator)
     room = (1 - 0.95 * size).clamp(min=0) + ROOM
-    right, down = uniform(-1, 1) * room, uniform(-1, 1) * room
+    right = uniform(-1, 1) * room
+    down = uniform(-1, 1) * room
     hue = uniform(0, 1)
     light = _rgb(hue, uniform(0.55, 0.65), uniform(0.9, 1.0))
     dark = _rgb(hue, uniform(0.65, 0.75), uniform(0.2, 0.25))
-    edge = coats[(uniform(*DARK) * len(coats)).long()]
+    rank = uniform(*DARK) * len(coats)
+    edge = coats[rank.long()]
     sun = uniform(0, 2 * math.pi)
     phase = uniform(0, 2 * math.pi)
     return Looks(size, turn, stretch, mirror, right, down, light, dark, edge, sun, phase)
@@ -163,20 +208,37 @@ def choose_looks(label: int, n: int, generator: torch.Generator) -> Looks:
 
 def draw(label: int, looks: Looks, ground: Tensor) -> tuple[Tensor, Tensor]:
     """Draw one of a class on each ground (n, 3, S, S): images in 0 ... 1, masks (n, S, S) bool."""
-    n, side = len(ground), ground.shape[-1]
+    n = len(ground)
+    side = ground.shape[-1]
+
+    def per_image(values: Tensor) -> Tensor:
+        return values.view(n, 1, 1)
+
+    # from the image's pixels to the creature's own axes: moved, grown, turned, stretched
     axis = (2 * torch.arange(side) + 1) / side - 1
-    y, x = axis.view(1, -1, 1), axis.view(1, 1, -1)
-    per = lambda values: values.view(n, 1, 1)
-    dx, dy = (x - per(looks.right)) / per(looks.size), (y - per(looks.down)) / per(looks.size)
-    cos, sin = per(looks.turn.cos()), per(looks.turn.sin())
-    inside, coat = silhouette(label, (cos * dx + sin * dy) * per(looks.mirror * looks.stretch),
-                              (cos * dy - sin * dx) / per(looks.stretch), per(looks.phase))
-    is_dark = (coat > per(looks.edge)).unsqueeze(1)
-    shade = 1 + 0.05 * (per(looks.sun.cos()) * dx + per(looks.sun.sin()) * dy).clamp(-1, 1)
-    coat_colours = torch.where(is_dark, looks.dark.view(n, 3, 1, 1), looks.light.view(n, 3, 1, 1))
-    creature = coat_colours * shade.unsqueeze(1)
+    x = axis.view(1, 1, -1) - per_image(looks.right)
+    y = axis.view(1, -1, 1) - per_image(looks.down)
+    x = x / per_image(looks.size)
+    y = y / per_image(looks.size)
+    turn_cos = per_image(looks.turn.cos())
+    turn_sin = per_image(looks.turn.sin())
+    u = turn_cos * x + turn_sin * y
+    v = turn_cos * y - turn_sin * x
+    u = u * per_image(looks.mirror * looks.stretch)
+    v = v / per_image(looks.stretch)
+    inside, coat = silhouette(label, u, v, per_image(looks.phase))
     mask = inside > 0
-    return torch.where(mask.unsqueeze(1), creature, ground).clamp(0, 1), mask
+
+    is_dark = coat > per_image(looks.edge)
+    light = looks.light.view(n, 3, 1, 1)
+    dark = looks.dark.view(n, 3, 1, 1)
+    colours = torch.where(is_dark.unsqueeze(1), dark, light)
+
+    towards_sun = per_image(looks.sun.cos()) * x + per_image(looks.sun.sin()) * y
+    shade = 1 + 0.05 * towards_sun.clamp(-1, 1)
+    creature = colours * shade.unsqueeze(1)
+    images = torch.where(mask.unsqueeze(1), creature, ground)
+    return images.clamp(0, 1), mask
 
 
 def make_creatures(n: int, side: int = 64, seed: int = 0) -> Creatures:
@@ -186,16 +248,21 @@ def make_creatures(n: int, side: int = 64, seed: int = 0) -> Creatures:
     labels = torch.arange(n) % len(CLASSES)
     for label in range(len(CLASSES)):
         generator = torch.Generator().manual_seed(seed * len(CLASSES) + label)
-        for rows in (labels == label).nonzero().squeeze(1).split(100):
+        of_class = (labels == label).nonzero().squeeze(1)
+        for rows in of_class.split(100):
             looks = choose_looks(label, len(rows), generator)
-            drawn, objects = draw(label, looks, _ground(len(rows), side, generator))
+            ground = _ground(len(rows), side, generator)
+            drawn, objects = draw(label, looks, ground)
             images[rows] = (drawn * 255).round().byte()
             masks[rows] = objects
     return Creatures(images, labels, masks)
 
 
 def make_clip(
-    seed: int = 0, frames: int = 24, side: int = 320, number: int = 3
+    seed: int = 0,
+    frames: int = 24,
+    side: int = 320,
+    number: int = 3,
 ) -> tuple[Tensor, Tensor]:
     """Draw creatures that walk, turn and grow or shrink, in falling light.
 
@@ -210,17 +277,29 @@ def make_clip(
     labels = torch.randperm(len(CLASSES), generator=generator)[:number].tolist()
     coat = choose_looks(labels[0], 1, generator)
     for creature, label in enumerate(labels):
-        looks = choose_looks(label, 1, generator)._replace(light=coat.light, dark=coat.dark)
-        looks = Looks(*(value.expand(frames, *value.shape[1:]) for value in looks))
+        looks = choose_looks(label, 1, generator)
         far, spin, growth = torch.rand(3, generator=generator) - torch.tensor([0, 0.5, 0.5])
+
         # all start on a circle, and each walks straight to another point of it
         start = torch.tensor(2 * math.pi * creature / number)
         end = start + 1.2 + 1.4 * far
         right = 0.6 * torch.lerp(start.cos(), end.cos(), progress)
         down = 0.6 * torch.lerp(start.sin(), end.sin(), progress)
-        looks = looks._replace(right=right, down=down, turn=looks.turn + 3 * spin * progress,
-                               size=0.5 * looks.size * torch.exp(0.6 * growth * progress))
+        grown = torch.exp(0.6 * growth * progress)
+        looks = looks._replace(
+            right=right,
+            down=down,
+            turn=looks.turn + 3 * spin * progress,
+            size=0.5 * looks.size * grown,
+            light=coat.light,
+            dark=coat.dark,
+        )
+        # what does not move is the same in all frames
+        looks = Looks(*(value.expand(frames, *value.shape[1:]) for value in looks))
         images, mask = draw(label, looks, images)
         ids[mask] = creature + 1
-    light = torch.lerp(torch.ones(3), torch.tensor(DUSK), progress.unsqueeze(1))
-    return (images * light.view(frames, 3, 1, 1) * 255).round().byte(), ids
+
+    day = torch.ones(3)
+    light = torch.lerp(day, torch.tensor(DUSK), progress.unsqueeze(1))
+    images = images * light.view(frames, 3, 1, 1)
+    return (images * 255).round().byte(), ids
