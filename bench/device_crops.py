@@ -9,7 +9,8 @@ So the two products of a resize read and write the pixels as they lie.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,10 @@ from runtime.augment import IMAGENET_MEAN, IMAGENET_STD
 BRIGHTNESS, CONTRAST, SATURATION, HUE, NOTHING = range(5)
 TRIES = 10  # at a box that lies inside, as in torchvision
 LARGEST_RATIO = 4 / 3  # of a box's sides
-SMALLEST_SIGMA, LARGEST_SIGMA = 0.1, 2.0  # of the blur, in pixels of the view
+SMALLEST_SIGMA = 0.1  # of the blur, in pixels of the view
+LARGEST_SIGMA = 2.0
+
+Uniform = Callable[..., Tensor]  # torch.rand, with a device and a generator
 
 
 def random_boxes(
@@ -28,18 +32,17 @@ def random_boxes(
     height: int,
     width: int,
     scale: tuple[float, float],
-    device: torch.device,
-    generator: torch.Generator | None = None,
+    uniform: Uniform,
 ) -> Tensor:
     """Return n boxes (top, left, height, width) in whole pixels: (n, 4).
 
     scale: fractions of the image's area.
     The first of ten tries that fits into the image is taken, else central_box.
     """
-    draws = torch.rand(4, n, TRIES, device=device, generator=generator)
-    area_draw, ratio_draw, top_draw, left_draw = draws.unbind()
+    area_draw, ratio_draw, top_draw, left_draw = uniform(4, n, TRIES).unbind()
     low, high = scale
-    area = height * width * (low + (high - low) * area_draw)
+    fraction = low + (high - low) * area_draw
+    area = height * width * fraction
     # uniform in the logarithm: a ratio is as likely as its inverse
     log_ratio = math.log(LARGEST_RATIO) * (2 * ratio_draw - 1)
     ratio = log_ratio.exp()
@@ -49,23 +52,27 @@ def random_boxes(
     fits_h = (h > 0) & (h <= height)
     fits_w = (w > 0) & (w <= width)
     fits = fits_h & fits_w
-    top = (top_draw * (height - h + 1)).floor()
-    left = (left_draw * (width - w + 1)).floor()
+    top = top_draw * (height - h + 1)
+    left = left_draw * (width - w + 1)
 
     first = fits.float().argmax(dim=1, keepdim=True)
     found = fits.any(dim=1)
-    sides = []
-    for tries, otherwise in zip((top, left, h, w), central_box(height, width)):
-        side = tries.gather(1, first).squeeze(1)
-        sides.append(torch.where(found, side, float(otherwise)))
-    return torch.stack(sides, dim=1)
+    tries = (top.floor(), left.floor(), h, w)
+    central = central_box(height, width)
+    box = []
+    for side, otherwise in zip(tries, central):
+        side = side.gather(1, first).squeeze(1)
+        box.append(torch.where(found, side, float(otherwise)))
+    return torch.stack(box, dim=1)
 
 
 def central_box(height: int, width: int) -> tuple[int, int, int, int]:
     """Return the largest box in the centre whose ratio is allowed."""
     h = min(height, round(width * LARGEST_RATIO))
     w = min(width, round(height * LARGEST_RATIO))
-    return (height - h) // 2, (width - w) // 2, h, w
+    top = (height - h) // 2
+    left = (width - w) // 2
+    return top, left, h, w
 
 
 def cubic(x: Tensor) -> Tensor:
@@ -90,8 +97,10 @@ def resize_weights(start: Tensor, length: Tensor, pixels: int, size: int) -> Ten
     centre = start + scale * new[:, None]
 
     # antialiased: where the image shrinks, the kernel grows
-    weights = cubic((old - centre) / scale.clamp(min=1))
-    inside = (old > start) & (old < start + length)
+    distance = (old - centre) / scale.clamp(min=1)
+    weights = cubic(distance)
+    end = start + length
+    inside = (old > start) & (old < end)
     weights = torch.where(inside, weights, 0.0)
     return weights / weights.sum(dim=-1, keepdim=True)
 
@@ -102,21 +111,26 @@ def blur_weights(sigma: Tensor, size: int) -> Tensor:
     The borders are reflected. A sigma of 0 gives the identity.
     """
     n = len(sigma)
-    sigma = sigma.clamp(min=1e-3)[:, None]
-    most = min(round(3 * LARGEST_SIGMA), size - 1)
-    taps = torch.arange(-most, most + 1, device=sigma.device)
-    weights = torch.exp(-0.5 * (taps / sigma) ** 2)
+    last = size - 1
+    device = sigma.device
+    sigma = sigma.clamp(min=1e-3)
+    sigma = sigma[:, None]
     radius = (3 * sigma).round()
-    weights = torch.where(taps.abs() <= radius, weights, 0.0)
+    most = round(3 * LARGEST_SIGMA)
+    most = min(most, last)  # a small view has no more to reflect
+    taps = torch.arange(-most, most + 1, device=device)
+    weights = torch.exp(-0.5 * (taps / sigma) ** 2)
+    inside = taps.abs() <= radius
+    weights = torch.where(inside, weights, 0.0)
     weights = weights / weights.sum(dim=1, keepdim=True)
 
-    rows = torch.arange(size, device=sigma.device)
-    source = (rows[:, None] + taps).abs()  # reflected at the first pixel
-    last = size - 1
+    rows = torch.arange(size, device=device)
+    source = rows[:, None] + taps
+    source = source.abs()  # reflected at the first pixel
     source = torch.where(source > last, 2 * last - source, source)  # and at the last one
     source = source.expand(n, -1, -1)
     weights = weights[:, None].expand_as(source)
-    matrix = torch.zeros(n, size, size, device=sigma.device)
+    matrix = torch.zeros(n, size, size, device=device)
     return matrix.scatter_add_(2, source, weights.contiguous())
 
 
@@ -142,12 +156,19 @@ def hue(x: Tensor, angle: Tensor) -> Tensor:
     to_green = (turned - 1 / 3).abs()
     to_blue = (turned - 2 / 3).abs()
     distance = torch.cat([to_red, to_green, to_blue], dim=2)
-    return value - chroma * (6 * distance - 1).clamp(0, 1)
+    fall = 6 * distance - 1
+    return value - chroma * fall.clamp(0, 1)
 
 
 def blend(x: Tensor, other: Tensor | float, factor: Tensor) -> Tensor:
     """Return factor * x + (1 - factor) * other, cut to 0 ... 1."""
-    return (other + (x - other) * factor).clamp(0, 1)
+    mixed = other + (x - other) * factor
+    return mixed.clamp(0, 1)
+
+
+def per_image(values: Tensor) -> Tensor:
+    """Return one value for all pixels of each view: (n,) -> (n, 1, 1, 1)."""
+    return values.view(-1, 1, 1, 1)
 
 
 def colours(x: Tensor, order: Tensor, amounts: Tensor, to_grey: Tensor) -> Tensor:
@@ -156,22 +177,27 @@ def colours(x: Tensor, order: Tensor, amounts: Tensor, to_grey: Tensor) -> Tenso
     order: (n, 4), at each place one of the constants above. amounts: (n, 4), three factors and
     the hue's angle. to_grey: bool (n,).
     """
-    bright, contrast, saturation, angle = amounts[:, :, None, None, None].unbind(1)
-    for place in order[:, :, None, None, None].unbind(1):
+    bright, contrast, saturation, angle = [per_image(amount) for amount in amounts.unbind(1)]
+    for place in order.unbind(1):
+        place = per_image(place)
         # all four for all views: the compiler makes one pass over the memory of it
         luma = grey(x)
         mean_grey = luma.mean(dim=(1, 2, 3), keepdim=True)
-        y = torch.where(place == BRIGHTNESS, blend(x, 0.0, bright), x)
-        y = torch.where(place == CONTRAST, blend(x, mean_grey, contrast), y)
-        y = torch.where(place == SATURATION, blend(x, luma, saturation), y)
-        x = torch.where(place == HUE, hue(x, angle), y)
-    return torch.where(to_grey[:, None, None, None], grey(x), x)
+        brighter = blend(x, 0.0, bright)
+        contrasted = blend(x, mean_grey, contrast)
+        saturated = blend(x, luma, saturation)
+        turned = hue(x, angle)
+        x = torch.where(place == BRIGHTNESS, brighter, x)
+        x = torch.where(place == CONTRAST, contrasted, x)
+        x = torch.where(place == SATURATION, saturated, x)
+        x = torch.where(place == HUE, turned, x)
+    return torch.where(per_image(to_grey), grey(x), x)
 
 
 def finish(x: Tensor, to_solarize: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Solarise some views and normalise all: (n, S, 3, S) -> (n, 3, S, S)."""
     bright = x >= 128 / 255
-    inverted = to_solarize[:, None, None, None] & bright
+    inverted = per_image(to_solarize) & bright
     x = torch.where(inverted, 1 - x, x)
     x = (x - mean) / std
     return x.transpose(1, 2).contiguous()
@@ -220,11 +246,13 @@ class DeviceMultiCrop:
         self.least[HUE] = -jitter[HUE]  # an angle, to either side; the others are factors
         self.most[HUE] = jitter[HUE]
 
-        chances = constant(blur[:2]), constant([0.0, solarize])
-        self.kinds = [Views(global_size, global_scale, *chances)]
+        blurs = constant(blur[:2])
+        solarized = constant([0.0, solarize])
+        self.kinds = [Views(global_size, global_scale, blurs, solarized)]
         if local_number:
-            chances = constant([blur[2]] * local_number), constant([0.0] * local_number)
-            self.kinds.append(Views(local_size, local_scale, *chances))
+            blurs = constant(local_number * [blur[2]])
+            solarized = constant(local_number * [0.0])
+            self.kinds.append(Views(local_size, local_scale, blurs, solarized))
 
         self.colours = colours
         self.finish = finish
@@ -236,52 +264,54 @@ class DeviceMultiCrop:
 
     def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
         """Return random views, the globals first; generator: the device's, or torch's own."""
+        uniform = partial(torch.rand, device=images.device, generator=generator)
+        B = len(images)
         views = []
         for kind in self.kinds:
-            x = self.make_views(images, kind, generator)
-            x = x.unflatten(0, (len(images), -1))  # (B, V, 3, S, S)
+            x = self.make_views(images, kind, uniform)
+            x = x.unflatten(0, (B, -1))  # (B, V, 3, S, S)
             views.extend(x.unbind(1))
         return views
 
-    def make_views(
-        self, images: Tensor, kind: Views, generator: torch.Generator | None
-    ) -> Tensor:
+    def make_views(self, images: Tensor, kind: Views, uniform: Uniform) -> Tensor:
         """Return the views of one size, image by image: (B * V, 3, S, S)."""
-        x = self.crop(images, kind, generator)  # (n, S, 3, S) in 0 ... 1
+        B = len(images)
+        x = self.crop(images, kind, uniform)  # (n, S, 3, S) in 0 ... 1
         n = len(x)
-        draws = torch.rand(5, n, device=x.device, generator=generator)
-        jitter, to_grey, to_blur, to_solarize, sigma_draw = draws.unbind()
+        jitter, to_grey, to_blur, to_solarize, sigma_draw = uniform(5, n).unbind()
 
-        amount_draw = torch.rand(n, 4, device=x.device, generator=generator)
-        amounts = self.least + (self.most - self.least) * amount_draw
-        order = torch.rand(n, 4, device=x.device, generator=generator).argsort(dim=1)
-        done = (jitter < 0.8)[:, None] & self.jittered[order]
+        amounts = self.least + (self.most - self.least) * uniform(n, 4)
+        order = uniform(n, 4).argsort(dim=1)
+        jittered = jitter < 0.8
+        done = jittered[:, None] & self.jittered[order]
         order = torch.where(done, order, NOTHING)
         x = self.colours(x, order, amounts, to_grey < 0.2)
 
         sigma = SMALLEST_SIGMA + (LARGEST_SIGMA - SMALLEST_SIGMA) * sigma_draw
-        blurred = to_blur < kind.blur.repeat(len(images))
-        matrix = blur_weights(torch.where(blurred, sigma, 0.0), kind.size)
+        blurred = to_blur < kind.blur.repeat(B)
+        sigma = torch.where(blurred, sigma, 0.0)
+        matrix = blur_weights(sigma, kind.size)
         x = resize(x, matrix, matrix)
 
-        solarized = to_solarize < kind.solarize.repeat(len(images))
+        solarized = to_solarize < kind.solarize.repeat(B)
         return self.finish(x, solarized, self.mean, self.std)
 
-    def crop(self, images: Tensor, kind: Views, generator: torch.Generator | None) -> Tensor:
+    def crop(self, images: Tensor, kind: Views, uniform: Uniform) -> Tensor:
         """Return random crops, some of them flipped: (B, H, 3, W) -> (B * V, S, 3, S)."""
         B, H, _, W = images.shape
         V = len(kind.blur)
-        device = images.device
-        box = random_boxes(B * V, H, W, kind.scale, device, generator)
+        n = B * V
+        box = random_boxes(n, H, W, kind.scale, uniform)
         top, left, height, width = box.unbind(dim=1)
         rows = self.resize_weights(top, height, H, kind.size)  # (n, S, H)
         columns = self.resize_weights(left, width, W, kind.size)  # (n, S, W)
 
         # the columns from right to left are the flip
-        flipped = torch.rand(B * V, device=device, generator=generator) < 0.5
-        columns = torch.where(flipped[:, None, None], columns.flip(1), columns)
+        flipped = uniform(n, 1, 1) < 0.5
+        columns = torch.where(flipped, columns.flip(1), columns)
         rows = rows.view(B, V * kind.size, H)  # one product serves all views of an image
-        x = resize(images.float() / 255, rows, columns)
+        pixels = images.float() / 255
+        x = resize(pixels, rows, columns)
         return x.clamp(0, 1)  # the cubic kernel overshoots
 
 
@@ -290,8 +320,10 @@ def resize(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
     x (B, H, 3, W), rows (B, V * S, H), columns (B * V, S, W) -> (B * V, S, 3, S).
     """
-    B, H, colour, W = x.shape
+    W = x.shape[-1]
     n, S, _ = columns.shape
-    x = torch.bmm(rows, x.reshape(B, H, colour * W))  # (B, V * S, 3 * W)
-    x = torch.bmm(x.view(n, S * colour, W), columns.transpose(1, 2))
-    return x.view(n, S, colour, S)
+    lines = x.flatten(2)  # (B, H, 3 * W)
+    x = torch.bmm(rows, lines)  # (B, V * S, 3 * W)
+    x = x.view(n, -1, W)  # (n, S * 3, W)
+    x = torch.bmm(x, columns.transpose(1, 2))
+    return x.view(n, S, 3, S)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -30,6 +31,10 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def uniform() -> device_crops.Uniform:
+    return partial(torch.rand, generator=generator())
+
+
 def columns_inside(views: torch.Tensor) -> torch.Tensor:
     """(3, S, S) -> (S, 3, S), and back."""
     return views.transpose(-3, -2)
@@ -40,7 +45,7 @@ def test_crops_are_torchvisions_antialiased_bicubic_resize(size):
     """On 20 random boxes of an image with odd sides."""
     H, W = 151, 173
     image = torch.rand(3, H, W, generator=generator())
-    boxes = device_crops.random_boxes(20, H, W, (0.05, 1.0), CPU, generator())
+    boxes = device_crops.random_boxes(20, H, W, (0.05, 1.0), uniform())
     top, left, height, width = boxes.unbind(dim=1)
     rows = device_crops.resize_weights(top, height, H, size)
     columns = device_crops.resize_weights(left, width, W, size)
@@ -106,7 +111,7 @@ def test_the_blur_matrix_is_the_gaussian_blur(size):
 def test_boxes_lie_inside_and_obey_scale_and_ratio(H, W):
     """A side is rounded by half a pixel at most; the rest is the law."""
     low, high = 0.1, 0.3
-    boxes = device_crops.random_boxes(2003, H, W, (low, high), CPU, generator())
+    boxes = device_crops.random_boxes(2003, H, W, (low, high), uniform())
     top, left, h, w = boxes.unbind(dim=1)
     assert torch.equal(boxes, boxes.round())
     assert (top >= 0).all() and (left >= 0).all()
@@ -120,7 +125,7 @@ def test_boxes_lie_inside_and_obey_scale_and_ratio(H, W):
 
 def test_where_no_box_fits_it_is_the_largest_central_one():
     """The whole area in a strip of 20 x 100: its ratio is far from allowed."""
-    boxes = device_crops.random_boxes(3, 20, 100, (1.0, 1.0), CPU, generator())
+    boxes = device_crops.random_boxes(3, 20, 100, (1.0, 1.0), uniform())
     assert boxes.tolist() == [[0, 36, 20, 27]] * 3
 
 
