@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
@@ -27,22 +26,6 @@ EXTENSIONS = (
     ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".tga", ".avif",
 )
 UNREADABLE = Exception  # a damaged file makes Pillow's many decoders raise anything
-DATASETS = {  # --dataset name -> torchvision's class, and arguments of its train and test part
-    "cifar10": ("CIFAR10", {"train": True}, {"train": False}),
-    "cifar100": ("CIFAR100", {"train": True}, {"train": False}),
-    "stl10": ("STL10", {"split": "train+unlabeled"}, {"split": "test"}),
-    "imagenette": (
-        "Imagenette", {"split": "train", "size": "320px"}, {"split": "val", "size": "320px"},
-    ),
-    "flowers102": ("Flowers102", {"split": "train"}, {"split": "test"}),
-    "oxford_pets": ("OxfordIIITPet", {"split": "trainval"}, {"split": "test"}),
-    "food101": ("Food101", {"split": "train"}, {"split": "test"}),
-    "eurosat": ("EuroSAT", {}, None),
-    "mnist": ("MNIST", {"train": True}, {"train": False}),
-    "fashion_mnist": ("FashionMNIST", {"train": True}, {"train": False}),
-    "stanford_cars": ("StanfordCars", {"split": "train"}, {"split": "test"}),
-    "imagenet": ("ImageNet", {"split": "train"}, {"split": "val"}),
-}
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -193,56 +176,20 @@ def open_folder(folder: Path, train_classes: Sequence[str] = ()) -> Images:
     return Images(files, [number[parent] for parent in parents], classes)
 
 
-def torchvision_part(name: str, root: str, download: bool, **part) -> Dataset:
-    """Open one part of a dataset of torchvision. Raise InputError where there is none."""
-    options = {"download": download}
-    if name == "imagenet":  # has no download
-        options = {}
-    if name == "imagenette" and Path(root, "imagenette2-320").is_dir():  # refuses to do it twice
-        options = {}
-    class_of_dataset = getattr(torchvision.datasets, DATASETS[name][0])
-    try:
-        return class_of_dataset(root, **part, **options)
-    except (RuntimeError, OSError, ImportError, ValueError) as error:
-        raise InputError(
-            f"--dataset {name} is not under --data_path {root!r} ({brief(error)}): fix that, or "
-            "pass --download where there is a network"
-        ) from None
-
-
-def labels_of(dataset: Dataset) -> Tensor:
-    """Return the labels of a dataset of torchvision, which keeps them under one of four names."""
-    for name in ("targets", "labels", "_labels"):
-        if hasattr(dataset, name):
-            return torch.as_tensor(getattr(dataset, name)).long()
-    return torch.tensor([label for _, label in dataset._samples])
-
-
-def open_torchvision(name: str, root: str, download: bool) -> tuple[Images, Images | None]:
-    """Return the train and the test part of torchvision's dataset `name`."""
-    if name not in DATASETS:
-        raise InputError(f"--dataset {name} is unknown: choose one of {', '.join(DATASETS)}")
-    parts = []
-    for arguments in DATASETS[name][1:]:
-        if arguments is None:
-            parts.append(None)
-        else:
-            dataset = torchvision_part(name, root, download, **arguments)
-            classes = getattr(dataset, "classes", ())
-            parts.append(Images(dataset, labels_of(dataset), classes))
-    return parts[0], parts[1]
-
-
 def open_images(
     data_path: str = "", dataset: str = "", download: bool = False, side: int = 64
 ) -> tuple[Images, Images | None]:
     """Return the train images, and the test images or None, that the flags of these names mean.
 
-    data_path may hold train/ and val/ (or test/). dataset is a name in DATASETS, kept under
-    data_path. With neither, embedded creatures of side x side pixels are drawn.
+    data_path may hold train/ and val/ (or test/). dataset is a name of training/datasets.py, kept
+    under data_path. With neither, embedded creatures of side x side pixels are drawn.
     """
     if dataset:
-        return open_torchvision(dataset, data_path or "data", download)
+        from training.datasets import open_dataset  # the other sources need nothing of it
+
+        train, test = open_dataset(dataset, data_path or "data", download)
+        test_images = Images(*test) if test else None
+        return Images(*train), test_images
     if not data_path:
         drawn = make_creatures(5000, side)
         creatures = Images(drawn.images, drawn.labels, CLASSES, drawn.masks)

@@ -34,13 +34,14 @@ from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
 from attention import cls_attention, object_scores
-from data import UNREADABLE, decode, open_images, to_rgb, torchvision_part
+from data import UNREADABLE, decode, open_images, to_rgb
 from evals import common
 from features import fit_to_patches, mean_and_std, normalise
 from runtime import hardware
 from runtime.commandline import InputError, brief
 from runtime.hardware import World
 from training import checkpoint, evaluation
+from training.datasets import torchvision_part
 
 PAPER = {  # Fig. 4: VOC12
     ("vit_small", 16): {"random": 22.0, "supervised": 27.3, "DINO": 45.9},
