@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -20,33 +19,44 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from runtime.commandline import InputError, brief
 from runtime.creatures import CLASSES, make_creatures
-
-EXTENSIONS = (
-    ".jpg", ".jpeg", ".jpe", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff",
-    ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".tga", ".avif",
+from training.folders import (
+    EXTENSIONS,  # noqa: F401, for the evaluations
+    WANTED,
+    find_files,
+    find_images,
+    is_image,
+    listed,
 )
+
+EIGHT_BITS = (".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".webp", ".bmp")  # a pixel, or 3 times 8
 UNREADABLE = Exception  # a damaged file makes Pillow's many decoders raise anything
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an image of any mode in RGB, turned upright in place. Grey keeps its shades."""
+def to_rgb(image: Image.Image, levels: tuple[float, float] | None = None) -> Image.Image:
+    """Return an image of any mode in RGB, turned upright in place. Grey keeps its shades.
+
+    What is transparent becomes white. levels: the values that become black and white in an image of
+    more than 8 bits; without them its own.
+    """
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I") or image.mode == "F":  # convert() would clip these at 255
-        values = np.array(image, dtype=np.float64)
-        white = 65535.0
-        if values.max() <= 255:
-            white = 255.0
-        if image.mode == "F" and values.max() <= 1:
-            white = 1.0
-        values = (values / white * 255).clip(0, 255).round()
-        image = Image.fromarray(values.astype(np.uint8))
+        from training.levels import to_8_bits  # few have such images
+
+        image = to_8_bits(image, levels)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
     if image.mode != "RGB":
         image = image.convert("RGB")
     return image
 
 
-def decode(source: str | Path | bytes) -> Tensor:
-    """Return an image file, or its bytes, as uint8 (3, H, W). Raise InputError with its name."""
+def decode(source: str | Path | bytes, levels: tuple[float, float] | None = None) -> Tensor:
+    """Return an image file, or its bytes, as uint8 (3, H, W). Raise InputError with its name.
+
+    levels: as to_rgb takes them.
+    """
     if isinstance(source, bytes):
         name, file = "these bytes", io.BytesIO(source)
     else:
@@ -58,7 +68,7 @@ def decode(source: str | Path | bytes) -> Tensor:
             )
     try:
         with Image.open(file) as image:
-            return pil_to_tensor(to_rgb(image))
+            return pil_to_tensor(to_rgb(image, levels))
     except UNREADABLE as error:
         raise InputError(
             f"cannot read the image {name} ({brief(error)}): fix it or take it away; "
@@ -71,14 +81,19 @@ class Images(Dataset):
 
     source: a uint8 tensor (n, 3, H, W), a list of files, or a dataset of torchvision.
     masks: bool (n, H, W), True on the object, or None.
+    levels: black and white of images of more than 8 bits, or None.
+    notes: lines to print about the source.
     """
 
     def __init__(self, source, labels: Sequence[int] | Tensor | None = None,
-                 classes: Sequence[str] = (), masks: Tensor | None = None):
+                 classes: Sequence[str] = (), masks: Tensor | None = None,
+                 levels: tuple[float, float] | None = None, notes: Sequence[str] = ()):
         self.source = source
         self.labels = None if labels is None else torch.as_tensor(labels)
         self.classes = list(classes)
         self.masks = masks
+        self.levels = levels
+        self.notes = list(notes)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -91,9 +106,9 @@ class Images(Dataset):
                 f"cannot read image {index} of the dataset ({brief(error)}): download it again"
             ) from None
         if isinstance(image, tuple):  # torchvision gives (image, label)
-            image = pil_to_tensor(to_rgb(image[0]))
+            image = pil_to_tensor(to_rgb(image[0], self.levels))
         elif not isinstance(image, Tensor):
-            image = decode(image)
+            image = decode(image, self.levels)
         label = -1 if self.labels is None else int(self.labels[index])
         return image, label
 
@@ -111,7 +126,7 @@ class Images(Dataset):
             source = Subset(self.source, indices.tolist())
         labels = None if self.labels is None else self.labels[indices]
         masks = None if self.masks is None else self.masks[indices]
-        return Images(source, labels, self.classes, masks)
+        return Images(source, labels, self.classes, masks, self.levels)
 
 
 def without_unreadable(images: Images) -> tuple[Images, list[str]]:
@@ -131,37 +146,32 @@ def without_unreadable(images: Images) -> tuple[Images, list[str]]:
     return images.subset(torch.tensor(readable, dtype=torch.long)), unreadable
 
 
-def find_images(folder: Path) -> list[Path]:
-    """Return all image files in the folder and below it, sorted."""
-    files = []
-    visited = set()
-    for here, below, names in os.walk(folder, followlinks=True):
-        if os.path.realpath(here) in visited:  # a link that leads back up would never end
-            below.clear()
-            continue
-        visited.add(os.path.realpath(here))
-        below[:] = [name for name in below if not name.startswith((".", "__MACOSX"))]
-        for name in names:
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
-                files.append(Path(here, name))
-    return sorted(files)
-
-
-def open_folder(folder: Path, train_classes: Sequence[str] = ()) -> Images:
+def open_folder(
+    folder: Path, train_classes: Sequence[str] = (), files: Sequence[Path] = ()
+) -> Images:
     """Open a folder of class folders with labels, or any other folder of images without.
 
     train_classes: the class folders of the train part, for its test part: others are an error.
+    files: images that may be below it; without them they are looked for.
     """
-    files = find_images(folder)
+    depth = len(folder.parts)
+    files = files or find_images(folder)
+    files = [file for file in files if file.parts[:depth] == folder.parts]
     if not files:
-        raise InputError(
-            f"no images in {str(folder)!r}: wanted {' '.join(EXTENSIONS[:6])} ... files there, "
-            "or in class folders below it"
-        )
-    if any(file.parent == folder for file in files):
+        raise InputError(f"no images in {str(folder)!r}: {WANTED}")
+    below = [file for file in files if len(file.parts) > depth + 1]
+    classes = sorted({file.parts[depth] for file in below})
+    if len(classes) < 2 and not (classes and train_classes):  # one folder of images is no class
         return Images(files)
-    parents = [file.relative_to(folder).parts[0] for file in files]
-    classes = sorted(set(parents))
+
+    notes = []
+    loose = len(files) - len(below)
+    if loose > max(1, len(files) // 10):
+        beside = f"{loose} images beside the folders {listed(classes)} of {folder}"
+        return Images(files, notes=[f"no labels: {beside}"])
+    if loose:
+        names = [file.name for file in files if file.parent == folder]
+        notes.append(f"left out, beside the class folders of {folder}: {listed(names)}")
     if train_classes:
         for name in classes:
             if name not in train_classes:
@@ -170,19 +180,57 @@ def open_folder(folder: Path, train_classes: Sequence[str] = ()) -> Images:
                     "the class folders of both must have the same names"
                 )
         classes = list(train_classes)
-    elif len(classes) < 2:  # one folder of images is no class
-        return Images(files)
     number = {name: label for label, name in enumerate(classes)}
-    return Images(files, [number[parent] for parent in parents], classes)
+    labels = [number[file.parts[depth]] for file in below]
+    return Images(below, labels, classes, notes=notes)
+
+
+def open_root(root: Path, levels: tuple[float, float]) -> tuple[Images, Images | None]:
+    """Return the train and test images of a folder of any layout; the notes are the train images'.
+
+    levels: as open_images takes them.
+    """
+    from training.parts import look_around  # neither the demo nor --dataset has such folders
+
+    files = find_files(root)
+    train_folder, test_folder, notes = look_around(root, files)
+    files = [file for file in files if is_image(file)]
+    train = open_folder(train_folder, files=files)
+    notes += train.notes
+
+    test = None
+    if test_folder:
+        test = open_folder(test_folder, train.classes, files)
+        notes += test.notes
+        if train.classes and test.labels is None:
+            notes.append(f"left out: {test_folder}, which has no class folders")
+            test = None
+
+    files = train.source + (test.source if test else [])
+    files = [file for file in files if not file.name.lower().endswith(EIGHT_BITS)]
+    if files:
+        from training.levels import find_levels  # JPEGs, as most images are, need no look
+
+        train.levels, more = find_levels(files, levels)
+        notes += more
+        if test:
+            test.levels = train.levels
+    train.notes = notes
+    return train, test
 
 
 def open_images(
-    data_path: str = "", dataset: str = "", download: bool = False, side: int = 64
+    data_path: str = "",
+    dataset: str = "",
+    download: bool = False,
+    side: int = 64,
+    levels: tuple[float, float] = (0.0, 0.0),
 ) -> tuple[Images, Images | None]:
     """Return the train images, and the test images or None, that the flags of these names mean.
 
     data_path may hold train/ and val/ (or test/). dataset is a name of training/datasets.py, kept
     under data_path. With neither, embedded creatures of side x side pixels are drawn.
+    levels: black and white of images of more than 8 bits; 0 and 0: they are looked for.
     """
     if dataset:
         from training.datasets import open_dataset  # the other sources need nothing of it
@@ -198,15 +246,7 @@ def open_images(
     if not os.path.isdir(root):
         problem = "a file" if os.path.exists(root) else "not there"
         raise InputError(f"--data_path {data_path!r} is {problem}: it must be a folder of images")
-    _, folders, _ = next(os.walk(root), ("", [], []))  # none where the folder may not be read
-    parts = [name for name in ("val", "test") if name in folders]
-    # beside other folders, and without val/ or test/, a folder named train is a class
-    if "train" not in folders or not (parts or folders == ["train"]):
-        return open_folder(root), None
-    train = open_folder(root / "train")
-    if not parts:
-        return train, None
-    return train, open_folder(root / parts[0], train.classes)
+    return open_root(root, levels)
 
 
 def at_most(images: Images, limit: int) -> Images:

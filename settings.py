@@ -61,6 +61,10 @@ class Settings:
     skip_bad_images: bool = setting(
         False, "read every image once at the start and leave out those that cannot be read"
     )
+    levels: tuple[float, float] = setting(
+        (0.0, 0.0),
+        "values that become black and white in images of more than 8 bits; 0 0: found in the data",
+    )
     num_workers: int = setting(
         -1,
         "processes that decode and augment; 0: the training's own; -1: one a core, at most 10, "

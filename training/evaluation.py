@@ -38,6 +38,8 @@ def command_line(
         add("--dataset", default="", help="one of torchvision's: cifar10, flowers102 ...")
         add("--download", action="store_true", help="fetch --dataset over the network")
         add("--skip_bad_images", action="store_true", help="leave out what cannot be read")
+        add("--levels", type=float, nargs=2, default=(0, 0), metavar=("BLACK", "WHITE"),
+            help="of images of more than 8 bits; give what training had [found in these data]")
         add("--num_workers", type=int, default=-1,
             help="processes that decode images; -1: one a core, on a CPU one in four cores")
     if batch_size and not videos:
@@ -93,22 +95,38 @@ def readable(flags: Namespace, images: Images) -> Images:
 
 def load_images(flags: Namespace, world: World) -> tuple[Images, Images | None]:
     """Return the train images, and the test images where the source has them."""
+    source = (flags.data_path, flags.dataset, flags.download)
     with world.main_first(flags.download):
-        train, test = open_images(flags.data_path, flags.dataset, flags.download)
+        train, test = open_images(*source, levels=flags.levels)
+    notes = train.notes
+    found = len(train) + (len(test) if test else 0)
     train = readable(flags, train)
+    left = len(train)
     if test is not None:
         test = readable(flags, test)
+        left += len(test)
+    if left < found:
+        notes.append(f"skipped {found - left} images that cannot be read")
+    if world.is_main:
+        for note in notes:
+            print(note)
     return train, test
 
 
 def load_labelled(flags: Namespace, world: World) -> tuple[Images, Images, str]:
     """Return labelled train and test images, and which the test images are."""
-    train, test = load_images(flags, world)
+    return split_labelled(flags, *load_images(flags, world))
+
+
+def split_labelled(
+    flags: Namespace, train: Images, test: Images | None
+) -> tuple[Images, Images, str]:
+    """Return labelled train and test images, and which the test images are."""
     split = knn_split(train, test)
     if split is None:
         raise InputError(
             f"--data_path {flags.data_path!r} has no labels to learn from, or fewer than 5 images: "
-            "put images into class folders"
+            "put images into class folders (eval_knn.py --dump_features needs none)"
         )
     which = "every fifth image" if test is None else "the test part"
     return *split, which

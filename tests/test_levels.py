@@ -1,0 +1,180 @@
+"""Images of more than 8 bits: one black and one white for a data set, and no levels lost."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_bad_input import TINY, error_of
+from test_data import save
+
+import data
+import train
+from training.checkpoint import read_checkpoint
+
+
+def ramp(lowest: float, highest: float, dtype, size: int = 64) -> Image.Image:
+    """An image of size levels, evenly spaced, each in a column of 2 pixels."""
+    values = np.linspace(lowest, highest, size).astype(dtype)
+    return Image.fromarray(np.stack([values, values]))
+
+
+def levels_of(image: torch.Tensor) -> int:
+    return len(image.unique())
+
+
+@pytest.mark.parametrize("bits", [9, 10, 12, 14, 16])
+@pytest.mark.parametrize("kind", ["png", "tiff", "pgm"])
+def test_integers_of_any_bits_reach_from_black_to_white(bits, kind, tmp_path):
+    """value / (2^bits - 1) * 255, within a rounding."""
+    highest = 2**bits - 1
+    file = save(tmp_path / f"xray.{kind}", ramp(0, highest, np.uint16, 256))
+    expected = np.linspace(0, highest, 256).astype(np.uint16) / highest * 255
+    seen = data.decode(file).numpy()
+    np.testing.assert_allclose(seen, np.broadcast_to(expected, seen.shape), atol=0.51)
+    assert levels_of(data.decode(file)) == 256
+
+
+@pytest.mark.parametrize(
+    ("lowest", "highest"), [(0, 1), (0, 1.0001), (-1000, 3000), (1e-6, 2e-6), (0, 255), (-1, 1)]
+)
+def test_floats_of_any_range_keep_their_levels(lowest, highest, tmp_path):
+    file = save(tmp_path / "a.tiff", ramp(lowest, highest, np.float32))
+    assert levels_of(data.decode(file)) == 64
+
+
+@pytest.mark.parametrize(("lowest", "highest"), [(7000, 9000), (30000, 34000), (-1024, 3071)])
+def test_integers_far_from_zero_keep_their_levels(lowest, highest, tmp_path):
+    """Heat cameras and signed computed tomography."""
+    file = save(tmp_path / "a.tiff", ramp(lowest, highest, np.int32))
+    assert levels_of(data.decode(file)) == 64
+
+
+def test_a_file_of_8_bits_in_16_keeps_its_values(tmp_path):
+    file = save(tmp_path / "a.png", ramp(0, 200, np.uint16))
+    assert data.decode(file).max() == 200
+
+
+def test_one_rule_holds_for_a_data_set_so_that_dark_images_stay_dark(tmp_path):
+    save(tmp_path / "train/cat/dark.png", ramp(0, 300, np.uint16))
+    save(tmp_path / "train/dog/bright.tif", ramp(0, 900, np.uint16))
+    save(tmp_path / "val/dog/brightest.png", ramp(0, 4095, np.uint16))
+    images, val = data.open_images(str(tmp_path))
+    assert images.levels == val.levels == (0, 4095)
+    found = [images[0][0].max(), images[1][0].max(), val[0][0].max()]
+    assert found == [round(300 / 4095 * 255), round(900 / 4095 * 255), 255]
+    (note,) = images.notes
+    assert "3 of 3 files" in note and "values 0 to 4095" in note and "--levels 0 4095" in note
+
+
+def test_levels_go_where_the_images_go(tmp_path):
+    for number in range(7):
+        save(tmp_path / f"{'ab'[number % 2]}/{number}.png", ramp(0, 100 * 2**number, np.uint16))
+    images, _ = data.open_images(str(tmp_path))
+    for part in (*data.knn_split(images, None), data.without_unreadable(images)[0]):
+        assert part.levels == (0, 8191)
+
+
+def test_given_levels_are_taken(tmp_path):
+    save(tmp_path / "a.tif", ramp(-9999, 1, np.float32))
+    images, _ = data.open_images(str(tmp_path), levels=(0, 1))
+    assert images[0][0].max() == 255 and levels_of(images[0][0]) == 2
+    assert "--levels 0 1" in images.notes[0]
+    inverted, _ = data.open_images(str(tmp_path), levels=(1, 0))
+    assert inverted[0][0].min() == 0 and inverted[0][0][0, 0, 0] == 255
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_black_or_white_and_spoils_no_level(value, tmp_path):
+    values = np.linspace(0, 3, 64, dtype=np.float32).reshape(2, 32).copy()
+    values[0, 0] = value
+    save(tmp_path / "a.tiff", Image.fromarray(values))
+    image = data.open_images(str(tmp_path))[0][0][0]
+    assert levels_of(image) >= 63 and image[0, 0, 0] in (0, 255)
+
+
+@pytest.mark.parametrize("value", [0, 0.25, 1, 1000, -3])
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_an_image_of_one_value_is_read(value, dtype, tmp_path):
+    file = save(tmp_path / "a.tiff", Image.fromarray(np.full((3, 5), value, dtype)))
+    assert levels_of(data.decode(file)) == 1
+
+
+def test_ordinary_images_need_no_word_and_no_levels(tmp_path):
+    for name in ("a.png", "b.tif", "c.jpg", "d.gif"):
+        save(tmp_path / name, Image.new("RGB", (5, 3), (250, 120, 3)))
+    images, _ = data.open_images(str(tmp_path))
+    assert images.levels is None and images.notes == []
+
+
+def test_jpegs_are_not_opened_to_find_levels(tmp_path, monkeypatch):
+    save(tmp_path / "a.jpg", Image.new("RGB", (5, 3)))
+    monkeypatch.setattr(Image, "open", lambda file: pytest.fail("a JPEG was opened"))
+    data.open_images(str(tmp_path))
+
+
+def test_integers_beside_floats_are_refused_and_both_are_named(tmp_path, capsys):
+    save(tmp_path / "float.tif", ramp(0, 1, np.float32))
+    save(tmp_path / "integer.png", ramp(0, 4095, np.uint16))
+    said = error_of(train.main, capsys, *TINY, "--data_path", tmp_path)
+    assert "float.tif" in said and "integer.png" in said and "--levels BLACK WHITE" in said
+
+
+def test_levels_that_are_one_value_are_refused(tmp_path, capsys):
+    save(tmp_path / "integer.png", ramp(0, 4095, np.uint16))
+    said = error_of(train.main, capsys, *TINY, "--data_path", tmp_path, "--levels", "7", "7")
+    assert "--levels 7 7 must be two values" in said
+
+
+def test_a_continued_run_keeps_its_levels_whatever_was_added(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in range(4):
+        save(tmp_path / f"xrays/{number}.png", ramp(0, 1000, np.uint16))
+    flags = [*TINY, "--data_path", "xrays", "--output_dir", "run", "--num_workers", "0"]
+    train.main(flags)
+    assert "--levels 0 1023 are black and white" in capsys.readouterr().out
+    assert read_checkpoint("run/checkpoint.pth")["args"]["levels"] == (0, 1023)
+
+    save(tmp_path / "xrays/5.png", ramp(0, 60000, np.uint16))
+    train.main([*flags, "--epochs", "2"])
+    said = capsys.readouterr().out
+    assert "kept from this run's start: --levels 0.0 1023.0" in said
+    assert "changed since: epochs 2" in said and "levels 0" not in said.split("changed since")[1]
+
+    train.main([*flags, "--epochs", "3", "--levels", "0", "65535"])
+    assert "levels 0.0 65535.0" in capsys.readouterr().out.split("changed since")[1]
+
+
+def test_colours_of_16_bits_are_read_by_their_upper_8_and_a_line_says_so(tmp_path):
+    values = np.zeros((5, 7, 3), np.uint16)
+    values[..., 0] = 0x8012
+    save_ppm = b"P6 7 5 65535\n" + values.astype(">u2").tobytes()
+    (tmp_path / "a.ppm").write_bytes(save_ppm)
+    image = data.open_images(str(tmp_path))[0][0][0]
+    assert image[0].eq(0x80).all() and image[1:].eq(0).all()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "PA"])
+def test_what_is_transparent_lies_on_white(mode, tmp_path):
+    """Black where it is opaque, black too under what is transparent: the release's RGB is black."""
+    image = Image.new("RGBA", (4, 2), (0, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (2, 0, 4, 2))
+    if mode == "P":
+        palette = Image.new("P", (4, 2), 0)
+        palette.putpalette([0, 0, 0, 0, 0, 0])
+        palette.paste(1, (2, 0, 4, 2))
+        palette.info["transparency"] = 0
+        file = save(tmp_path / "a.gif", palette, transparency=0)
+        seen = data.decode(file)
+    elif mode == "PA":
+        seen = torch.from_numpy(np.array(data.to_rgb(image.convert("PA")))).permute(2, 0, 1)
+    else:
+        seen = data.decode(save(tmp_path / "a.png", image.convert(mode)))
+    assert seen[:, :, :2].eq(255).all() and seen[:, :, 2:].eq(0).all()
+
+
+def test_a_transparent_colour_of_an_rgb_png_is_white(tmp_path):
+    image = Image.new("RGB", (3, 2), (9, 9, 9))
+    image.putpixel((0, 0), (1, 2, 3))
+    file = save(tmp_path / "a.png", image, transparency=(9, 9, 9))
+    seen = data.decode(file)
+    assert seen[:, 0, 0].tolist() == [1, 2, 3] and seen[:, 1].eq(255).all()
