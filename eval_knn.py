@@ -8,12 +8,16 @@ exp(cosine / 0.07). ViT-S/16 after DINO: 74.5 % on ImageNet at k = 20; 89.1 % on
     python eval_knn.py --pretrained dino_vits16 --data_path imagenet/ --dump_features vits16.pth
 
 --data_path: a folder of class folders (every fifth image is a test image), or with train/ and val/
-in it. --dump_features keeps features and labels for programs of your own: torch.load reads them.
+in it. --dump_features keeps features, labels and file names for programs of your own: torch.load
+reads them. It takes any folder of images: without labels it is all that is done.
 
 Shapes: N train images, n test images, D numbers a feature, C classes.
 """
 from argparse import Namespace
 
+import torch
+
+from data import Images, knn_split
 from features import LabelledFeatures, Pixels, extract, knn_accuracies
 from runtime.hardware import World
 from training import evaluation
@@ -28,13 +32,36 @@ PAPER = {  # Table 2: top-1 on ImageNet in %, k = 20
 }
 
 
+def without_labels(train: Images, test: Images | None) -> tuple[Images, Images]:
+    """Return the images with the label -1 where they have none; no test part is an empty one."""
+    if test is None:
+        test = train.subset(torch.empty(0, dtype=torch.long))
+    for images in (train, test):
+        if images.labels is None:
+            images.labels = torch.full((len(images),), -1)
+    return train, test
+
+
+def file_names(images: Images) -> list[str]:
+    """Return the images' files; images that are no files have none."""
+    if not isinstance(images.source, list):
+        return []
+    return [str(file) for file in images.source]
+
+
 def measure_knn(flags: Namespace, world: World) -> None:
     """Extract the features, and report top-1 and top-5 for every k."""
     evaluation.require(flags, "nb_knn", min(flags.nb_knn) >= 1, "at least 1, such as 20")
     evaluation.require(flags, "temperature", flags.temperature > 0, "above 0, such as 0.07")
 
     backbone, args = evaluation.load_backbone(flags, world)
-    train, test, which = evaluation.load_labelled(flags, world)
+    images = evaluation.load_images(flags, world)
+    only_features = bool(flags.dump_features) and knn_split(*images) is None
+    if only_features:
+        train, test = without_labels(*images)
+        which = "no labels to test"
+    else:
+        train, test, which = evaluation.split_labelled(flags, *images)
     view = evaluation.evaluation_view(flags, args)
     networks = {args["arch"]: backbone}
     if len(train) + len(test) <= 20_000:  # the pixels of more images fill the memory
@@ -51,10 +78,18 @@ def measure_knn(flags: Namespace, world: World) -> None:
     if flags.dump_features and world.is_main:
         save_checkpoint(flags.dump_features, {
             "features": {name: kept._asdict() for name, kept in features.items()},
+            "train_files": file_names(train),
+            "test_files": file_names(test),
+            "classes": train.classes,
             "args": args,
             "data": data,
             "weights": flags.pretrained_weights or flags.pretrained,
         })
+
+    if only_features:
+        if world.is_main:
+            print(f"{data}\nwritten: {flags.dump_features}")
+        return
 
     # a k beyond the number of train images is left out; if all are, all train images vote
     ks = tuple(k for k in flags.nb_knn if k <= len(train))
@@ -78,7 +113,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--nb_knn", type=int, nargs="+", default=[10, 20, 100, 200],
         help="k, how many neighbours vote [10 20 100 200]")
     add("--temperature", type=float, default=0.07, help="of the votes [0.07]")
-    add("--dump_features", default="", metavar="FILE", help="keep features and labels there")
+    add("--dump_features", default="", metavar="FILE",
+        help="keep features, labels and file names there")
     flags = parser.parse_args(argv)
     with evaluation.start(flags) as world:
         measure_knn(flags, world)

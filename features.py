@@ -180,7 +180,9 @@ def extract(
     """Return the network's features of the train and the test images."""
     train, test = split
     train_features = extract_features(network, train, view, world, **loading)
-    test_features = extract_features(network, test, view, world, **loading)
+    test_features = train_features[:0]
+    if len(test):
+        test_features = extract_features(network, test, view, world, **loading)
     return LabelledFeatures(train_features, train.labels, test_features, test.labels)
 
 

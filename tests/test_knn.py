@@ -194,6 +194,59 @@ def test_features_are_kept_for_other_programs_and_vote_as_the_table_says(tmp_pat
     assert "74.5 % on ImageNet" in capsys.readouterr().out, "the paper's number stands beside ours"
 
 
+def knn_flags(tmp_path, data_path) -> list[str]:
+    torch.manual_seed(0)
+    torch.save(build_backbone("vit_nano", 8, 16).state_dict(), tmp_path / "weights.pth")
+    flags = ["--pretrained_weights", tmp_path / "weights.pth", "--data_path", data_path]
+    flags += ["--eval_size", 16, "--device", "cpu", "--num_workers", 0]
+    flags += ["--results", tmp_path / "results.jsonl"]
+    return [str(flag) for flag in flags]
+
+
+@pytest.mark.parametrize("layout", ["flat", "train and test", "few with labels", "labelled"])
+def test_features_of_any_folder_are_kept_with_file_names(layout, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    names = {
+        "flat": ["a b.png", "c.png"],
+        "train and test": ["train/1.png", "train/2.png", "test/3.png"],
+        "few with labels": ["cat/1.png", "dog/2.png"],
+        "labelled": [f"{kind}/{number}.png" for kind in ("cat", "dog") for number in range(5)],
+    }[layout]
+    for number, name in enumerate(names):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (17, 13), (20 * number, 0, 90)).save(photos / name)
+    kept = tmp_path / "features.pth"
+    eval_knn.main([*knn_flags(tmp_path, photos), "--dump_features", str(kept)])
+    kept = torch.load(kept, weights_only=True)
+    features = LabelledFeatures(**kept["features"]["vit_nano"])
+    files = kept["train_files"] + kept["test_files"]
+    assert sorted(files) == sorted(str(photos / name) for name in names)
+    assert len(features.train_features) == len(features.train_labels) == len(kept["train_files"])
+    assert len(features.test_features) == len(features.test_labels) == len(kept["test_files"])
+    assert (layout in ("flat", "train and test")) == bool((features.train_labels < 0).all())
+    said = capsys.readouterr().out
+    assert ("top-1" in said) == (layout == "labelled")
+    assert ("written: " in said) == (layout != "labelled")
+
+
+def test_without_labels_the_line_names_the_flag_that_needs_none(tmp_path, capsys):
+    Image.new("RGB", (17, 13)).save(tmp_path / "a.png")
+    said = error_of(eval_knn.main, capsys, *knn_flags(tmp_path, tmp_path))
+    assert "has no labels" in said and "--dump_features needs none" in said
+
+
+def test_an_evaluation_prints_what_is_left_out(tmp_path, capsys):
+    photos = write_flat_photos(tmp_path / "photos")
+    (photos / "a/notes.csv").write_text("1,2")
+    (photos / "b/torn.png").write_bytes(b"torn")
+    (photos / "d").mkdir()
+    eval_knn.main([*knn_flags(tmp_path, photos), "--nb_knn", "3", "--skip_bad_images"])
+    said = capsys.readouterr().out
+    for line in ("no images in", "not read: 1 .csv", "skipped 1 images that cannot be read"):
+        assert line in said
+    assert "10 images train, 2 test (every fifth image), 3 classes" in said
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
