@@ -75,6 +75,10 @@ MAY_BE_EITHER = {
     "parts inside of classes": ["cat/train/1.png", "cat/val/2.png", "dog/train/3.png",
                                 "dog/val/4.png"],
     "only test parts": [*part("val"), *part("test")],
+    "parts of each class": ["train_cat/1.png", "val_cat/2.png", "train_dog/3.png",
+                            "val_dog/4.png"],
+    "images beside masks": ["images/1.png", "masks/1.png"],
+    "photographs beside labels": ["JPEGImages/1.jpg", "SegmentationClass/1.png", "GT/1.png"],
     "flat test parts": ["val/1.png", "test/2.png"],
 }  # fmt: skip
 
@@ -96,6 +100,7 @@ CLASSES_INDEED = {
     "vehicles": ["train/1.png", "car/2.png", "bus/3.png"],
     "trains and tubes": ["bullet_train/1.png", "test_tube/2.png", "valley/3.png"],
     "one class with folders of its own": ["cat/a/1.png", "cat/b/2.png", "dog/3.png"],
+    "labels of a shop": ["label/1.png", "price tag/2.png"],
     "each with one folder of the same name": ["cat/images/1.png", "dog/images/2.png"],
 }
 

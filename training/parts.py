@@ -10,6 +10,8 @@ from runtime.commandline import InputError
 from training.folders import HIDDEN, WANTED, is_image, listed
 
 PART = re.compile("train(ing|val)?|valid(ation)?|val|dev|eval(uation)?|test(ing)?")
+IMAGES = re.compile("(jpeg)?(images?|imgs?|photos?)")
+MASKS = re.compile("(masks?|labels?|annotations?|segmentations?|ground_?truth|gt)")
 
 
 def count_others(files: Iterable[Path]) -> str:
@@ -39,7 +41,7 @@ def named_parts(names: Iterable[str]) -> list[str]:
     """Return the folders that are parts: first one for training, then one or more for tests.
 
     Their names differ in the part alone: Train and Test; train2017 and val2017. [] if there are
-    none.
+    none, and if there are several, such as train_cat and val_cat, train_dog and val_dog.
     """
     found: dict[str, list[tuple[int, str]]] = {}  # by what stands around the part
     for name in names:
@@ -52,12 +54,15 @@ def named_parts(names: Iterable[str]) -> list[str]:
                 order = 2
             around = name.lower().replace(word[0], "*", 1)
             found.setdefault(around, []).append((order, name))
-    for around in sorted(found):
-        parts = sorted(found[around])
+    pairs = {}
+    for around, several in found.items():
+        parts = sorted(several)
         tests = [name for order, name in parts if order > 0]
         if parts[0][0] == 0 and tests:
-            return [parts[0][1], *tests]
-    return []
+            pairs[around] = [parts[0][1], *tests]
+    if len(pairs) == 1:
+        return pairs.popitem()[1]
+    return pairs.get("*", [])  # train and val themselves
 
 
 def look_around(root: Path, found: list[Path]) -> tuple[Path, Path | None, list[str]]:
@@ -116,9 +121,14 @@ def find_parts(root: Path, files: list[Path]) -> tuple[Path, Path | None, list[s
         return root / train, root / test, notes
 
     common = set.intersection(*inside.values()) if len(inside) > 1 else set()
-    only_tests = len(inside) > 1 and all(PART.fullmatch(name.lower()) for name in inside)
-    if len(common) > 1 or only_tests or any(len(inside[name]) > 1 for name in trains):
-        names = sorted(inside)
+    names = sorted(inside)
+    lower = [name.lower() for name in names]
+    # val and test without train; train_cat, val_cat, train_dog, val_dog
+    only_parts = len(names) > 1 and all(PART.match(name) for name in lower)
+    masks = any(MASKS.fullmatch(name) for name in lower)
+    beside_masks = masks and any(IMAGES.fullmatch(name) for name in lower)
+    nested_train = any(len(inside[name]) > 1 for name in trains)
+    if len(common) > 1 or only_parts or beside_masks or nested_train:
         raise InputError(
             f"the folders of {str(root)!r}, {listed(names)}, may be parts or classes: name parts "
             f"train and val, or choose one with --data_path {str(root / names[0])!r}; put classes "
