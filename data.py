@@ -38,11 +38,12 @@ def to_rgb(image: Image.Image, levels: tuple[float, float] | None = None) -> Ima
     What is transparent becomes white. levels: the values that become black and white in an image of
     more than 8 bits; without them its own.
     """
-    ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I") or image.mode == "F":  # convert() would clip these at 255
+    modes = image.mode + str(getattr(image, "tile", ""))  # in memory, and in the file
+    if modes.startswith(("I", "F")) or ";16" in modes:  # convert() would clip these at 255
         from training.levels import to_8_bits  # few have such images
 
         image = to_8_bits(image, levels)
+    ImageOps.exif_transpose(image, in_place=True)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -58,16 +59,20 @@ def decode(source: str | Path | bytes, levels: tuple[float, float] | None = None
     levels: as to_rgb takes them.
     """
     if isinstance(source, bytes):
-        name, file = "these bytes", io.BytesIO(source)
+        name = "these bytes"
     else:
-        name, file = repr(str(source)), source
+        name = repr(str(source))
         if not os.path.isfile(source):  # reading a pipe would wait for ever
             raise InputError(
                 f"no image file at {name}: check the path; in a folder for training, "
                 "--skip_bad_images leaves it out"
             )
     try:
-        with Image.open(file) as image:
+        if isinstance(source, bytes):
+            file = io.BytesIO(source)
+        else:  # by its name, Pillow would map it, and scramble a TIFF that is turned by 90 degrees
+            file = open(source, "rb")
+        with file, Image.open(file) as image:
             return pil_to_tensor(to_rgb(image, levels))
     except UNREADABLE as error:
         raise InputError(

@@ -44,11 +44,14 @@ def test_16_bit_and_float_grey_keep_their_shades(dtype, tmp_path):
     np.testing.assert_allclose(data.decode(file).numpy()[1], ramp * 255, atol=1)
 
 
-def test_exif_rotation_is_applied(tmp_path):
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+@pytest.mark.parametrize("kind", ["png", "tiff", "webp"])
+def test_exif_rotation_is_applied(kind, mode, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # shown turned by 90 degrees
-    file = save(tmp_path / "turned.png", noise(size=(11, 7)), exif=exif)
-    upright = save(tmp_path / "upright.png", noise(size=(11, 7)).rotate(-90, expand=True))
+    image = noise(size=(11, 7)).convert(mode)
+    file = save(tmp_path / f"turned.{kind}", image, exif=exif, lossless=True)
+    upright = save(tmp_path / "upright.png", image.rotate(-90, expand=True))
     assert data.decode(file).shape == (3, 11, 7)
     assert torch.equal(data.decode(file), data.decode(upright)), "turned the wrong way"
 

@@ -1,5 +1,8 @@
 """Images of more than 8 bits: one black and one white for a data set, and no levels lost."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -144,13 +147,72 @@ def test_a_continued_run_keeps_its_levels_whatever_was_added(tmp_path, capsys, m
     assert "levels 0.0 65535.0" in capsys.readouterr().out.split("changed since")[1]
 
 
-def test_colours_of_16_bits_are_read_by_their_upper_8_and_a_line_says_so(tmp_path):
-    values = np.zeros((5, 7, 3), np.uint16)
-    values[..., 0] = 0x8012
-    save_ppm = b"P6 7 5 65535\n" + values.astype(">u2").tobytes()
-    (tmp_path / "a.ppm").write_bytes(save_ppm)
-    image = data.open_images(str(tmp_path))[0][0][0]
-    assert image[0].eq(0x80).all() and image[1:].eq(0).all()
+def png_of_16_bits(values: np.ndarray) -> bytes:
+    """A PNG of 16 bits a channel, which Pillow does not write: (H, W, 3 or 4) uint16."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        size = len(body).to_bytes(4, "big")
+        return size + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+    height, width, channels = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    colour = {3: 2, 4: 6}[channels]
+    header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def tiff_of_16_bits(values: np.ndarray, order: str) -> bytes:
+    """An uncompressed TIFF of 16 bits a channel in one strip: (H, W, 3) uint16; order: < or >."""
+    height, width, _ = values.shape
+    body = values.astype(order + "u2").tobytes()
+    start = 8 + 2 + 12 * 9 + 4
+    tags = [(256, width), (257, height), (259, 1), (262, 2), (277, 3), (278, height)]
+    entries = [(tag, struct.pack(order + "HIHH", 3, 1, value, 0)) for tag, value in tags]
+    entries += [
+        (258, struct.pack(order + "HII", 3, 3, start)),
+        (273, struct.pack(order + "HII", 4, 1, start + 6)),
+        (279, struct.pack(order + "HII", 4, 1, len(body))),
+    ]
+    said = b"".join(struct.pack(order + "H", tag) + entry for tag, entry in sorted(entries))
+    head = {"<": b"II", ">": b"MM"}[order] + struct.pack(order + "HIH", 42, 8, 9)
+    return head + said + bytes(4) + struct.pack(order + "HHH", 16, 16, 16) + body
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+@pytest.mark.parametrize("kind", ["png", "little.tif", "big.tif"])
+def test_colours_of_any_bits_reach_from_black_to_white(bits, kind, tmp_path):
+    """Pillow alone keeps the upper 8 of 16 bits: 12 bits would have 16 levels."""
+    highest = 2**bits - 1
+    values = np.random.default_rng(bits).integers(0, highest + 1, (7, 11, 3)).astype(np.uint16)
+    values[0, 0] = highest
+    whole = png_of_16_bits(values)
+    if "tif" in kind:
+        whole = tiff_of_16_bits(values, "<" if kind == "little.tif" else ">")
+    (tmp_path / f"a.{kind}").write_bytes(whole)
+    images, _ = data.open_images(str(tmp_path))
+    seen = images[0][0].permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(seen, values / highest * 255, atol=0.51)
+    assert images.levels == (0, highest) and len(images.notes) == 1
+    assert torch.equal(data.decode(whole), images[0][0]), "its bytes are read alike"
+
+
+def test_deep_colours_lie_on_white_where_they_are_transparent(tmp_path):
+    values = np.full((2, 3, 4), 4095, np.uint16)
+    values[0] = 0  # transparent black
+    values[1, :, :3] = [0, 2048, 4095]
+    values[1, :, 3] = 65535
+    seen = data.decode(png_of_16_bits(values))
+    assert seen[:, 0].eq(255).all() and seen[:, 1, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("kind", ["tiff", "png"])
+def test_deep_images_are_turned_upright_too(kind, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees
+    file = save(tmp_path / f"a.{kind}", ramp(0, 4095, np.uint16), exif=exif)
+    seen = data.decode(file)
+    assert seen.shape == (3, 64, 2) and seen[0, 0, 0] == 0 and seen[0, -1, 0] == 255
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "PA"])

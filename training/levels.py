@@ -5,8 +5,10 @@ for a whole data set, so that what is darker in the files stays darker. A file t
 itself is a data set of one.
 """
 
+import io
 import math
 import os
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,21 +20,39 @@ from PIL import Image
 from runtime.commandline import InputError
 
 SAMPLE = 1000  # as many files are looked at, evenly spaced: all would take too long
+OTHER_BYTES = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 Levels = tuple[float, float]  # the values that become black and white
 
 
 class Found(NamedTuple):
-    """What one file holds: "integers" or "floats", their range; or "colours" of 16 bits."""
+    """What one file holds: "integers" or "floats", and their range."""
 
     file: Path
     kind: str
-    lowest: float = math.nan
-    highest: float = math.nan
+    lowest: float
+    highest: float
 
 
-def is_high_range(image: Image.Image) -> bool:
-    """Return whether the image is grey with more than 8 bits: Pillow's modes I, I;16 and F."""
-    return image.mode.startswith("I") or image.mode == "F"
+def has_deep_colours(image: Image.Image) -> bool:
+    """Return whether a file just opened has colours of 16 bits, of which Pillow reads the upper 8.
+
+    16 bits of grey and alpha are not among them: they stay as Pillow reads them.
+    """
+    return "RGB" in image.mode and "RGB" in str(image.tile) and ";16" in str(image.tile)
+
+
+def read_colours(image: Image.Image) -> np.ndarray:
+    """Return all 16 bits of an image just opened that has_deep_colours: (H, W, 3 or 4)."""
+    image.fp.seek(0)
+    second = Image.open(io.BytesIO(image.fp.read()))
+    tiles = []
+    for tile in second.tile:
+        # bytes in the other order: Pillow then keeps the lower 8 bits, taking them for the upper
+        args = [tile.args] if isinstance(tile.args, str) else list(tile.args)
+        args[0] = args[0][:-1] + OTHER_BYTES[args[0][-1]]
+        tiles.append(tile._replace(args=args[0] if len(args) == 1 else tuple(args)))
+    second.tile = tiles
+    return 256.0 * np.array(image) + np.array(second)
 
 
 def choose_levels(kind: str, lowest: float, highest: float) -> Levels:
@@ -53,14 +73,24 @@ def choose_levels(kind: str, lowest: float, highest: float) -> Levels:
     return lowest, highest
 
 
-def look_at(image: Image.Image, file: Path = Path()) -> Found | None:
-    """Return what a high-range image holds, or None for an ordinary one, whose header is enough."""
-    if not is_high_range(image):
-        if ";16" in str(image.tile):  # Pillow itself keeps the upper 8 bits of each colour
-            return Found(file, "colours")
-        return None
-    kind = "floats" if image.mode == "F" else "integers"
-    values = np.array(image, dtype=np.float64)
+def values_of(image: Image.Image) -> np.ndarray | None:
+    """Return the values of an image just opened that has more than 8 bits, None for others.
+
+    Grey (H, W), in Pillow's modes I, I;16 and F, or colours (H, W, 3 or 4). Of an ordinary image
+    only the header is read.
+    """
+    if has_deep_colours(image):
+        return read_colours(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        return np.array(image, dtype=np.float64)
+    return None
+
+
+def look_at(values: np.ndarray, mode: str, file: Path = Path()) -> Found | None:
+    """Return what these values of an image of this mode hold, or None if none is finite."""
+    kind = "floats" if mode == "F" else "integers"
+    if mode == "RGBA":
+        values = values[..., :3]
     values = values[np.isfinite(values)]  # NaN often means: nothing was measured here
     if values.size == 0:
         return None
@@ -73,21 +103,31 @@ def look_at_file(file: Path) -> Found | None:
         return None
     try:
         with Image.open(file) as image:
-            return look_at(image, file)
+            values = values_of(image)
+            return None if values is None else look_at(values, image.mode, file)
     except Exception:  # whoever reads the image says what is wrong with it
         return None
 
 
 def to_8_bits(image: Image.Image, levels: Levels | None) -> Image.Image:
-    """Return a high-range image in 256 levels of grey; its own levels where none are given."""
-    values = np.array(image, dtype=np.float64)
+    """Return an image of more than 8 bits in 256 levels; its own black and white without levels.
+
+    The image is one just opened. Others are returned as they are.
+    """
+    values = values_of(image)
+    if values is None:
+        return image
     if levels is None:
-        found = look_at(image)
+        found = look_at(values, image.mode)
         levels = choose_levels(*found[1:]) if found else (0.0, 1.0)
     black, white = levels
     scaled = 255 * (values - black) / (white - black)
-    scaled = np.nan_to_num(scaled, nan=0.0).clip(0, 255).round()
-    return Image.fromarray(scaled.astype(np.uint8))
+    scaled = np.nan_to_num(scaled, nan=0.0).clip(0, 255).round().astype(np.uint8)
+    if image.mode == "RGBA":
+        scaled[..., 3] = values[..., 3] // 256
+    result = Image.fromarray(scaled)
+    result.getexif().update(image.getexif())  # says how the camera was held
+    return result
 
 
 def find_levels(files: Sequence[Path], wanted: Levels) -> tuple[Levels | None, list[str]]:
@@ -103,21 +143,13 @@ def find_levels(files: Sequence[Path], wanted: Levels) -> tuple[Levels | None, l
     step = max(1, math.ceil(len(files) / SAMPLE))
     with ThreadPoolExecutor() as pool:
         looks = list(pool.map(look_at_file, files[::step]))
-    by_kind: dict[str, list[Found]] = {"integers": [], "floats": [], "colours": []}
+    by_kind: dict[str, list[Found]] = {"integers": [], "floats": []}
     for found in looks:
         if found:
             by_kind[found.kind].append(found)
-
-    lines = []
-    colours = by_kind.pop("colours")
-    if colours:
-        lines.append(
-            f"16 bits a colour in {len(colours)} of {len(looks)} files looked at, such as "
-            f"{colours[0].file}: the upper 8 are read"
-        )
     kinds = [kind for kind in by_kind if by_kind[kind]]
     if not kinds:
-        return None, lines
+        return None, []
     if len(kinds) == 2 and not given:
         examples = " and ".join(repr(str(by_kind[kind][0].file)) for kind in kinds)
         raise InputError(
@@ -130,8 +162,8 @@ def find_levels(files: Sequence[Path], wanted: Levels) -> tuple[Levels | None, l
     levels = choose_levels(kinds[0], lowest, highest)
     if given:
         levels = (wanted[0], wanted[1])
-    lines.append(
+    line = (
         f"more than 8 bits in {len(deep)} of {len(looks)} files looked at, values {lowest:.9g} to "
         f"{highest:.9g}: --levels {levels[0]:.9g} {levels[1]:.9g} are black and white"
     )
-    return levels, lines
+    return levels, [line]
