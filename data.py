@@ -59,20 +59,17 @@ def decode(source: str | Path | bytes, levels: tuple[float, float] | None = None
     levels: as to_rgb takes them.
     """
     if isinstance(source, bytes):
-        name = "these bytes"
+        name, file = "these bytes", io.BytesIO(source)
     else:
-        name = repr(str(source))
+        name, file = repr(str(source)), source
         if not os.path.isfile(source):  # reading a pipe would wait for ever
             raise InputError(
                 f"no image file at {name}: check the path; in a folder for training, "
                 "--skip_bad_images leaves it out"
             )
     try:
-        if isinstance(source, bytes):
-            file = io.BytesIO(source)
-        else:  # by its name, Pillow would map it, and scramble a TIFF that is turned by 90 degrees
-            file = open(source, "rb")
-        with file, Image.open(file) as image:
+        with Image.open(file) as image:
+            image.filename = ""  # Pillow would map it, and scramble a TIFF turned by 90 degrees
             return pil_to_tensor(to_rgb(image, levels))
     except UNREADABLE as error:
         raise InputError(
@@ -166,7 +163,8 @@ def open_folder(
         raise InputError(f"no images in {str(folder)!r}: {WANTED}")
     below = [file for file in files if len(file.parts) > depth + 1]
     classes = sorted({file.parts[depth] for file in below})
-    if len(classes) < 2 and not (classes and train_classes):  # one folder of images is no class
+    # one folder of images is no class, nor is val/images beside train's classes
+    if classes in ([], ["images"]) or (len(classes) < 2 and not train_classes):
         return Images(files)
 
     notes = []

@@ -123,11 +123,12 @@ def test_many_images_beside_folders_are_all_read_without_labels_and_a_line_says_
     assert train.notes == [f"no labels: 3 images beside the folders cat, dog of {tmp_path}"]
 
 
-@pytest.mark.parametrize("name", ["test", "val"])
-def test_a_flat_test_part_beside_labels_is_left_out_in_words(name, tmp_path):
-    train, test = read(tmp_path, *part("train"), f"{name}/1.png", f"{name}/2.png")
+@pytest.mark.parametrize("flat", ["test", "val", "val/images"])
+def test_a_flat_test_part_beside_labels_is_left_out_in_words(flat, tmp_path):
+    train, test = read(tmp_path, *part("train"), f"{flat}/1.png", f"{flat}/2.png")
     assert test is None and train.classes == ["cat", "dog"]
-    assert train.notes == [f"left out: {tmp_path / name}, which has no class folders"]
+    folder = tmp_path / flat.split("/")[0]
+    assert train.notes == [f"left out: {folder}, which has no class folders"]
 
 
 def test_an_empty_class_folder_is_named(tmp_path):
