@@ -42,12 +42,13 @@ def dino_resnet50(pretrained: bool = True) -> nn.Module:
     return _released("dino_resnet50", pretrained, arch="resnet50")
 
 
-def dino(checkpoint: str, key: str = "teacher") -> nn.Module:
-    """Return the backbone of a checkpoint that train.py wrote.
+def dino(checkpoint: str, key: str = "teacher", num_heads: int = 0) -> nn.Module:
+    """Return the backbone of a checkpoint, of train.py or of another program.
 
-    key is "teacher" or "student". Raises InputError where the file does not fit.
+    key is "teacher" or "student". num_heads is for files that do not say it.
+    Raises InputError where the file does not fit.
     """
-    backbone, _ = load_backbone(checkpoint, key)
+    backbone, _ = load_backbone(checkpoint, key, num_heads=num_heads)
     return backbone.requires_grad_(True)
 
 

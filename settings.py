@@ -206,7 +206,12 @@ class Settings:
         quiet=True,
     )
     init_from: str = setting(
-        "", "start from a checkpoint's weights only, with a fresh optimiser and schedules"
+        "",
+        "start from a checkpoint's weights, or from dino_vits16 and so on, the authors', with a "
+        "fresh optimiser and schedules",
+    )
+    init_head: bool = setting(
+        True, "take the head and its center from there too; false: --out_dim may be another"
     )
     saveckp_freq: int = setting(
         20,

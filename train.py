@@ -161,12 +161,17 @@ def train(
     view = EvaluationView(settings.eval_size, settings.eval_crop, settings.mean, settings.std)
 
     # 2. Student, teacher, loss, optimizer
-    run = start_run(settings, world)
+    with world.main_first(bool(settings.init_from)):  # which may be downloaded
+        run = start_run(settings, world)
 
-    # 3. Continue where a run was stopped
+    # 3. Continue where a run was stopped, or start from other weights
     checkpoint = output / "checkpoint.pth"
     if world.all_see(checkpoint):
         say(run_state.load_run(checkpoint, run, settings))
+    elif settings.init_from:
+        from training.start import load_center  # here, since most runs start from fresh weights
+
+        say(load_center(run, settings))
     follow = update_teacher
     if make_follow:
         follow = make_follow(run, batches.steps, run.images // batches.images_per_step)

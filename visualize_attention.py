@@ -89,7 +89,7 @@ def load_network(flags: Namespace) -> tuple[nn.Module, dict]:
         raise InputError(f"--threshold {flags.threshold} must be above 0 and at most 1: try 0.6")
     device = hardware.choose_device(flags.device)
     path = weights_path(flags)
-    backbone, args = load_backbone(path, flags.checkpoint_key)
+    backbone, args = load_backbone(path, flags.checkpoint_key, num_heads=flags.num_heads)
     if not hasattr(backbone, "get_last_selfattention"):
         raise InputError(f"{args['arch']} has no attention to draw: take a ViT's weights")
     if flags.image_size is None:

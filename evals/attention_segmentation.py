@@ -211,7 +211,8 @@ def load_networks(flags: Namespace, world: World) -> dict[str, tuple[nn.Module, 
     columns = {"random": (common.untrained(args, world, flags.seed), args)}
     if flags.supervised_weights:
         supervised, supervised_args = checkpoint.load_backbone(
-            flags.supervised_weights, "teacher", args["arch"], args["patch_size"]
+            flags.supervised_weights, "teacher", args["arch"], args["patch_size"],
+            say=print if world.is_main else str,
         )
         columns["supervised"] = (supervised.to(world.device), supervised_args)
     columns["DINO"] = (dino, args)

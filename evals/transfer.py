@@ -93,7 +93,7 @@ EMBEDDED = {  # two minutes on two cores
 }
 REGULARISED = {"weight_decay": 0.05, "smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0, "erasing": 0.25}
 # flags of a network from scratch, beside --arch; with weights the file says them
-FRESH = ("patch_size", "num_heads", "init_std")
+FRESH = ("patch_size", "init_std")
 # flags that may change when a stopped training continues; those of other fractions among them
 QUIET = ("output_dir", "results", "fraction", "device", "precision", "num_workers", "download")
 
@@ -181,10 +181,10 @@ def network_flags(flags: Namespace, start: tuple[nn.Module, dict] | None) -> dic
     if start:
         _, args = start
     else:
-        names = ("arch", "eval_size", *FRESH)
+        names = ("arch", "eval_size", "num_heads", *FRESH)
         args = {name: getattr(flags, name) for name in names if getattr(flags, name)}
     about = {}
-    for name in ("arch", "eval_size", "eval_crop", "mean", "std", *FRESH):
+    for name in ("arch", "eval_size", "eval_crop", "mean", "std", "num_heads", *FRESH):
         about[name] = args.get(name, getattr(fresh, name))
     if about["arch"] not in VITS:
         about["patch_size"] = 1  # a convnet takes any size
@@ -359,7 +359,7 @@ def check(flags: Namespace) -> None:
     require("smoothing", 0 <= flags.smoothing < 1, "at least 0 and below 1, such as 0.1")
     require("erasing", 0 <= flags.erasing <= 1, "at least 0 and at most 1, such as 0.25")
     require("batch_size", flags.batch_size >= 2, "at least 2: mixup mixes two images")
-    for flag in ("train_size", "weight_decay", "mixup", "cutmix", *FRESH):
+    for flag in ("train_size", "weight_decay", "mixup", "cutmix", "num_heads", *FRESH):
         require(flag, getattr(flags, flag) >= 0, "at least 0")
     if flags.from_scratch and (flags.pretrained_weights or flags.pretrained):
         raise InputError(

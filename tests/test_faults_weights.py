@@ -267,7 +267,7 @@ def test_flags_as_deep_as_a_tree_are_not_walked_through(trained, tmp_path):
     torch.save(put(checkpoint, ("args", "mean"), deep(40)), file)
     readers(file, flags)
     torch.save({"student": checkpoint["student"], 1: 2}, file)
-    assert "has no 'teacher', but student, 1" in readers(file, flags)["load_backbone"]
+    assert "has no 'teacher', but student.backbone." in readers(file, flags)["load_backbone"]
 
 
 def kinds(tensor: torch.Tensor, rng: random.Random) -> list[torch.Tensor]:

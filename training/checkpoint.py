@@ -1,19 +1,17 @@
 """Checkpoints: written whole or not at all, read without running code from them.
 
-Three kinds of file are read, told apart by their keys:
-full checkpoints (ours and the release's), the release's backbones, and timm's state dicts.
-The prefixes that wrappers leave in the keys are taken off; then loading is strict.
+Full checkpoints, ours and the release's, are read here. All other files, the bare backbones of the
+release and of timm among them, are read by training/foreign.py. Loading is strict.
 """
 
-import argparse
-import codecs
 import os
 import re
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -40,16 +38,15 @@ READ_FLAGS = {
     "std": tuple,
 }
 
-# What the release's full checkpoints hold beside tensors: flags, and NumPy's learning rates.
-NUMPY_SCALAR = np.float64(0).__reduce__()[0]
-RELEASE_TYPES = [
-    argparse.Namespace,
-    np.dtype,
-    type(np.dtype(np.float64)),
-    codecs.encode,
-    NUMPY_SCALAR,
-    (NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
-]
+class Weights(NamedTuple):
+    """What a file holds of one network."""
+
+    backbone: dict[str, Tensor]
+    head: dict[str, Tensor]  # of DINO; {}: none
+    center: object  # of the loss, beside the head; None: none
+    flags: dict  # of the run that made the file
+    source: str  # where the backbone stands in the file: teacher, or a prefix of names
+    unread: list[str]  # what else is in the file
 
 
 def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
@@ -66,19 +63,19 @@ def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
 
 def read_checkpoint(path: str | Path) -> dict:
     """Read a checkpoint onto the CPU; code in it is never run. Raises InputError."""
-    if not os.path.isfile(path):
-        raise InputError(f"no checkpoint at {str(path)!r}: check the path")
-    try:
-        refuse_packed(path)
-        with torch.serialization.safe_globals(RELEASE_TYPES):
+    checkpoint = None
+    if os.path.isfile(path):
+        try:
+            refuse_packed(path)
             with warnings.catch_warnings(action="ignore"):
                 checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a torn or hostile file can raise anything
-        reason = "is truncated or no checkpoint of PyTorch"
-        refused = re.search(r"GLOBAL \S+|Unsupported (operand|class)[^\n]*", str(error))
-        if refused:
-            reason = f"holds code or objects beside tensors ({refused[0]}), which are never run"
-        raise InputError(f"{str(path)!r} {reason}: use another copy of it") from None
+        except Exception:  # a torn or hostile file can raise anything
+            pass
+    if checkpoint is None:
+        # imported here, since a run's own files hold nothing but tensors and plain values
+        from training.foreign import read_foreign
+
+        checkpoint = read_foreign(path)
     if not isinstance(checkpoint, dict):
         kind = type(checkpoint).__name__
         raise InputError(f"{str(path)!r} holds a {kind}, no checkpoint: use another file")
@@ -100,8 +97,6 @@ def checkpoint_args(checkpoint: dict, path: str | Path) -> dict:
     Raises InputError if one that is read back has another type than a flag of that name.
     """
     args = checkpoint.get("args", {})
-    if isinstance(args, argparse.Namespace):  # the release's
-        args = vars(args)
     if not isinstance(args, dict):
         return {}
     for name, kind in READ_FLAGS.items():
@@ -140,8 +135,13 @@ def named_tensors(state: object, path: str | Path) -> dict[str, Tensor]:
     return tensors
 
 
-def load_strictly(module: nn.Module, state: object, path: str | Path) -> None:
-    """Load all weights, or raise InputError with the keys, shapes and types that do not fit."""
+def load_strictly(
+    module: nn.Module, state: object, path: str | Path, fix: str = "use another file"
+) -> None:
+    """Load all weights, or raise InputError with the keys, shapes and types that do not fit.
+
+    fix: what the person can do, in the words of the command.
+    """
     have = named_tensors(state, path)
     want = module.state_dict()
     problems = {
@@ -168,39 +168,42 @@ def load_strictly(module: nn.Module, state: object, path: str | Path) -> None:
             found.append(f"{problem} {len(names)} ({', '.join(names[:5])}{more})")
     if found:
         raise InputError(
-            f"the weights of {str(path)!r} do not fit the network: {', '.join(found)}: check "
-            "--arch, --patch_size, and --out_dim and the head's sizes"
+            f"the weights of {str(path)!r} do not fit the network: {', '.join(found)}: {fix}"
         )
     module.load_state_dict(state, strict=True)
 
 
-def split_weights(checkpoint: dict, key: str, path: str | Path) -> tuple[dict, dict]:
-    """Return the weights of the backbone, and those of the DINO head or {}.
+def split_weights(
+    checkpoint: dict, key: str, path: str | Path, fix: str = "use another file"
+) -> Weights:
+    """Return the weights of one of a file's networks; key: teacher or student.
 
-    key: teacher or student, of a full checkpoint. Of a plain backbone the classifier that timm
-    or torchvision put on it is left out.
+    fix: what the person can do where the file lacks it, in the words of the command.
     """
-    if "teacher" in checkpoint or "student" in checkpoint:
-        if key not in checkpoint:
-            keys = brief(", ".join(map(str, checkpoint)))
-            raise InputError(f"{str(path)!r} has no {key!r}, but {keys}: change --checkpoint_key")
-        state = checkpoint[key]
-    else:
-        state = checkpoint.get("state_dict", checkpoint.get("model", checkpoint))
-    named_tensors(state, path)
-
-    backbone, head, plain = {}, {}, {}
+    state = checkpoint.get(key)
+    if not isinstance(state, dict):
+        state = {}
+    parts = {"backbone": {}, "head": {}}
     for name, value in state.items():
-        name = re.sub(r"^((module|_orig_mod)\.)+", "", name)  # DDP's and torch.compile's
-        if name.startswith("backbone."):
-            backbone[name.removeprefix("backbone.")] = value
-        elif name.startswith("head."):
-            head[name.removeprefix("head.")] = value
-        elif not name.startswith("fc."):
-            plain[name] = value
-    if backbone:
-        return backbone, head
-    return plain, {}
+        name = str(name).replace("_orig_mod.", "")  # torch.compile's
+        name = re.sub(r"^(module\.)+", "", name)  # DDP's
+        part, _, rest = name.partition(".")
+        if part not in parts or rest.startswith(("mask", "_")):
+            parts = {}  # the file of another program
+            break
+        parts[part][rest] = value
+    if not parts or not parts["backbone"]:
+        # imported here, since it knows the names of other programs
+        from training.foreign import split_foreign
+
+        return split_foreign(checkpoint, key, path, fix)
+
+    named_tensors(state, path)
+    loss = checkpoint.get("dino_loss")
+    center = loss.get("center") if isinstance(loss, dict) else None
+    unread = [other for other in ("student", "teacher") if other in checkpoint and other != key]
+    return Weights(**parts, center=center, flags=checkpoint_args(checkpoint, path), source=key,
+                   unread=unread)
 
 
 def describe(state: dict[str, Tensor], path: str | Path) -> dict:
@@ -234,33 +237,52 @@ def describe(state: dict[str, Tensor], path: str | Path) -> dict:
 
 
 def load_backbone(
-    path: str | Path, key: str = "teacher", arch: str = "", patch_size: int = 0
+    path: str | Path,
+    key: str = "teacher",
+    arch: str = "",
+    patch_size: int = 0,
+    num_heads: int = 0,
+    say: Callable[[str], object] = print,
 ) -> tuple[nn.Module, dict]:
     """Return a checkpoint's backbone in evaluation mode, and the flags it was made with.
 
-    The arch is among the flags. arch and patch_size, where given, must be the file's.
+    The arch is among the flags. arch, patch_size and num_heads, where given, must be the file's.
+    say gets one line: what was read, and what of the file was not.
     """
-    checkpoint = read_checkpoint(path)
-    state, _ = split_weights(checkpoint, key, path)
-    args = checkpoint_args(checkpoint, path)
-    found = {"arch": arch or args.get("arch")} | describe(state, path)
-
-    for flag, wanted in (("arch", arch), ("patch_size", patch_size)):
-        if wanted and found.get(flag) not in (None, wanted):
-            holds = f"{str(path)!r} holds {found[flag]}"
-            raise InputError(f"--{flag} {wanted}, but {holds}: leave the flag out")
-    if not found["arch"] and "layer4.2.conv3.weight" in state:
-        found["arch"] = "resnet50"  # the authors' file does not say so
+    fix = "choose the other checkpoint key, or use another file"
+    weights = split_weights(read_checkpoint(path), key, path, fix)
+    args = weights.flags
+    found = {"arch": arch or args.get("arch")} | describe(weights.backbone, path)
     if not found["arch"]:
-        raise InputError(
-            f"the arch of {str(path)!r} is not in it: a script that has --arch takes it there"
-        )
+        raise InputError(f"{str(path)!r} holds no ViT or ResNet that this reads: {weights.source}")
     if found.get("in_chans", 3) != 3:
         channels = f"images of {found['in_chans']} channels, not 3"
         raise InputError(f"{str(path)!r} reads {channels}: use another file")
 
     # no shape gives the number of heads
-    backbone = build_backbone(**found, num_heads=args.get("num_heads", 0))
-    load_strictly(backbone, state, path)
+    heads_known = "num_heads" in args or "arch" in args
+    heads = args.get("num_heads", 0) if heads_known else num_heads
+    backbone = build_backbone(**found, num_heads=heads)
+    load_strictly(backbone, weights.backbone, path)
     backbone.eval().requires_grad_(False)
+
+    line = f"backbone from {path} ({weights.source})"
+    if weights.unread:
+        line += f"; not read: {', '.join(weights.unread)}"
+    holds = dict(found)
+    if hasattr(backbone, "blocks"):
+        heads = backbone.blocks[0].attn.num_heads
+        holds["num_heads"] = heads
+        if not heads_known and not num_heads:
+            line += f"; the file does not say its heads: taken as {heads}; --num_heads sets them"
+    say(line)
+
+    asked = {"arch": arch, "patch_size": patch_size, "num_heads": num_heads}
+    for flag, wanted in asked.items():
+        if wanted and holds.get(flag) not in (None, wanted):
+            raise InputError(
+                f"--{flag} {wanted}, but {str(path)!r} holds {holds[flag]}: leave the flag out"
+            )
+    if num_heads:
+        args = args | {"num_heads": num_heads}
     return backbone, {**args, "patch_size": 1, **found}

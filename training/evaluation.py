@@ -19,7 +19,7 @@ from runtime import hardware
 from runtime.commandline import CommandLine, InputError, brief, errors_in_one_line
 from runtime.hardware import World
 from training.checkpoint import load_backbone as read_backbone
-from training.pretrained import add_weights_flags, weights_path
+from training.pretrained import PRETRAINED, add_weights_flags, weights_path
 
 
 def command_line(
@@ -78,9 +78,13 @@ def start(flags: Namespace) -> Iterator[World]:
 
 def load_backbone(flags: Namespace, world: World) -> tuple[nn.Module, dict]:
     """Return the backbone that the flags name, frozen on the device, and the flags of its run."""
-    with world.main_first(bool(flags.pretrained)):  # one process downloads for all
+    by_name = bool(flags.pretrained) or flags.pretrained_weights in PRETRAINED
+    with world.main_first(by_name):  # one process downloads for all
         path = weights_path(flags)
-    backbone, args = read_backbone(path, flags.checkpoint_key, flags.arch)
+    say = print if world.is_main else str  # once
+    backbone, args = read_backbone(
+        path, flags.checkpoint_key, flags.arch, num_heads=flags.num_heads, say=say
+    )
     return backbone.to(world.device), args
 
 

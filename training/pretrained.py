@@ -21,8 +21,11 @@ PRETRAINED = {
 }
 
 
-def download_pretrained(name: str) -> Path:
-    """Return the authors' weights, from PyTorch's cache or the network, with their hash checked."""
+def download_pretrained(name: str, flag: str = "--pretrained_weights") -> Path:
+    """Return the authors' weights, from PyTorch's cache or the network, with their hash checked.
+
+    flag: the one that takes a file instead, for the messages.
+    """
     if name not in PRETRAINED:
         known = ", ".join(PRETRAINED)
         raise InputError(f"--pretrained {name} is unknown: choose one of {known}")
@@ -30,24 +33,24 @@ def download_pretrained(name: str) -> Path:
     path = Path(torch.hub.get_dir(), "checkpoints", f"{file}.pth")
     if not path.is_file():
         url = URL.format(file)
-        write_whole(path, lambda part: download(url, part))
+        write_whole(path, lambda part: download(url, part, flag))
     digest = hashlib.new(algorithm, path.read_bytes()).hexdigest()
     if not digest.startswith(start):
         raise InputError(
             f"{str(path)!r} has the {algorithm} {digest}, not {start} ...: it is damaged or "
-            "another file; remove it, or pass a copy you trust as --pretrained_weights"
+            f"another file; remove it, or pass a copy you trust as {flag}"
         )
     return path
 
 
-def download(url: str, part: Path) -> None:
+def download(url: str, part: Path, flag: str) -> None:
     """Fetch a file with a progress bar; raises InputError where there is no network."""
     try:
         torch.hub.download_url_to_file(url, str(part))
     except OSError as error:
         raise InputError(
             f"cannot download {url} ({error}): get it where there is a network and pass it as "
-            "--pretrained_weights"
+            f"{flag}"
         ) from None
 
 
@@ -57,7 +60,7 @@ def add_weights_flags(parser: ArgumentParser) -> None:
         "--pretrained_weights",
         default="",
         metavar="FILE",
-        help="a checkpoint of ours, of the release, or of timm",
+        help="a checkpoint of ours, of the release, of timm, Hugging Face and others",
     )
     parser.add_argument(
         "--checkpoint_key",
@@ -71,10 +74,27 @@ def add_weights_flags(parser: ArgumentParser) -> None:
         metavar="NAME",
         help=f"the authors' weights: {', '.join(PRETRAINED)}",
     )
+    parser.add_argument(
+        "--num_heads",
+        type=int,
+        default=0,
+        help="of the ViT's attention, where the file does not say; MoCo-v3's ViT-S has 12 [0: the "
+        "paper's]",
+    )
 
 
 def weights_path(flags: Namespace) -> str | Path:
     """Return the file of --pretrained_weights or --pretrained; one of the two must be given."""
     if bool(flags.pretrained_weights) == bool(flags.pretrained):
         raise InputError("give the weights: --pretrained_weights FILE, or --pretrained NAME")
-    return flags.pretrained_weights or download_pretrained(flags.pretrained)
+    return find_weights(flags.pretrained_weights or flags.pretrained, "--pretrained_weights")
+
+
+def find_weights(name: str | Path, flag: str) -> str | Path:
+    """Return a file as it is, and the downloaded file for a name of the authors' weights.
+
+    flag: the one that gave it.
+    """
+    if name in PRETRAINED and not Path(name).is_file():
+        return download_pretrained(name, flag)
+    return name

@@ -221,6 +221,7 @@ def draw_attention(
     untrained: Tensor,
     patch_size: int,
     mass: float = 0.6,
+    start: str = "untrained",
 ) -> None:
     """Draw a column an image: the image, its attention untrained and trained, and the mask.
 
@@ -232,7 +233,7 @@ def draw_attention(
     masks = [to_pixels(keep_mass(one, mass), patch_size) for one in trained]
     rows = {
         "image": images,
-        "untrained": untrained.mean(dim=1),
+        start: untrained.mean(dim=1),
         "trained": trained,
         f"{mass:.0%} of it": [overlay(*pair) for pair in zip(images, masks, strict=True)],
     }
@@ -270,7 +271,7 @@ def finish(
         pixels = baselines["knn_pixels"]
         text.append(
             f"k-NN top-1: {teacher:.1f} % with the teacher's features, {before:.1f} % with the "
-            f"same network untrained, {pixels:.1f} % with raw pixels."
+            f"same network {start_of(settings)}, {pixels:.1f} % with raw pixels."
         )
         if teacher < max(before + 5, pixels):
             text.append("That is little: try a longer run, or --help's advice for small data.")
@@ -286,6 +287,11 @@ def finish(
         text.append(collapse(last, settings.out_dim) or healthy)
     text.append(f"Everything is in {output}.")
     return "\n" + "\n".join(text)
+
+
+def start_of(settings: Settings) -> str:
+    """Return what the network was at the start: --init_from brings trained weights."""
+    return "before this run" if settings.init_from else "untrained"
 
 
 def attention_report(
@@ -310,7 +316,10 @@ def attention_report(
     before = attention_of(untrained, views, world)
     after = attention_of(trained, views, world)
     path = output / "attention.png"
-    draw_attention(path, views[:10], view, after[:10], before[:10], settings.patch_size)
+    start = start_of(settings)
+    draw_attention(
+        path, views[:10], view, after[:10], before[:10], settings.patch_size, start=start
+    )
     if images.masks is None:
         return []
 
@@ -318,9 +327,9 @@ def attention_report(
     now = attention_scores(after, images.masks)
     on_object, on_object_before = now["mass_on_object"], was["mass_on_object"]
     text = [
-        f"[CLS] puts {100 * on_object:.1f} % of its attention on the object, untrained "
+        f"[CLS] puts {100 * on_object:.1f} % of its attention on the object, {start} "
         f"{100 * on_object_before:.1f} % ({on_object / on_object_before:.2f} times).",
-        "Jaccard of attention's masks with the true masks, untrained -> trained:",
+        f"Jaccard of attention's masks with the true masks, {start} -> trained:",
     ]
     for name in ("best_head", "head_mean"):
         for percent in (60, 80):

@@ -24,11 +24,9 @@ from teacher import make_teacher
 from training.backbone import build_backbone
 from training.checkpoint import (
     checkpoint_args,
-    describe,
     load_strictly,
     read_checkpoint,
     save_checkpoint,
-    split_weights,
 )
 
 FIX = "the last checkpoint is untouched; continue from it with a lower --lr, or --precision fp32"
@@ -67,20 +65,12 @@ def make_head(settings: Settings, embed_dim: int) -> nn.Module:
 def build_student(settings: Settings, make_head=make_head) -> MultiCropNetwork:
     """Return a student with fresh weights from the seed, or with those of --init_from."""
     torch.manual_seed(settings.seed)
-    path = settings.init_from
     img_size = settings.global_crops_size
-    if path:
-        stored = read_checkpoint(path)
-        backbone_weights, head_weights = split_weights(stored, "teacher", path)
-        args = checkpoint_args(stored, path)
-        heads = args.get("num_heads", 0)  # no shape gives it
-        if heads != settings.num_heads:
-            raise InputError(
-                f"--num_heads {settings.num_heads}, but {str(path)!r} was trained with {heads}: "
-                f"pass --num_heads {heads}"
-            )
-        # the positions' grid is the file's, whatever our crops' size
-        img_size = describe(backbone_weights, path).get("img_size", img_size)
+    if settings.init_from:
+        # imported here, since most runs start from fresh weights
+        from training.start import read_start
+
+        weights, img_size = read_start(settings)
 
     backbone = build_backbone(
         settings.arch,
@@ -91,14 +81,15 @@ def build_student(settings: Settings, make_head=make_head) -> MultiCropNetwork:
         init_std=settings.init_std,
     )
     head = make_head(settings, backbone.embed_dim)
-    if path:
-        load_strictly(backbone, backbone_weights, path)
-        if head_weights:
+    if settings.init_from:
+        load_strictly(backbone, weights.backbone, settings.init_from)
+        if weights.head:
             # imported here: few runs start from a file that may be an ablation's
             from training.ablated import refuse_other_head
 
-            refuse_other_head(args, settings, path)
-            load_strictly(head, head_weights, path)
+            refuse_other_head(weights.flags, settings, settings.init_from)
+            fix = "give the file's --out_dim and head, or --init_head false for a fresh one"
+            load_strictly(head, weights.head, settings.init_from, fix)
     return MultiCropNetwork(backbone, head)
 
 
@@ -225,7 +216,7 @@ def load_run(path: Path, run: RunState, settings: Settings) -> str:
     for part in ("student", "teacher", "dino_loss"):
         if part not in checkpoint:
             raise InputError(f"{str(path)!r} is not a run of this program: {other}")
-        load_strictly(getattr(run, part), checkpoint[part], path)
+        load_strictly(getattr(run, part), checkpoint[part], path, other)
     try:
         load_averages(run.optimizer, checkpoint["optimizer"]["state"])
         run.epoch = int(checkpoint["epoch"])

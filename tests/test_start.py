@@ -1,0 +1,141 @@
+"""A training from other weights: what --init_from takes, leaves and prints."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from test_runs import TINY, write_photos
+
+import train
+from runtime.commandline import InputError
+from runtime.hardware import World
+from settings import parse_settings
+from training import pretrained
+from training.checkpoint import read_checkpoint
+from training.run_state import build_student, start_run
+from training.start import load_center
+
+HERE = World(0, 1, torch.device("cpu"), torch.float32)
+FROZEN = ("--lr", "0", "--min_lr", "0", "--epochs", "1")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return write_photos(tmp_path_factory.mktemp("start") / "photos")
+
+
+@pytest.fixture(scope="module")
+def trained(photos, tmp_path_factory):
+    """The checkpoint of one epoch."""
+    folder = tmp_path_factory.mktemp("trained")
+    train.main([*TINY, "--data_path", str(photos), "--output_dir", str(folder), "--epochs", "1"])
+    return folder / "checkpoint.pth"
+
+
+def flags(weights, *more: str) -> list[str]:
+    return [*TINY, "--preset", "vits16", "--init_from", str(weights), *more]
+
+
+def started(weights, *more: str):
+    """A fresh run from the weights, and the line that says so."""
+    settings = parse_settings(flags(weights, *more))
+    run = start_run(settings, HERE)
+    return run, load_center(run, settings)
+
+
+def test_the_center_comes_with_the_head(trained):
+    run, line = started(trained)
+    stored = read_checkpoint(trained)
+    assert stored["dino_loss"]["center"].abs().sum() > 0
+    torch.testing.assert_close(run.dino_loss.center, stored["dino_loss"]["center"])
+    assert line.startswith(f"backbone, head and center from {trained} (teacher); fresh: optim")
+
+
+def test_the_releases_center_comes_too(trained, tmp_path):
+    stored = read_checkpoint(trained)
+    center = stored["dino_loss"]["center"] + 1
+    release = {"teacher": stored["teacher"], "student": stored["student"],
+               "dino_loss": {"center": center}}
+    torch.save(release, tmp_path / "release.pth")
+    run, _ = started(tmp_path / "release.pth")
+    torch.testing.assert_close(run.dino_loss.center, center)
+
+
+def test_init_head_false_leaves_head_and_center_fresh(trained):
+    with pytest.raises(InputError, match="--init_head false"):
+        build_student(parse_settings(flags(trained, "--out_dim", "13")))
+    run, line = started(trained, "--out_dim", "13", "--init_head", "false")
+    assert run.dino_loss.center.shape == (1, 13) and not run.dino_loss.center.any()
+    assert "backbone from" in line and "fresh: head, center," in line and line.endswith("head")
+
+
+def test_a_bare_backbone_brings_no_head_and_the_line_says_so(trained, tmp_path):
+    teacher = read_checkpoint(trained)["teacher"]
+    bare = {name[9:]: value for name, value in teacher.items() if name.startswith("backbone.")}
+    torch.save(bare, tmp_path / "bare.pth")
+    run, line = started(tmp_path / "bare.pth")
+    assert line.startswith("backbone from") and "fresh: head, center" in line
+    assert "does not say its heads: taken as 4; --num_heads" in line
+    torch.testing.assert_close(run.student.backbone.state_dict(), bare)
+
+
+def test_another_network_is_answered_with_the_flags_to_pass(trained):
+    with pytest.raises(InputError, match="holds another network: pass --arch vit_nano"):
+        build_student(parse_settings(flags(trained, "--arch", "vit_tiny")))
+
+
+def test_the_authors_weights_are_taken_by_name(trained, tmp_path, monkeypatch):
+    """A small network stands for the authors' file here."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(pretrained.hashlib, "new", lambda *_: FixedHash())
+    path = tmp_path / "hub/checkpoints/dino_deitsmall16_pretrain.pth"
+    path.parent.mkdir(parents=True)
+    teacher = read_checkpoint(trained)["teacher"]
+    torch.save({name[9:]: value for name, value in teacher.items() if "backbone." in name}, path)
+    _, line = started("dino_vits16")
+    assert line.startswith("backbone from dino_vits16") and "heads" not in line
+
+
+class FixedHash:
+    def hexdigest(self) -> str:
+        return pretrained.PRETRAINED["dino_vits16"][2]
+
+
+def test_a_name_that_is_none_is_answered_with_the_names():
+    with pytest.raises(InputError, match=r"no checkpoint at 'dino_vits61'.*dino_vits16"):
+        build_student(parse_settings(flags("dino_vits61")))
+
+
+def test_without_a_network_the_hint_names_the_flag_of_the_command(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+    def offline(*_):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(InputError, match="pass it as --init_from"):
+        build_student(parse_settings(flags("dino_vits16")))
+
+
+def test_the_student_alone_is_refused_without_a_flag_that_train_lacks(trained, tmp_path):
+    stored = read_checkpoint(trained)
+    torch.save({"student": stored["student"]}, tmp_path / "student.pth")
+    with pytest.raises(InputError, match="has no 'teacher'") as refused:
+        build_student(parse_settings(flags(tmp_path / "student.pth")))
+    assert "checkpoint_key" not in str(refused.value)
+
+
+def test_the_report_compares_with_the_weights_before_the_run(trained, photos, tmp_path, capsys):
+    output = tmp_path / "run"
+    train.main([*flags(trained, *FROZEN), "--data_path", str(photos), "--output_dir", str(output),
+                "--knn_every", "1"])
+    printed = capsys.readouterr().out
+    assert f"backbone, head and center from {trained} (teacher)" in printed
+    assert "with the same network before this run" in printed and "untrained" not in printed
+    assert "knn_untrained" in json.loads((output / "log.txt").read_text().splitlines()[0])
+
+    # a run that continues takes nothing from there any more
+    train.main([*flags(trained, *FROZEN), "--data_path", str(photos), "--output_dir", str(output)])
+    assert "head and center from" not in capsys.readouterr().out
+    shutil.rmtree(output)
