@@ -3,6 +3,7 @@ read gives its own reason.
 """
 
 import argparse
+import collections
 import json
 import pathlib
 import re
@@ -168,6 +169,19 @@ FILES = {
         "state_dict": prefixed("backbone.", mmpretrain(TEACHER.state_dict())),
         "ema_state_dict": prefixed("module.backbone.", mmpretrain(STUDENT.state_dict())),
     },
+    "stochastic averages": lambda: {
+        "model": STUDENT.state_dict(),
+        "swa_model": {"n_averaged": torch.tensor(5), **prefixed("module.", TEACHER.state_dict())},
+    },
+    "MSN": lambda: {
+        "encoder": prefixed("module.", STUDENT.state_dict()),
+        "target_encoder": prefixed("module.", TEACHER.state_dict()),
+        "prototypes": torch.zeros(3, 5),
+    },
+    "teacher in a dictionary of its own": lambda: {
+        "teacher": {"state_dict": prefixed("module.backbone.", TEACHER.state_dict())},
+        "student": {"state_dict": prefixed("module.backbone.", STUDENT.state_dict())},
+    },
     "average beside": lambda: {
         "model_state_dict": STUDENT.state_dict(), "ema": {"module": TEACHER.state_dict()}
     },
@@ -317,6 +331,7 @@ CONTENTS = {
     "text file": b'{"weight_map": {"embeddings.cls_token": "model-00001.safetensors"}}',
     "is packed": b"\x1f\x8b\x08\x00" + bytes(99),
     "HDF5": b"\x89HDF\r\n\x1a\n" + bytes(99),
+    "pickle of Python's": b"\x80\x04\x95" + bytes(99),
     "NumPy array": b"\x93NUMPY\x01\x00" + bytes(99),
     r"\(0 bytes\)": b"",
 }
@@ -340,6 +355,14 @@ def test_an_archive_is_called_by_what_is_in_it(tmp_path):
         archive.writestr("weights/model.pth", b"abc")
     with pytest.raises(InputError, match=r"an archive of weights/model\.pth: unpack it"):
         read_checkpoint(tmp_path / "file.zip")
+    np.savez(tmp_path / "file.npz", weight=np.zeros(3))
+    with pytest.raises(InputError, match="holds NumPy arrays"):
+        read_checkpoint(tmp_path / "file.npz")
+
+
+def test_an_address_is_called_so():
+    with pytest.raises(InputError, match="is an address: download"):
+        read_checkpoint("https://example.org/dino.pth")
 
 
 def test_a_folder_is_answered_with_the_weights_in_it(tmp_path):
@@ -360,6 +383,8 @@ def test_numpy_and_paths_beside_the_weights_are_read(tmp_path):
         "best": np.float32(0.5),
         "steps": np.int64(7),
         "history": np.arange(5.0),
+        "meters": collections.defaultdict(list, {"loss": [0.5]}),
+        "losses": collections.deque([1.0, 2.0], maxlen=3),
         "generator": ("MT19937", np.arange(3, dtype=np.uint32)),
     }, tmp_path / "file.pth")
     backbone, flags = load_backbone(tmp_path / "file.pth")

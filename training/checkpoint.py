@@ -8,7 +8,6 @@ import os
 import re
 import warnings
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -242,7 +241,7 @@ def load_backbone(
     arch: str = "",
     patch_size: int = 0,
     num_heads: int = 0,
-    say: Callable[[str], object] = print,
+    say=print,
 ) -> tuple[nn.Module, dict]:
     """Return a checkpoint's backbone in evaluation mode, and the flags it was made with.
 
@@ -256,8 +255,8 @@ def load_backbone(
     if not found["arch"]:
         raise InputError(f"{str(path)!r} holds no ViT or ResNet that this reads: {weights.source}")
     if found.get("in_chans", 3) != 3:
-        channels = f"images of {found['in_chans']} channels, not 3"
-        raise InputError(f"{str(path)!r} reads {channels}: use another file")
+        channels = found["in_chans"]
+        raise InputError(f"{str(path)!r} reads {channels} channels, not 3: use another file")
 
     # no shape gives the number of heads
     heads_known = "num_heads" in args or "arch" in args
@@ -267,8 +266,11 @@ def load_backbone(
     backbone.eval().requires_grad_(False)
 
     line = f"backbone from {path} ({weights.source})"
-    if weights.unread:
-        line += f"; not read: {', '.join(weights.unread)}"
+    unread = list(weights.unread)
+    if weights.head:
+        unread.append("head")
+    if unread:
+        line += f"; not read: {', '.join(unread)}"
     holds = dict(found)
     if hasattr(backbone, "blocks"):
         heads = backbone.blocks[0].attn.num_heads

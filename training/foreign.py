@@ -25,11 +25,28 @@ from runtime.commandline import InputError, brief
 from training.checkpoint import Weights, checkpoint_args, named_tensors, refuse_packed
 from training.pretrained import PRETRAINED
 
+
+def no_pairs(*_) -> dict:
+    """Stand for a dictionary with a class of its own; its pairs follow in the file."""
+    return {}
+
+
+def no_items(*_) -> list:
+    """Stand for a queue; its items follow in the file."""
+    return []
+
+
 # What full checkpoints hold beside tensors, and what is made of it: flags, NumPy's numbers, paths.
 NUMPY_SCALAR = np.float64(0).__reduce__()[0]
 NUMPY_ARRAY = np.zeros(1).__reduce__()[0]
 HARMLESS = [
     argparse.Namespace,
+    int,
+    float,
+    list,
+    dict,
+    (no_pairs, "collections.defaultdict"),
+    (no_items, "collections.deque"),
     codecs.encode,
     np.dtype,
     np.ndarray,
@@ -53,6 +70,8 @@ BEGINNINGS = [
     (rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd", "is packed: unpack it"),
     (rb"\x89HDF", "is an HDF5 file, of Keras or TensorFlow: use weights of PyTorch"),
     (rb"\x93NUMPY", "is a NumPy array: use weights of PyTorch"),
+    (rb"\x80[\x03-\x05]", "is a pickle of Python's, which may hold code and is never run: save the "
+     "state_dict() with torch.save"),
     (rb"[\s\x20-\x7e]{24}", "is a text file: download the weights themselves"),
 ]
 
@@ -65,7 +84,7 @@ SIGNS = (
     "layer1.0.conv1.weight",
     "4.0.conv1.weight",  # a ResNet as a sequence of its layers
 )
-TEACHER = {"teacher", "momentum", "target", "ema", "k", "key"}
+TEACHER = {"teacher", "momentum", "target", "ema", "swa", "averaged", "k", "key"}
 STUDENT = {"student", "online", "q", "query"}
 
 # Names behind the prefix -> ours. Those of timm are ours.
@@ -96,7 +115,7 @@ SEQUENCE = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3
 # What stands beside a backbone for its training alone, and is left out.
 TRAINING_ONLY = re.compile(
     r"(heads?|fc|classifier|pooler|(embeddings\.)?mask_token|masked_embed|decoder\w*|predictor"
-    r"|projector|projection_head|prototypes|queue\w*|(dino|ibot)_head)(\.|$)"
+    r"|projector|projection_head|prototypes|queue\w*|n_averaged|(dino|ibot)_head)(\.|$)"
 )
 
 # What a ViT has that ours has not: without it other features would come out.
@@ -120,6 +139,8 @@ def read_foreign(path: str | Path) -> object:
     """
     if os.path.isdir(path):
         raise InputError(f"{str(path)!r} is a folder: give the file in it{inside(Path(path))}")
+    if "://" in str(path):
+        raise InputError(f"{str(path)!r} is an address: download the file, and give its path")
     if not os.path.isfile(path):
         raise InputError(
             f"no checkpoint at {str(path)!r}: check the path (the authors' weights by name: "
@@ -141,7 +162,7 @@ def read_foreign(path: str | Path) -> object:
     except InputError:
         raise
     except Exception as error:  # a torn or hostile file can raise anything
-        refused = re.search(r"GLOBAL \S+|Unsupported (operand|class)[^\n]*", str(error))
+        refused = re.search(r"GLOBAL \S+|Unsupported class[^\n]*", str(error))
         if refused:
             raise InputError(
                 f"{str(path)!r} holds code or objects beside tensors ({brief(refused[0])}), which "
@@ -195,6 +216,8 @@ def refuse_other_archives(path: str | Path) -> None:
             f"{str(path)!r} is a TorchScript program, which is never run: save the weights alone "
             "where you trust it: torch.save(torch.jit.load(file).state_dict(), another)"
         )
+    if names and all(name.endswith(".npy") for name in names):
+        raise InputError(f"{str(path)!r} holds NumPy arrays: use weights of PyTorch")
     if not any(name.endswith("data.pkl") for name in names):
         raise InputError(f"{str(path)!r} is an archive of {brief(', '.join(names))}: unpack it")
 
