@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import visualize_attention
 from runtime.commandline import InputError
 from training.backbone import build_backbone
 from training.checkpoint import load_backbone, read_checkpoint
@@ -431,3 +432,16 @@ def test_other_heads_than_the_file_says_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"--num_heads 8, but .* holds 4: leave the flag out"):
         load_backbone(tmp_path / "file.pth", num_heads=8)
     load_backbone(tmp_path / "file.pth", num_heads=4)
+
+
+def test_the_attention_tool_takes_the_heads_and_refuses_less_than_none(tmp_path):
+    other = vit(3, num_heads=8)
+    torch.save(other.state_dict(), tmp_path / "file.pth")
+    parser = visualize_attention.attention_command_line("")
+    weights = ["--pretrained_weights", str(tmp_path / "file.pth"), "--device", "cpu"]
+    network, _ = visualize_attention.load_network(parser.parse_args([*weights, "--num_heads", "8"]))
+    torch.testing.assert_close(
+        network.get_last_selfattention(IMAGES), other.get_last_selfattention(IMAGES)
+    )
+    with pytest.raises(InputError, match="--num_heads -1 must be at least 0"):
+        visualize_attention.load_network(parser.parse_args([*weights, "--num_heads", "-1"]))

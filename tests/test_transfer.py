@@ -276,11 +276,11 @@ def test_the_same_seed_trains_the_same_network_whatever_the_workers(photos, tmp_
         ("--patch_size 0 --init_std 0", "give the weights"),
         (
             "--pretrained_weights x.pth --init_std 0",
-            "--patch_size, --num_heads, --init_std are for --from_scratch",
+            "--patch_size, --init_std are for --from_scratch",
         ),
         (
             "--pretrained_weights x.pth --patch_size 0",
-            "--patch_size, --num_heads, --init_std are for --from_scratch",
+            "--patch_size, --init_std are for --from_scratch",
         ),
         (
             "--from_scratch --fraction 0.5 1.5",

@@ -87,6 +87,8 @@ def weights_path(flags: Namespace) -> str | Path:
     """Return the file of --pretrained_weights or --pretrained; one of the two must be given."""
     if bool(flags.pretrained_weights) == bool(flags.pretrained):
         raise InputError("give the weights: --pretrained_weights FILE, or --pretrained NAME")
+    if flags.num_heads < 0:
+        raise InputError(f"--num_heads {flags.num_heads} must be at least 0, such as 12")
     return find_weights(flags.pretrained_weights or flags.pretrained, "--pretrained_weights")
 
 
