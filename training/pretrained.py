@@ -89,7 +89,9 @@ def weights_path(flags: Namespace) -> str | Path:
         raise InputError("give the weights: --pretrained_weights FILE, or --pretrained NAME")
     if flags.num_heads < 0:
         raise InputError(f"--num_heads {flags.num_heads} must be at least 0, such as 12")
-    return find_weights(flags.pretrained_weights or flags.pretrained, "--pretrained_weights")
+    if flags.pretrained:
+        return download_pretrained(flags.pretrained)
+    return find_weights(flags.pretrained_weights, "--pretrained_weights")
 
 
 def find_weights(name: str | Path, flag: str) -> str | Path:
