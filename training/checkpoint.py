@@ -37,6 +37,7 @@ READ_FLAGS = {
     "std": tuple,
 }
 
+
 class Weights(NamedTuple):
     """What a file holds of one network."""
 
