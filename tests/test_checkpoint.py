@@ -98,7 +98,8 @@ def test_what_does_not_fit_is_listed_and_never_ignored(network, tmp_path):
 
 def test_a_total_mismatch_is_an_error(tmp_path):
     torch.save({"layer.weight": torch.zeros(3)}, tmp_path / "other.pth")
-    with pytest.raises(InputError, match="no ViT or ResNet that this reads: its tensors are layer.weight"):
+    reason = r"no ViT or ResNet that this reads: its tensors are layer\.weight"
+    with pytest.raises(InputError, match=reason):
         load_backbone(tmp_path / "other.pth")
     with pytest.raises(InputError, match="missing 54"):
         load_backbone(tmp_path / "other.pth", arch="vit_nano", patch_size=8)
