@@ -86,7 +86,8 @@ def object_scores(
 
     mass_on_object, in 0 ... 1: on any of the objects.
     jaccard_best_head_P, in %: each object's best head, mean over the objects.
-    jaccard_head_mean_P, in %: the mask of the heads' mean. Void pixels do not count.
+    jaccard_head_mean_P, in %: the mask of the heads' mean. Void pixels, which nobody labelled
+    (VOC's borders of objects), do not count.
     """
     any_object = objects.any(dim=0, keepdim=True)
     on_objects = mass_on_object(attention.unsqueeze(0), any_object)

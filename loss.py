@@ -6,7 +6,7 @@ becomes uniform, where the loss is ln K. Sharpening, a low teacher temperature, 
 winning equally; with sharpening alone the output becomes one-hot (Sec. 5.3).
 The loss is entropy + KL (Eq. 5): KL -> 0 shows a collapse, the entropy which one (Fig. 7).
 
-Shapes: B images, V views (the first two are global), K prototypes.
+Shapes: B images, V views (the first two are global), K prototypes: the dimensions of the output.
 Row v * B + b is view v of image b.
 """
 import torch
@@ -76,7 +76,7 @@ class DINOLoss(nn.Module):
         teacher_logits: (n, K). Call it after the loss, which uses the old c.
         """
         batch_center = teacher_logits.float().mean(dim=0, keepdim=True)
-        self.center.lerp_(batch_center, 1 - self.center_momentum)  # in place: it stays a buffer
+        self.center.lerp_(batch_center, 1 - self.center_momentum)  # lerp: c + (1 - m) (mean - c)
 
 
 def split_views(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, ...]:

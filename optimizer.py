@@ -122,6 +122,6 @@ def make_optimizer(name: str, student: nn.Module) -> Optimizer:
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, fused=True)  # fused: one kernel for all tensors
     if name == "sgd":
-        # 0.0, not the default 0: a stopped run's checkpoint must find a float here
+        # 0.0, not the default 0: what a checkpoint keeps is a float, as the schedule's values are
         return torch.optim.SGD(groups, lr=0.0, momentum=0.9, weight_decay=0.0)
     return LARS(groups, lr=0.0)

@@ -21,7 +21,7 @@ def make_teacher(student: nn.Module) -> nn.Module:
     for module in teacher.modules():
         # release: drop path is the student's alone; what the teacher says is not to be random
         if isinstance(module, DropPath):
-            module.keep.fill_(1.0)
+            module.keep.fill_(1.0)  # the probability of keeping a branch
         # the kinds that torchvision's convnets have
         if isinstance(module, (nn.Dropout, StochasticDepth)):
             module.p = 0.0

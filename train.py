@@ -43,18 +43,18 @@ class Schedules(NamedTuple):
     last_layer_frozen: bool = False
 
 
-def schedules(settings: Settings, step: int, steps: int, images_per_step: int) -> Schedules:
-    """Return the values of a step, counted from the start of the run; steps: those of one epoch."""
-    total = settings.epochs * steps
-    warmup = settings.warmup_epochs * steps
-    temp_warmup = settings.warmup_teacher_temp_epochs * steps
+def schedules(settings: Settings, step: int, epoch_steps: int, images_per_step: int) -> Schedules:
+    """Return the values of a step, counted from the start of the run."""
+    total = settings.epochs * epoch_steps
+    warmup = settings.warmup_epochs * epoch_steps
+    temp_warmup = settings.warmup_teacher_temp_epochs * epoch_steps
     peak_lr = settings.lr * images_per_step / 256  # the linear scaling rule
     return Schedules(
         lr=cosine(step, total, peak_lr, settings.min_lr, warmup),
         weight_decay=cosine(step, total, settings.weight_decay, settings.weight_decay_end),
         teacher_momentum=cosine(step, total, settings.momentum_teacher, 1.0),
         teacher_temp=linear(step, temp_warmup, settings.warmup_teacher_temp, settings.teacher_temp),
-        last_layer_frozen=step < settings.freeze_last_layer * steps,
+        last_layer_frozen=step < settings.freeze_last_layer * epoch_steps,
     )
 
 
@@ -90,7 +90,7 @@ def train_step(
                 teacher_logits = teacher(crops[:2])  # the teacher sees the two global views
             student_logits = student(crops)  # the student sees all of them
         loss = dino_loss(student_logits, teacher_logits, now.teacher_temp)  # Eq. 1 to 3
-        (loss / len(micro_batches)).backward()
+        (loss / len(micro_batches)).backward()  # with several processes: averages over them
         metrics.append(torch.stack([loss.detach(), dino_loss.teacher_entropy, dino_loss.kl]))
         teacher_means.append(teacher_logits.float().mean(dim=0))
 
@@ -109,13 +109,13 @@ def networks_for_knn(run: RunState, settings: Settings) -> dict[str, nn.Module]:
     every = settings.knn_every
     if not every or (run.epoch % every and run.epoch != settings.epochs):
         return {}
+    if run.images:  # resumed in mid-epoch: the networks of the log's last line are gone
+        return {}
     networks = {"knn_teacher": run.teacher.backbone, "knn_student": run.student.backbone}
     if run.epoch == 0:  # the baselines: the teacher has not moved yet
         networks = {"knn_untrained": run.teacher.backbone, "knn_pixels": Pixels()}
-    # logged already; or resumed in mid-epoch, when the last line's networks are gone
-    if run.images or networks.keys() <= run.history[-1].keys():
-        return {}
-    return networks
+    logged = networks.keys() <= run.history[-1].keys()
+    return {} if logged else networks
 
 
 def evaluate(
@@ -147,7 +147,7 @@ def train(
     """Train to the last epoch, from the checkpoint in the output folder if there is one.
 
     signals: receives the numbers of the signals that ask to stop.
-    The other arguments replace parts of DINO: start_run(settings, world) makes networks, loss and
+    The other arguments are for ablations/: start_run(settings, world) makes networks, loss and
     optimizer; make_follow(run, steps, done) what updates the teacher; before_save(run, world)
     comes before each checkpoint.
     """
@@ -156,11 +156,12 @@ def train(
 
     # 1. Images: their crops, and a train and a test part for k-NN
     images, val_images = read_images(settings, world)
+    # batches: which images a step takes; the loader follows it, and the loop sets its epoch
     loader, batches = make_loader(images, settings, world)
     split = knn_split(images, val_images, settings.knn_images)  # None without labels
     view = EvaluationView(settings.eval_size, settings.eval_crop, settings.mean, settings.std)
 
-    # 2. Student, teacher, loss, optimizer
+    # 2. Student (ViT and head), teacher (its copy), loss, optimizer: see run_state.start_run
     with world.main_first(bool(settings.init_from)):  # which may be downloaded
         run = start_run(settings, world)
 
@@ -176,7 +177,7 @@ def train(
     if make_follow:
         follow = make_follow(run, batches.steps, run.images // batches.images_per_step)
 
-    # 4. Compile what is slow, and average the gradients over the processes
+    # 4. Compile what is slow, in place; DDP, which averages the gradients over the processes
     hot_path = [run.student.backbone, run.teacher.backbone]
     if run.dino_loss.compiles:
         hot_path.append(run.dino_loss)
@@ -207,7 +208,7 @@ def train(
         total=settings.epochs * per_epoch, initial=done, unit="img", disable=not world.is_main
     ) as bar:
         while run.epoch < settings.epochs:
-            # the epoch's crops, from where a stopped run left off (first_step)
+            # the epoch's crops, from where a stopped run left off
             batches.epoch = run.epoch
             batches.first_step = run.images // batches.images_per_step
             crops = iter(loader)
@@ -268,6 +269,7 @@ def train(
 
     # 7. Figures, and a paragraph that says how it went
     if world.is_main:
+        # from the same seed: the weights of the first step
         untrained = start_run(settings, world).student.backbone
         print(report.finish(output, run, untrained, val_images or images, settings, world))
 

@@ -24,16 +24,16 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
-        """Map (B, T, D) to (B, T, D); with `queries`, to the outputs of so many first tokens."""
+        """Map (B, T, D) to (B, T, D); queries: to the first so many tokens' outputs alone."""
         q, k, v = self.queries_keys_values(x)
         q = q[:, :, :queries]  # queries do not affect one another: each looks at all tokens
         x = F.scaled_dot_product_attention(q, k, v)  # softmax(q k^T / sqrt(d)) v
-        return self.proj(rearrange(x, "B h N d -> B N (h d)"))
+        return self.proj(rearrange(x, "B h T d -> B T (h d)"))
 
     def queries_keys_values(self, x: Tensor) -> Tensor:
         """Map (B, T, D) to (3, B, h, T, d)."""
         qkv = self.qkv(x)
-        return rearrange(qkv, "B N (three h d) -> three B h N d", three=3, h=self.num_heads)
+        return rearrange(qkv, "B T (three h d) -> three B h T d", three=3, h=self.num_heads)
 
     def probs(self, x: Tensor, queries: int | None = None) -> Tensor:
         """Return the attention itself: (B, T, D) -> (B, h, T or queries, T), rows sum to 1.
@@ -211,7 +211,7 @@ class VisionTransformer(nn.Module):
             return self.pos_embed
         cls = self.pos_embed[:, :1]
         learnt = rearrange(self.pos_embed[:, 1:], "1 (r c) D -> 1 D r c", r=self.grid)
-        # paper: bicubic; release: + 0.1 in the scale, which moves the sampling points slightly
+        # paper: bicubic; release: + 0.1, lest rounding lose a row; it moves the points slightly
         scale = ((rows + 0.1) / self.grid, (cols + 0.1) / self.grid)
         resized = F.interpolate(learnt, scale_factor=scale, mode="bicubic")
         return torch.cat([cls, rearrange(resized, "1 D r c -> 1 (r c) D")], dim=1)
