@@ -79,7 +79,7 @@ ATTENTION = {
             "(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-2) @ v",
         )
     ],
-    "the heads' outputs interleaved": [("B N (h d)", "B N (d h)")],
+    "the heads' outputs interleaved": [("B T (h d)", "B T (d h)")],
     "the last layer forgotten": [("self.proj(rearrange(", "torch.Tensor.contiguous(rearrange(")],
     "fewer keys than tokens": [
         ("q = q[:, :, :queries]", "q, k, v = (t[:, :, :queries] for t in (q, k, v))")
