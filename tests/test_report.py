@@ -51,7 +51,10 @@ def a_run(entropy: float, kl: float) -> tuple[RunState, Settings]:
 
 
 def finish(tmp_path: Path, entropy: float, kl: float) -> str:
-    run, settings = a_run(entropy, kl)
+    return paragraph(tmp_path, *a_run(entropy, kl))
+
+
+def paragraph(tmp_path: Path, run: RunState, settings: Settings) -> str:
     drawn = make_creatures(3)
     images = Images(drawn.images, drawn.labels, CLASSES, drawn.masks)
     untrained = build_backbone("vit_nano", 8, 48)
@@ -83,6 +86,104 @@ def test_a_collapse_is_the_verdict_and_a_loud_line(tmp_path, entropy, said):
     assert f"COLLAPSE, {said}" in finish(tmp_path, entropy=entropy, kl=0.001)
     run, _ = a_run(entropy, 0.001)
     assert f"\nCOLLAPSE, {said}" in report.line(run.history[-1], epochs=3, out_dim=64)
+
+
+HEALTHY, UNIFORM, ONE_HOT = (2.0, 0.5), (0.999 * math.log(64), 0.001), (0.001, 0.001)
+# measured in one epoch of the demo with --teacher student and no batch normalisation in the head:
+# the teacher leaves a collapse and falls into it again, three times; K = 256
+SWINGS = [
+    (3.13, 1.96), (3.43, 1.60), (2.90, 1.60), (0.57, 1.74), (0.07, 0.60), (0.12, 0.16),
+    (0.69, 0.08), (3.46, 2.00), (1.12, 2.95), (0.00, 1.19), (0.00, 0.20), (0.02, 0.07),
+    (0.52, 0.05), (4.04, 1.87), (3.85, 1.85), (0.37, 1.97), (0.00, 0.31), (0.00, 0.07),
+    (0.15, 0.02), (2.47, 0.85),
+]  # fmt: skip
+
+
+def record_of(parts: list[tuple[float, float]]) -> dict:
+    """An epoch whose parts have these entropies and KLs."""
+    entropies, kls = map(list, zip(*parts))
+    return {
+        "train_entropy": sum(entropies) / len(parts),
+        "train_kl": sum(kls) / len(parts),
+        "entropy_curve": entropies,
+        "kl_curve": kls,
+    }
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        (20 * [HEALTHY], ""),
+        (20 * [UNIFORM], "COLLAPSE, uniform: "),
+        (20 * [ONE_HOT], "COLLAPSE, one-hot: "),
+        (12 * [HEALTHY] + 8 * [UNIFORM], "COLLAPSE, uniform: "),  # falls into it, and stays
+        (19 * [HEALTHY] + [ONE_HOT], "COLLAPSE, one-hot: "),
+        (5 * [ONE_HOT] + 15 * [HEALTHY], ""),  # recovers, as a run with a slow center does
+        (5 * [UNIFORM] + 15 * [HEALTHY], ""),
+        (10 * [UNIFORM] + 10 * [ONE_HOT], "COLLAPSE, swinging: "),
+        (5 * [UNIFORM, HEALTHY, ONE_HOT, HEALTHY], "COLLAPSE, swinging: "),
+        (3 * [HEALTHY] + 4 * [ONE_HOT] + 13 * [HEALTHY], "COLLAPSE, swinging: "),
+        ([ONE_HOT, HEALTHY, ONE_HOT], "COLLAPSE, swinging: "),
+    ],
+)
+def test_the_verdict_is_on_an_epochs_course_and_not_on_its_mean(parts, said):
+    verdict = report.collapse(record_of(parts), 64)
+    assert verdict.startswith(said) and bool(verdict) == bool(said)
+
+
+def test_a_teacher_that_swings_as_measured_is_not_called_healthy(tmp_path):
+    record = record_of(SWINGS)
+    assert 1 < record["train_entropy"] < 5 and 1 < record["train_kl"], "the means look healthy"
+    verdict = report.collapse(record, 256)
+    assert verdict.startswith(
+        "COLLAPSE, swinging: of the epoch's 20 parts 4 are one-hot and 0 uniform, with others "
+        "between, and the entropy goes from 0.000 to 4.040, where ln K = 5.545"
+    )
+    run, settings = a_run(2.0, 0.5)
+    settings.out_dim = 256
+    run.history[-1] |= record
+    text = paragraph(tmp_path, run, settings)
+    assert verdict in text and "No collapse" not in text
+
+
+def test_a_uniform_teacher_is_described_and_nothing_is_said_of_what_is_learnt(tmp_path):
+    text = finish(tmp_path, *UNIFORM)
+    assert "the teacher's targets are as good as uniform, with an entropy of 4.155" in text
+    assert "71.5 % with the teacher" in text and "nothing is learnt" not in text
+
+
+@pytest.mark.parametrize(
+    ("teacher", "before", "pixels", "said"),
+    [
+        (71.5, 21.5, 50.0, False),
+        (25.0, 24.0, 20.0, False),  # a gain of one point is a gain
+        (24.0, 24.0, 20.0, True),
+        (45.0, 24.0, 46.0, True),  # pixels do as well
+        (46.0, 47.0, 20.0, True),
+        (100.0, 97.0, 90.0, False),
+        (100.0, 100.0, 100.0, False),
+        (99.0, 100.0, 20.0, True),
+    ],
+)
+def test_a_longer_run_is_advised_where_training_has_raised_nothing(
+    teacher, before, pixels, said, tmp_path
+):
+    run, settings = a_run(2.0, 0.5)
+    run.history[0] |= {"knn_untrained": before, "knn_pixels": pixels}
+    run.history[-1] |= {"knn_teacher": teacher}
+    text = paragraph(tmp_path, run, settings)
+    assert ("The training has not raised it above both" in text) == said
+    assert "That is little" not in text
+
+
+def test_a_loss_without_entropy_has_neither_nats_nor_a_verdict(tmp_path):
+    run, settings = a_run(2.0, 0.5)
+    for key in ("train_entropy", "train_kl", "knn_teacher", "knn_student"):
+        del run.history[-1][key]
+    text = paragraph(tmp_path, run, settings)
+    assert "After epoch 1 the loss is 2.500.\n" in text
+    for word in ("nats", "ln K", "k-NN", "ollapse", "COLLAPSE", "longer run"):
+        assert word not in text
 
 
 def test_the_same_attention_scores_alike_trained_and_untrained(tmp_path):

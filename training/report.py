@@ -18,7 +18,7 @@ from features import EvaluationView
 from runtime.commandline import InputError, write_whole
 from runtime.hardware import World
 from settings import Settings
-from training.run_state import FIX, RunState, first_bad
+from training.run_state import FIX, RunState
 
 
 def epoch_record(run: RunState, now) -> dict:
@@ -72,6 +72,8 @@ def require_finite(
     elif step < last_step:
         bad = "not known, since later steps took its place (--log_every 1 finds it)"
     else:
+        from training.not_finite import first_bad_tensor  # here: a sound run needs it never
+
         bad = first_bad_tensor(own[first].tolist(), micro_batches, student)
 
     loss, norm = metrics[first, 0].item(), metrics[first, 3].item()
@@ -79,29 +81,6 @@ def require_finite(
     if not math.isfinite(loss):
         what = f"the loss is {loss}"
     raise InputError(f"{what} at epoch {epoch}, step {step}, first bad: {bad}: {FIX}")
-
-
-def first_bad_tensor(
-    values: list[float], micro_batches: list[list[Tensor]], student: nn.Module
-) -> str:
-    """Return what is not finite first, in a step's order: crops, logits, gradients."""
-    loss, entropy, kl, _ = values
-    for crops in micro_batches:
-        for view, crop in enumerate(crops, start=1):
-            if not crop.isfinite().all():
-                return f"view {view} of the batch"
-    if not math.isfinite(entropy):
-        return "the teacher's logits"
-    if not math.isfinite(kl):
-        return "the student's logits"
-    if not math.isfinite(loss):
-        return "the logits"
-    gradients = []
-    for name, param in student.named_parameters():
-        if param.grad is not None:
-            gradients.append((name, param.grad))
-    name = first_bad(gradients) or "a frozen layer, or one whose square is too large"
-    return f"the gradient of {name}"
 
 
 def line(record: dict, epochs: int, out_dim: int) -> str:
@@ -120,31 +99,36 @@ def line(record: dict, epochs: int, out_dim: int) -> str:
 
 
 def collapse(record: dict, out_dim: int) -> str:
-    """Return a loud line if the teacher gives all images the same output, else "" (Fig. 7).
+    """Return a loud line if the teacher collapsed in this epoch, else "" (Fig. 7).
+
+    It is judged by the epoch's parts, since a mean hides a swing.
+    """
+    if "train_kl" not in record:
+        return ""
+    entropies = record.get("entropy_curve", [record["train_entropy"]])
+    kls = record.get("kl_curve", [record["train_kl"]])
+    log_k = math.log(out_dim)
+    kinds = [kind_of_collapse(*part, log_k) for part in zip(entropies, kls, strict=True)]
+    if not any(kinds):
+        return ""
+    from training.collapse import verdict  # here: few runs need its words
+
+    return verdict(kinds, entropies, kls, log_k)
+
+
+def kind_of_collapse(entropy: float, kl: float, log_k: float) -> str:
+    """Return uniform, one-hot or "".
 
     The KL is near 0 in both collapses (Sec. 5.3). The entropy is near ln K for the uniform one,
     as without sharpening, and near 0 for the one-hot one, as without centering.
     """
-    if "train_kl" not in record:
-        return ""
-    entropy, kl = record["train_entropy"], record["train_kl"]
-    log_k = math.log(out_dim)
-
     uniform = 0.99 * log_k
     if kl < 0.01 * log_k:
         uniform = 0.95 * log_k
     if entropy > uniform:
-        return (
-            f"COLLAPSE, uniform: entropy {entropy:.3f}, as good as ln K = {log_k:.3f}, and KL "
-            f"{kl:.3f}: nothing is learnt: try a lower --teacher_temp and --warmup_teacher_temp, "
-            "a lower --lr, a longer --freeze_last_layer"
-        )
+        return "uniform"
     if entropy < 0.03 * log_k and kl < 0.03 * log_k:
-        return (
-            f"COLLAPSE, one-hot: entropy near 0 ({entropy:.3f}) and KL too ({kl:.3f}), so every "
-            "image seems to get the same prototype: try --center_momentum 0.9, a higher "
-            "--teacher_temp, a lower --lr"
-        )
+        return "one-hot"
     return ""
 
 
@@ -273,16 +257,19 @@ def finish(
             f"k-NN top-1: {teacher:.1f} % with the teacher's features, {before:.1f} % with the "
             f"same network {start_of(settings)}, {pixels:.1f} % with raw pixels."
         )
-        if teacher < max(before + 5, pixels):
-            text.append("That is little: try a longer run, or --help's advice for small data.")
+        if teacher <= max(before, pixels) and teacher < 100:
+            text.append(
+                "The training has not raised it above both: try a longer run, or --help's advice "
+                "for small data."
+            )
 
     trained = run.teacher.backbone.eval()
     if hasattr(trained, "get_last_selfattention"):
         text += attention_report(output, trained, untrained.eval(), images, settings, world)
     if "train_kl" in last:
         healthy = (
-            f"No collapse in the last epoch: its entropy, {last['train_entropy']:.3f}, lies "
-            f"between 0 and ln K, and its KL is {last['train_kl']:.3f}."
+            "No collapse at the end of the last epoch; in its mean the entropy is "
+            f"{last['train_entropy']:.3f} and the KL {last['train_kl']:.3f}."
         )
         text.append(collapse(last, settings.out_dim) or healthy)
     text.append(f"Everything is in {output}.")
