@@ -164,6 +164,12 @@ def train(
     # 2. Student (ViT and head), teacher (its copy), loss, optimizer: see run_state.start_run
     with world.main_first(bool(settings.init_from)):  # which may be downloaded
         run = start_run(settings, world)
+    run.images_per_step = batches.images_per_step
+    step_of = train_step
+    if world.dtype == torch.float16:
+        from training.half import scaled_step  # here: old GPUs alone need it
+
+        step_of = scaled_step(train_step, run, world)
 
     # 3. Continue where a run was stopped, or start from other weights
     checkpoint = output / "checkpoint.pth"
@@ -226,7 +232,7 @@ def train(
                 set_schedules(run.optimizer, now)
                 # a step's own seed: a resumed run drops the same paths as an uninterrupted one
                 torch.manual_seed(seed_of(settings.seed, global_step, world.rank))
-                recent[unread] = train_step(
+                recent[unread] = step_of(
                     student, run.teacher, run.dino_loss, run.optimizer,
                     micro_batches, now, settings, world, follow,
                 )

@@ -151,7 +151,7 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """Return the type that auto, fp32 or bf16 means; auto: bf16 where the hardware has it."""
+    """Return the type that a --precision means; auto: bf16 where the hardware has it."""
     if wanted == "auto":
         has_bf16 = False
         if device.type == "cuda":
@@ -159,7 +159,7 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
         elif device.type == "cpu":
             has_bf16 = torch.cpu.get_capabilities().get("avx512_bf16", False)
         wanted = "bf16" if has_bf16 else "fp32"
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[wanted]
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted]
 
 
 @contextmanager

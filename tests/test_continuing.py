@@ -3,6 +3,8 @@ does. With other settings it goes on too, and a line says what changed.
 """
 
 import signal
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_runs import STATE, TINY, equal
+from test_runs import REPO, STATE, TINY, equal
 
 import train
 from ablations import train as ablations_train
@@ -46,12 +48,16 @@ def quick(monkeypatch) -> None:
     monkeypatch.setattr(half, "GradScaler", partial(torch.amp.GradScaler, init_scale=64.0))
 
 
-def run(images: Path, output: Path, flags: str, epochs: int = 2) -> dict:
-    """Train in this process by the command that has the flags, and return the checkpoint."""
-    command = [*TINY, "--saveckp_freq", "0", "--knn_every", "0", "--epochs", str(epochs)]
-    command += ["--local_crops_number", "1"]
-    command += ["--data_path", str(images), "--output_dir", str(output), *flags.split()]
-    ablations_train.main(command)
+def command(images: Path, output: Path, flags: str) -> list[str]:
+    """Return the arguments of a training of two epochs; flags change them."""
+    shared = "--saveckp_freq 0 --knn_every 0 --epochs 2 --local_crops_number 1".split()
+    places = ["--data_path", str(images), "--output_dir", str(output)]
+    return [*TINY, *shared, *places, *flags.split()]
+
+
+def run(images: Path, output: Path, flags: str) -> dict:
+    """Train in this process, and return the checkpoint."""
+    ablations_train.main(command(images, output, flags))
     return torch.load(output / "checkpoint.pth", weights_only=True)
 
 
@@ -162,3 +168,22 @@ def test_a_run_in_fp16_keeps_the_scale_of_its_loss(few_images, tmp_path, monkeyp
     torch.save(stopped, tmp_path / "checkpoint.pth")
     continued = run(few_images, tmp_path, "--precision fp16")
     assert continued["scaler"]["scale"] == 32.0, "the scale must come from the checkpoint"
+
+
+@pytest.mark.slow
+def test_continued_by_two_processes_it_ends_and_says_that_the_learning_rate_doubles(
+    few_images, tmp_path, monkeypatch
+):
+    monkeypatch.undo()  # the other processes have the whole network
+    stop_in(STEPS + 1, monkeypatch, few_images, tmp_path / "run")
+    script = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    script += ["-m", "ablations.train"]
+    flags = command(few_images, tmp_path / "run", "")
+    told = subprocess.run([*script, *flags], cwd=REPO, capture_output=True, text=True, timeout=300)
+    assert told.returncode == 0, told.stderr
+    assert "2 x cpu" in told.stdout and (
+        "a step has 8 images, before 4, and the learning rate scales with them: 2 times"
+        in told.stdout
+    )
+    checkpoint = torch.load(tmp_path / "run" / "checkpoint.pth", weights_only=True)
+    assert checkpoint["epoch"] == 2

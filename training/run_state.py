@@ -8,10 +8,12 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from head import DINOHead
 from loss import DINOLoss
@@ -46,6 +48,8 @@ class RunState:
     seconds: float = 0.0  # spent on its steps
     # the lines of log.txt: the baselines, then one for each completed epoch
     history: list[dict] = field(default_factory=lambda: [{"epoch": -1}])
+    images_per_step: int = 0  # of all processes
+    scaler: GradScaler = field(default_factory=partial(GradScaler, enabled=False))  # on in fp16
 
 
 def make_head(settings: Settings, embed_dim: int) -> nn.Module:
@@ -224,6 +228,8 @@ def load_run(path: Path, run: RunState, settings: Settings) -> str:
         run.metrics = checkpoint["metrics"].view(-1, 3)
         run.seconds = float(checkpoint["seconds"])
         run.history = list(checkpoint["history"])
+        if checkpoint.get("scaler"):  # of a run in fp16
+            run.scaler.load_state_dict(checkpoint["scaler"])
         if len(run.history) != run.epoch + 1:  # one line for each epoch, and the baselines'
             raise ValueError
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
@@ -239,13 +245,18 @@ def load_run(path: Path, run: RunState, settings: Settings) -> str:
         place = f"in epoch {run.epoch + 1}, after {run.images} of its images"
     line = f"continuing {path} {place}"
     if changed:
-        values = ", ".join(f"{name} {written(value)}" for name, value in changed.items())
-        line += f"; settings changed since: {values}"
+        line += f"; settings changed since: {', '.join(changed.values())}"
+    before = checkpoint.get("images_per_step") or run.images_per_step  # older files lack it
+    if before != run.images_per_step:
+        line += (
+            f"; a step has {run.images_per_step} images, before {before}, and the learning rate "
+            f"scales with them: {run.images_per_step / before:.3g} times what it was"
+        )
     return line
 
 
-def changed_settings(old: dict, settings: Settings, path: Path) -> dict:
-    """Return the settings that differ from the file's flags, without those marked quiet.
+def changed_settings(old: dict, settings: Settings, path: Path) -> dict[str, str]:
+    """Return a line for each setting that differs from the file's flags, but for the quiet ones.
 
     Raises InputError for one that is marked fixed, and for the run of another method.
     """
@@ -258,8 +269,9 @@ def changed_settings(old: dict, settings: Settings, path: Path) -> dict:
     defaults = dataclasses.asdict(type(settings)())  # older files lack the newer settings
     quiet = marked(type(settings), "quiet")
     for name, value in new.items():
-        if old.get(name, defaults[name]) != value and name not in quiet:
-            changed[name] = value
+        was = old.get(name, defaults[name])
+        if was != value and name not in quiet:
+            changed[name] = f"{name} {written(value)} (before: {written(was)})"
 
     for name in marked(type(settings), "fixed"):
         if name in changed:
