@@ -224,8 +224,8 @@ class Settings:
     )
     precision: str = setting(
         "auto",
-        "auto, fp32 or bf16; auto: bf16 where the hardware multiplies it",
-        choices=("auto", "fp32", "bf16"),
+        "auto, fp32, bf16 or fp16 (V100, T4); auto: bf16 where the hardware multiplies it",
+        choices=("auto", "fp32", "bf16", "fp16"),
     )
     compile: str = setting(
         "auto",
@@ -383,6 +383,9 @@ def parse_settings(argv: list[str] | None = None, kind: type[Settings] = Setting
     for name, value in given.items():
         if isinstance(value, list):
             given[name] = tuple(value)
+    given.pop("local_rank", None)  # the environment says it
+    if "arch" in given:
+        given["arch"] = given["arch"].replace("deit_", "vit_")  # the release's older names
 
     preset = given.get("preset")
     if not preset:
@@ -427,6 +430,8 @@ def check(settings: Settings) -> None:
     if settings.arch not in VITS:
         if settings.num_heads:
             refuse(settings, "num_heads", "is for ViTs: leave it out")
+        if settings.batch_size_per_gpu < 2:
+            refuse(settings, "batch_size_per_gpu", "leaves batch normalisation one value: take 2")
         return
     patch = settings.patch_size
     for name in ("global_crops_size", "local_crops_size", "eval_size"):
