@@ -69,7 +69,7 @@ def attention_command_line(description: str | None) -> CommandLine:
     parser = CommandLine(description)
     add = parser.add_argument
     add_weights_flags(parser)
-    add("--image_size", type=int,
+    add("--image_size", type=int, nargs="+",
         help="pixels of the short side; default: twice the checkpoint's --eval_size, or 480")
     add("--threshold", type=float,
         help="also draw masks that keep this fraction of the attention, 0 ... 1; the paper: 0.6")
@@ -83,13 +83,21 @@ def load_network(flags: Namespace) -> tuple[nn.Module, dict]:
 
     Check the flags, and fill in --image_size where it is not given.
     """
+    if flags.image_size is not None:
+        flags.image_size, *more = flags.image_size
+        if more:  # release: height and width
+            raise InputError(
+                "--image_size takes one number, the short side: the image keeps its shape"
+            )
     if flags.image_size is not None and flags.image_size < 1:
         raise InputError(f"--image_size {flags.image_size} must be at least 1, such as 480")
     if flags.threshold is not None and not 0 < flags.threshold <= 1:
         raise InputError(f"--threshold {flags.threshold} must be above 0 and at most 1: try 0.6")
     device = hardware.choose_device(flags.device)
     path = weights_path(flags)
-    backbone, args = load_backbone(path, flags.checkpoint_key, num_heads=flags.num_heads)
+    backbone, args = load_backbone(
+        path, flags.checkpoint_key, flags.arch, flags.patch_size, flags.num_heads
+    )
     if not hasattr(backbone, "get_last_selfattention"):
         raise InputError(f"{args['arch']} has no attention to draw: take a ViT's weights")
     if flags.image_size is None:

@@ -147,7 +147,8 @@ def draw_film(flags: Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = attention_command_line(__doc__)
     add = parser.add_argument
-    add("--video", required=True, metavar="FRAMES/|FILE", help="the film, as described above")
+    add("--video", "--input_path", required=True, metavar="FRAMES/|FILE",
+        help="the film, as described above")
     add("--fps", type=int, default=10, help="the animation's frames a second [10]")
     flags = parser.parse_args(argv)
     with errors_in_one_line():

@@ -310,9 +310,9 @@ def measure_copy_detection(flags: Namespace, world: World) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = evaluation.command_line(__doc__)
     add = parser.add_argument
-    add("--distractors", default="", metavar="FOLDER",
+    add("--distractors", "--distractors_path", default="", metavar="FOLDER",
         help="images that are searched beside the originals")
-    add("--whiten", default="", metavar="FOLDER",
+    add("--whiten", "--whitening_path", default="", metavar="FOLDER",
         help="other images, to learn the whitening on; more than 2 D")
     flags = parser.parse_args(argv)
     with evaluation.start(flags) as world:

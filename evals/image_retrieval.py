@@ -311,9 +311,17 @@ def measure_retrieval(flags: Namespace, world: World) -> None:
     else:
         network, scales = MultiScale(backbone, args["patch_size"], (1,)), "one scale"
     truths = []
+    wanted = "*"
+    if flags.dataset in ("roxford5k", "rparis6k"):  # release: one of both, in a folder of its name
+        wanted, flags.dataset = flags.dataset, ""
     if flags.data_path and not flags.dataset:
         folder = Path(flags.data_path)
-        truths = sorted([*folder.glob("gnd_*.pkl"), *folder.glob("*/gnd_*.pkl")])
+        truths = sorted([*folder.glob(f"gnd_{wanted}.pkl"), *folder.glob(f"*/gnd_{wanted}.pkl")])
+    if wanted != "*" and not truths:
+        raise InputError(
+            f"--data_path {flags.data_path!r} holds no gnd_{wanted}.pkl: leave --dataset out, or "
+            "give the folder of the benchmark"
+        )
     if truths:
         measured, data = measure_revisited(network, args, truths, flags, world)
     else:

@@ -92,8 +92,6 @@ EMBEDDED = {  # two minutes on two cores
     "train_size": 48,
 }
 REGULARISED = {"weight_decay": 0.05, "smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0, "erasing": 0.25}
-# flags of a network from scratch, beside --arch; with weights the file says them
-FRESH = ("patch_size", "init_std")
 # flags that may change when a stopped training continues; those of other fractions among them
 QUIET = ("output_dir", "results", "fraction", "device", "precision", "num_workers", "download")
 
@@ -181,10 +179,11 @@ def network_flags(flags: Namespace, start: tuple[nn.Module, dict] | None) -> dic
     if start:
         _, args = start
     else:
-        names = ("arch", "eval_size", "num_heads", *FRESH)
+        names = ("arch", "patch_size", "eval_size", "num_heads", "init_std")
         args = {name: getattr(flags, name) for name in names if getattr(flags, name)}
     about = {}
-    for name in ("arch", "eval_size", "eval_crop", "mean", "std", "num_heads", *FRESH):
+    sizes = ("arch", "patch_size", "num_heads", "init_std")
+    for name in (*sizes, "eval_size", "eval_crop", "mean", "std"):
         about[name] = args.get(name, getattr(fresh, name))
     if about["arch"] not in VITS:
         about["patch_size"] = 1  # a convnet takes any size
@@ -359,17 +358,18 @@ def check(flags: Namespace) -> None:
     require("smoothing", 0 <= flags.smoothing < 1, "at least 0 and below 1, such as 0.1")
     require("erasing", 0 <= flags.erasing <= 1, "at least 0 and at most 1, such as 0.25")
     require("batch_size", flags.batch_size >= 2, "at least 2: mixup mixes two images")
-    for flag in ("train_size", "weight_decay", "mixup", "cutmix", "num_heads", *FRESH):
+    sizes = ("train_size", "patch_size", "num_heads", "init_std")
+    for flag in (*sizes, "weight_decay", "mixup", "cutmix"):
         require(flag, getattr(flags, flag) >= 0, "at least 0")
+    if flags.precision == "fp16":
+        raise InputError("--precision fp16 needs a scaled loss, which train.py has: take bf16")
     if flags.from_scratch and (flags.pretrained_weights or flags.pretrained):
         raise InputError(
             "--from_scratch takes no weights: leave it out, or --pretrained_weights and "
             "--pretrained"
         )
-    if not flags.from_scratch and any(getattr(flags, name) for name in FRESH):
-        raise InputError(
-            f"--{', --'.join(FRESH)} are for --from_scratch: leave them out with weights"
-        )
+    if flags.init_std and not flags.from_scratch:
+        raise InputError("--init_std is for --from_scratch: leave it out with weights")
 
 
 def checkpoint_path(flags: Namespace, fraction: float) -> Path:
@@ -437,9 +437,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--from_scratch", action="store_true", help="fresh weights: the supervised baseline")
     add("--fraction", type=float, nargs="+", default=[1.0],
         help="fractions of each class's labels, a training each [1]")
-    for name in FRESH:
-        kind = type(getattr(Settings, name))
-        add(f"--{name}", type=kind, default=0, help="as in train.py, for --from_scratch")
+    add("--init_std", type=float, default=0.0, help="as in train.py, for --from_scratch")
     for name, value in DEIT.items():
         add(f"--{name}", type=type(value), help=f"[{value}; embedded images: {EMBEDDED[name]}]")
     for name, value in REGULARISED.items():

@@ -33,6 +33,9 @@ class CommandLine(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         self.register("type", int, whole_number)
+        # torch.distributed.launch passes it; LOCAL_RANK in the environment says the same
+        hidden = argparse.SUPPRESS
+        self.add_argument("--local_rank", "--local-rank", default=hidden, help=hidden)
 
     def error(self, message: str) -> None:
         from runtime.suggestions import suggestions  # here: most command lines have no error

@@ -3,8 +3,6 @@
 Read only after a command line has failed. All other flags of the release are taken as they are.
 """
 
-import re
-
 ANSWERS = {
     # main_dino.py
     "use_fp16": "--precision chooses: bf16, fp16 (with its scaling of the loss), fp32 or auto",
@@ -26,19 +24,7 @@ ANSWERS = {
     "bs": "frames are read one by one: leave it out",
     # video_generation.py
     "video_only": "--video takes a folder of frames: python -m evals.attention_film",
-    "video_format": "the film is a GIF: leave it out",
+    "video_format": "the film is an MP4, or without ffmpeg a GIF: leave it out",
     "output_path": "--output_dir",
     "resize": "--image_size",
 }
-
-
-def answers(message: str) -> str:
-    """Return words for each flag of the release that argparse's message calls unknown, or ""."""
-    if "unrecognized" not in message:
-        return ""
-    text = ""
-    for flag in re.findall(r"--([\w-]+)", message):
-        answer = ANSWERS.get(flag.replace("-", "_"))
-        if answer:
-            text += f"; instead of the release's --{flag}: {answer}"
-    return text

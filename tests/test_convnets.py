@@ -1,5 +1,5 @@
-"""The convnets that --arch admits: they train, stop, go on, reload and evaluate, also at crops of 32
-pixels, of which their last map is one pixel. Others are refused before the first step.
+"""The convnets that --arch admits: they train, stop, go on, reload and evaluate, also at crops of
+32 pixels, of which their last map is one pixel. Others are refused before the first step.
 """
 
 import json
@@ -42,7 +42,7 @@ def test_a_convnet_trains_stops_goes_on_reloads_and_evaluates(tmp_path, monkeypa
     for name in STATE:
         assert equal(continued[name], undisturbed[name]), f"{name} differs after continuing"
 
-    backbone, args = load_backbone(path)
+    _, args = load_backbone(path)
     assert args["arch"] == "resnet18" and args["patch_size"] == 1
     flags = f"--pretrained_weights {path} --data_path {photos} --nb_knn 3 --device cpu"
     flags += f" --num_workers 0 --results {tmp_path / 'results.jsonl'}"

@@ -4,6 +4,7 @@ last layer.
 
 import copy
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -21,6 +22,8 @@ from settings import Settings, parse_settings
 from teacher import make_teacher, update_teacher
 from train import Schedules, schedules, set_schedules, train_step
 from training import report
+from training.half import scaled_step
+from training.run_state import RunState
 from vit import VisionTransformer
 
 HERE = World(0, 1, torch.device("cpu"), torch.float32)
@@ -330,6 +333,60 @@ def test_a_step_in_bf16_is_near_the_step_in_fp32():
     assert all(param.dtype == torch.float32 for param in half.student.parameters()), (
         "the weights themselves stay fp32"
     )
+
+
+def scaled_run(init_scale: float) -> tuple[SimpleNamespace, RunState, Callable]:
+    """Parts that train in fp16, from this scale of the loss on."""
+    p = parts()
+    p.optimizer = make_optimizer("sgd", p.student)
+    set_schedules(p.optimizer, VALUES)
+    run = RunState(p.student, p.teacher, p.dino_loss, p.optimizer)
+    world = World(0, 1, torch.device("cpu"), torch.float16)
+    scaled = scaled_step(train_step, run, world)
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=init_scale)
+
+    def step() -> torch.Tensor:
+        return scaled(
+            p.student,
+            p.teacher,
+            p.dino_loss,
+            p.optimizer,
+            [p.crops, p.crops],
+            VALUES,
+            Settings(clip_grad=0.3),
+            world,
+            update_teacher,
+        )
+
+    return p, run, step
+
+
+def test_a_step_in_fp16_is_near_the_step_in_fp32_whatever_the_scale_of_its_loss():
+    full = parts()
+    full.optimizer = make_optimizer("sgd", full.student)
+    before = copy.deepcopy(full.student)
+    wanted = step(full, [full.crops, full.crops], clip=0.3)
+    for scale in (1.0, 256.0, 1024.0):
+        p, run, half_step = scaled_run(scale)
+        torch.testing.assert_close(half_step()[:3], wanted[:3], atol=0.02, rtol=0.02)
+        assert run.scaler.get_scale() == scale
+        for old, a, b in zip(
+            before.parameters(), full.student.parameters(), p.student.parameters(), strict=True
+        ):
+            moved = (a - old).norm()
+            assert (a - b).norm() <= 0.1 * moved + 1e-6, (
+                f"at a scale of {scale} the weights must move as in fp32: unscale, then clip"
+            )
+
+
+def test_a_step_in_fp16_whose_gradients_overflow_leaves_the_student_and_halves_the_scale():
+    p, run, half_step = scaled_run(2.0**24)
+    before = copy.deepcopy(p.student.state_dict())
+    metrics = half_step()
+    assert metrics.isfinite().all(), "an overflow is no fault: the loss itself is finite"
+    for name, value in p.student.state_dict().items():
+        assert torch.equal(value, before[name]), f"{name} moved by a gradient that overflowed"
+    assert run.scaler.get_scale() == 2.0**23
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])

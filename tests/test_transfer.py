@@ -275,12 +275,8 @@ def test_the_same_seed_trains_the_same_network_whatever_the_workers(photos, tmp_
         ("--from_scratch --pretrained_weights x.pth", "--from_scratch takes no weights"),
         ("--patch_size 0 --init_std 0", "give the weights"),
         (
-            "--pretrained_weights x.pth --init_std 0",
-            "--patch_size, --init_std are for --from_scratch",
-        ),
-        (
-            "--pretrained_weights x.pth --patch_size 0",
-            "--patch_size, --init_std are for --from_scratch",
+            "--pretrained_weights x.pth --init_std 0.07",
+            "--init_std is for --from_scratch",
         ),
         (
             "--from_scratch --fraction 0.5 1.5",

@@ -32,7 +32,6 @@ def command_line(
     parser = CommandLine(description)
     add = parser.add_argument
     add_weights_flags(parser)
-    add("--arch", default="", help="only where the file does not say")
     add("--data_path", default="", help="laid out as described above; without it embedded images")
     if not videos:
         add("--dataset", default="", help="one of torchvision's: cifar10, flowers102 ...")
@@ -43,11 +42,12 @@ def command_line(
         add("--num_workers", type=int, default=-1,
             help="processes that decode images; -1: one a core, on a CPU one in four cores")
     if batch_size and not videos:
-        add("--batch_size", type=int, default=batch_size, help=f"images a process [{batch_size}]")
-    add("--eval_size", type=int, default=0,
+        add("--batch_size", "--batch_size_per_gpu", type=int, default=batch_size,
+            help=f"images a process [{batch_size}]")
+    add("--eval_size", "--imsize", type=int, default=0,
         help="pixels of the view; default: as described above, else the checkpoint's, or 224")
     add("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
-    add("--precision", default="fp32", choices=("auto", "fp32", "bf16"))
+    add("--precision", default="fp32", choices=("auto", "fp32", "bf16", "fp16"))
     add("--results", default="results.jsonl", metavar="FILE",
         help="gets one more JSON line [results.jsonl]")
     return parser
@@ -83,7 +83,7 @@ def load_backbone(flags: Namespace, world: World) -> tuple[nn.Module, dict]:
         path = weights_path(flags)
     say = print if world.is_main else str  # once
     backbone, args = read_backbone(
-        path, flags.checkpoint_key, flags.arch, num_heads=flags.num_heads, say=say
+        path, flags.checkpoint_key, flags.arch, flags.patch_size, flags.num_heads, say=say
     )
     return backbone.to(world.device), args
 

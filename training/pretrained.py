@@ -54,8 +54,22 @@ def download(url: str, part: Path, flag: str) -> None:
         ) from None
 
 
+def vit_name(arch: str) -> str:
+    """Return our name of an arch: the release once called ViTs deit_tiny and deit_small."""
+    return arch.replace("deit_", "vit_")
+
+
 def add_weights_flags(parser: ArgumentParser) -> None:
     """Add the flags that say whose weights a script reads."""
+    parser.add_argument(
+        "--arch", type=vit_name, default="", help="only where the file does not say"
+    )
+    parser.add_argument(
+        "--patch_size",
+        type=int,
+        default=0,
+        help="pixels; the file says it: another size than the file's is refused",
+    )
     parser.add_argument(
         "--pretrained_weights",
         default="",
