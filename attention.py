@@ -73,7 +73,7 @@ def mass_on_object(attention: Tensor, object_masks: Tensor) -> Tensor:
     covered = attention * cover
     on_object = covered.sum(dim=(-2, -1))
     total = attention.sum(dim=(-2, -1))
-    return on_object / total
+    return on_object / total.clamp(min=1e-12)  # of a map of zeros: 0
 
 
 def object_scores(

@@ -189,6 +189,8 @@ def mean_scores(
     names = score_names(percents)
     rows = []
     for image, objects, void in tqdm(loader, "attention", disable=not world.is_main, leave=False):
+        seen = (objects & ~void).any(dim=(1, 2))
+        objects = objects[seen]  # one without a pixel would count as missed
         if len(objects) == 0:
             continue
         view = normalise(fit_to_patches(image, size, network.patch_size), mean, std)

@@ -36,6 +36,11 @@ def average_precisions(
     """Return each query's AP: features (q, D), (n, D), two bool (q, n) -> (q,)."""
     if junk is None:
         junk = torch.zeros_like(relevant)
+    # images of equal cosine must not stand in the order of the files, which is by class
+    shuffled = torch.randperm(len(database), generator=torch.Generator().manual_seed(0))
+    database = database[shuffled]
+    relevant = relevant[:, shuffled]
+    junk = junk[:, shuffled]
     cosines = F.normalize(queries, dim=1) @ F.normalize(database, dim=1).T
     order = cosines.argsort(dim=1, descending=True, stable=True)
     precisions = []
