@@ -292,6 +292,8 @@ def require_supported(settings: Settings, world: World) -> None:
         raise InputError("the record runs in one process: start it with python, not torchrun")
     if settings.accumulate > 1:
         refuse(settings, "accumulate", "is for train.py: leave it out")
+    if settings.precision == "fp16":
+        refuse(settings, "precision", "is for train.py, which scales its loss: take bf16")
     if world.device.type == "cuda" and settings.optimizer != "adamw":
         refuse(settings, "optimizer", "has no CUDA graph here: take adamw")
 

@@ -155,6 +155,8 @@ def step_settings(flags: argparse.Namespace) -> Settings:
             raise InputError(f"--{name} {value} must be at least {least}")
     if flags.profile and flags.json:
         raise InputError("--profile prints a table, which is no JSON: leave out one of the two")
+    if flags.precision == "fp16":
+        raise InputError("--precision fp16 is for train.py, which scales its loss: take bf16")
     if flags.threads:
         torch.set_num_threads(flags.threads)
 

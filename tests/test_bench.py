@@ -196,7 +196,7 @@ def test_memory_that_does_not_suffice_is_named():
         ("--num_workers -2", "--num_workers -2 must be"),
         ("--data_path nowhere", "'nowhere' is not there"),
         ("--drop_path_rate 1", "--drop_path_rate 1.0 must be below 1"),
-        ("--precision fp16", "--precision fp16 is unknown"),
+        ("--precision fp16", "--precision fp16 is for train.py"),
         ("--device tpu", "--device tpu is unknown"),
         ("--profile --json", "--profile prints a table"),
     ],
