@@ -154,7 +154,7 @@ def test_continued_with_other_settings_it_ends_and_says_in_words_what_changed(
     assert all(value.isfinite().all() for value in checkpoint["student"].values())
     assert not equal(checkpoint["student"], before["student"])
     line = capsys.readouterr().out.split("\n")[0]
-    assert line.startswith("continuing") and "after 1 epochs and 4 images" in line
+    assert line.startswith("continuing") and "in epoch 2, after 4 of its images" in line
     if said:
         assert said in line
     else:
