@@ -1,7 +1,8 @@
 r"""Train on images that stay on the device, with crops made there; print JSON lines.
 
     python -m bench.record --data_path imagenette/ --limit 500 --preset vits16 --epochs 85 \
-        --local_crops_number 6 --batch_size_per_gpu 128 --lr 0.001 --output_dir runs/record
+        --local_crops_number 6 --batch_size_per_gpu 128 --lr 0.001 --min_lr 1e-6 --clip_grad 3 \
+        --precision auto --output_dir runs/record
 
 --data_path holds train/ and val/, with class folders. The flags are train.py's, and three more.
 Step, schedules, networks and k-NN are train.py's too. On CUDA the step is one CUDA graph.

@@ -5,6 +5,7 @@ last layer.
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -448,3 +449,100 @@ def test_the_defaults_are_the_releases():
         defaults.drop_path_rate,
         defaults.norm_last_layer,
     ) == (65536, 0.996, 0.04, 0.0005, 1e-6, 0.04, 0.4, 3.0, 64, 100, 8, 0.1, True)
+
+
+RELEASED = {  # each run's args.txt, as public copies have it: what differs from the defaults
+    "vanilla": {},
+    "vits16": {
+        "clip_grad": 0,
+        "min_lr": 1e-5,
+        "epochs": 800,
+        "batch_size_per_gpu": 64,
+        "global_crops_scale": (0.25, 1.0),
+        "local_crops_scale": (0.05, 0.25),
+        "local_crops_number": 10,
+        "warmup_teacher_temp": 0.04,
+        "teacher_temp": 0.07,
+        "warmup_teacher_temp_epochs": 30,
+        "norm_last_layer": False,
+        "precision": "fp32",
+    },
+    "vits8": {
+        "patch_size": 8,
+        "clip_grad": 3.0,
+        "min_lr": 1e-6,
+        "epochs": 800,
+        "batch_size_per_gpu": 16,
+        "global_crops_scale": (0.4, 1.0),
+        "local_crops_scale": (0.05, 0.4),
+        "local_crops_number": 10,
+        "warmup_teacher_temp": 0.04,
+        "teacher_temp": 0.07,
+        "warmup_teacher_temp_epochs": 30,
+        "norm_last_layer": False,
+        "precision": "fp32",
+    },
+    "vitb16": {
+        "arch": "vit_base",
+        "lr": 7.5e-4,
+        "min_lr": 2e-6,
+        "clip_grad": 0.3,
+        "freeze_last_layer": 3,
+        "epochs": 400,
+        "batch_size_per_gpu": 32,
+        "global_crops_scale": (0.25, 1.0),
+        "local_crops_scale": (0.05, 0.25),
+        "local_crops_number": 10,
+        "warmup_teacher_temp": 0.04,
+        "teacher_temp": 0.07,
+        "warmup_teacher_temp_epochs": 50,
+        "norm_last_layer": True,
+        "precision": "fp32",
+    },
+    "vitb8": {
+        "arch": "vit_base",
+        "patch_size": 8,
+        "lr": 5e-4,
+        "min_lr": 2e-6,
+        "clip_grad": 3.0,
+        "freeze_last_layer": 3,
+        "epochs": 300,
+        "batch_size_per_gpu": 6,
+        "global_crops_scale": (0.25, 1.0),
+        "local_crops_scale": (0.05, 0.25),
+        "local_crops_number": 10,
+        "warmup_teacher_temp": 0.03,
+        "teacher_temp": 0.07,
+        "warmup_teacher_temp_epochs": 50,
+        "norm_last_layer": True,
+        "precision": "fp32",
+    },
+    "resnet50": {
+        "arch": "resnet50",
+        "optimizer": "lars",
+        "lr": 0.3,
+        "min_lr": 4.8e-3,
+        "weight_decay": 1e-6,
+        "weight_decay_end": 1e-6,
+        "clip_grad": 0,
+        "out_dim": 60000,
+        "use_bn_in_head": True,
+        "epochs": 800,
+        "batch_size_per_gpu": 51,
+        "global_crops_scale": (0.14, 1.0),
+        "local_crops_scale": (0.05, 0.14),
+        "local_crops_number": 6,
+        "warmup_teacher_temp": 0.04,
+        "teacher_temp": 0.07,
+        "warmup_teacher_temp_epochs": 50,
+        "norm_last_layer": True,
+        "precision": "fp32",
+    },
+}
+
+
+@pytest.mark.parametrize("preset", RELEASED)
+def test_a_preset_is_the_run_whose_numbers_stand_beside_it(preset):
+    """Every setting: what the run's arguments do not name has the release's default."""
+    settings = parse_settings(["--preset", preset])
+    assert settings == replace(Settings(), preset=preset, **RELEASED[preset])
