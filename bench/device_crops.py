@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from runtime.augment import IMAGENET_MEAN, IMAGENET_STD
+from runtime.augment import GRID_WAVES, IMAGENET_MEAN, IMAGENET_STD
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE, NOTHING = range(5)
 TRIES = 10  # at a box that lies inside, as in torchvision
@@ -113,15 +113,16 @@ def blur_weights(sigma: Tensor, size: int) -> Tensor:
     n = len(sigma)
     last = size - 1
     device = sigma.device
-    sigma = sigma.clamp(min=1e-3)
     sigma = sigma[:, None]
-    radius = (3 * sigma).round()
-    most = round(3 * LARGEST_SIGMA)
+    radius = (3 * sigma).ceil()
+    most = math.ceil(3 * LARGEST_SIGMA)
     most = min(most, last)  # a small view has no more to reflect
     taps = torch.arange(-most, most + 1, device=device)
-    weights = torch.exp(-0.5 * (taps / sigma) ** 2)
+    waves = GRID_WAVES.to(device)
+    spectrum = (sigma**2 * (waves.cos() - 1)).exp()
+    kernels = torch.fft.ifft(spectrum).real  # as augment.gaussian_blur
     inside = taps.abs() <= radius
-    weights = torch.where(inside, weights, 0.0)
+    weights = torch.where(inside, kernels[:, taps], 0.0)
     weights = weights / weights.sum(dim=1, keepdim=True)
 
     rows = torch.arange(size, device=device)

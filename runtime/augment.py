@@ -18,6 +18,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 LUMA = torch.tensor([0.2989, 0.587, 0.114])  # ITU-R 601: how bright red, green and blue look
 BLACK = torch.zeros(1, 1, 1)
+GRID_WAVES = torch.arange(32) * (2 * math.pi / 32)  # the frequencies of a grid of 32 pixels
 
 
 def color_jitter(image: Tensor, strengths: Sequence[float]) -> Tensor:
@@ -98,18 +99,20 @@ def grey(image: Tensor) -> Tensor:
 
 
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
-    """Convolve with exp(-x^2 / 2 sigma^2), sigma in pixels; the border is reflected.
+    """Convolve with the Gaussian of a grid, sigma in pixels; the border is reflected.
 
-    The Gaussian is separable: along x first, then along y. It ends at about 3 sigma.
-    Release: Pillow's, which is three box blurs, and differs by 0.4 of 255 on average.
+    Its kernel g has the standard deviation sigma and the spectrum exp(sigma^2 (cos(w) - 1)), about
+    exp(-sigma^2 w^2 / 2). Samples of exp(-x^2 / 2 sigma^2) would miss a narrow bell: under half of
+    sigma below 0.35 pixels. g is separable: along x first, then along y. It is cut at 3 sigma.
+    Release: Pillow's, three box blurs of the same sigma; it differs by 0.7 of 255 on average.
     """
     height, width = image.shape[-2:]
-    radius = round(3 * sigma)
+    radius = math.ceil(3 * sigma)
     radius = min(radius, height - 1, width - 1)  # a small crop has no more to reflect
-    offsets = range(-radius, radius + 1)
-    weights = [math.exp(-0.5 * (x / sigma) ** 2) for x in offsets]
-    total = sum(weights)
-    weights = [weight / total for weight in weights]
+    spectrum = (sigma**2 * (GRID_WAVES.cos() - 1)).exp()
+    kernel = torch.fft.ifft(spectrum).real  # g(0), g(1), ...; g(-1) is the last
+    weights = kernel[torch.arange(-radius, radius + 1)]
+    weights = (weights / weights.sum()).tolist()
 
     padded = F.pad(image, 4 * [radius], mode="reflect")
     along_x = torch.zeros_like(padded[..., :width])
