@@ -35,7 +35,6 @@ from tqdm import tqdm
 
 from attention import cls_attention, object_scores
 from data import UNREADABLE, decode, open_images, to_rgb
-from evals import common
 from features import fit_to_patches, mean_and_std, normalise
 from runtime import hardware
 from runtime.commandline import InputError, brief
@@ -210,7 +209,7 @@ def load_networks(flags: Namespace, world: World) -> dict[str, tuple[nn.Module, 
     dino, args = evaluation.load_backbone(flags, world)
     if not hasattr(dino, "get_last_selfattention"):
         raise InputError(f"{args['arch']} has no attention to segment with: take a ViT's weights")
-    columns = {"random": (common.untrained(args, world, flags.seed), args)}
+    columns = {"random": (evaluation.untrained(args, world, flags.seed), args)}
     if flags.supervised_weights:
         supervised, supervised_args = checkpoint.load_backbone(
             flags.supervised_weights, "teacher", args["arch"], args["patch_size"],

@@ -1,32 +1,15 @@
-"""What the evaluations that train share: a fraction of the labels, batches of random views.
-
-And the network before its training, which others compare with.
-"""
+"""What the evaluations that train share: a fraction of the labels, batches of random views."""
 from argparse import Namespace
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data import Images
 from runtime.commandline import InputError
 from runtime.hardware import World
 from runtime.sampling import CropsDataset, EpochBatches, make_loader
-from training.backbone import build_backbone
-
-
-def untrained(args: dict, world: World, seed: int = 0) -> nn.Module:
-    """Return the network of these flags before its training, frozen, on the device."""
-    torch.manual_seed(seed)
-    network = build_backbone(
-        args["arch"],
-        args["patch_size"],
-        args["img_size"],
-        args.get("num_heads", 0),
-        init_std=args.get("init_std", 0.02),
-    )
-    return network.eval().requires_grad_(False).to(world.device)
 
 
 def balanced_fraction(labels: Tensor, fraction: float, seed: int) -> Tensor:

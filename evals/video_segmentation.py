@@ -33,7 +33,6 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from evals import common
 from evals.davis import (
     Video,
     davis_files,
@@ -214,7 +213,7 @@ def measure_video_segmentation(flags: Namespace, world: World) -> None:
     else:
         sequences = list(range(CLIPS))
         short_side = flags.eval_size or CLIP_SIDE
-        untrained = common.untrained(args, world)
+        untrained = evaluation.untrained(args, world)
 
     def follow_in(network: nn.Module, video: Video) -> Tensor:
         return follow(

@@ -2,6 +2,7 @@
 
 import json
 import math
+from argparse import Namespace
 
 import pytest
 import torch
@@ -192,7 +193,7 @@ def test_features_are_kept_for_other_programs_and_vote_as_the_table_says(tmp_pat
         == kept["data"]
     )
     assert kept["weights"] == line["weights"] and kept["args"]["arch"] == "vit_nano"
-    for name in ("vit_nano", "raw pixels"):
+    for name in ("vit_nano", "untrained", "raw pixels"):
         accuracies = knn_accuracies(LabelledFeatures(**kept["features"][name]), (3,))[3]
         assert line["measured"][f"{name}, k = 3, top-1 %"] == pytest.approx(accuracies[0], abs=1e-3)
     assert "74.5 % on ImageNet" in capsys.readouterr().out, "the paper's number stands beside ours"
@@ -264,3 +265,26 @@ def test_a_bad_flag_is_one_line_with_its_bound(flags, said, tmp_path, capsys):
     assert said in error_of(
         eval_knn.main, capsys, "--pretrained_weights", "x.pth", *flags.split(), "--device", "cpu"
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "number"),
+    [
+        ({}, 74.5),
+        ({"dataset": "flowers102"}, 89.1),
+        ({"dataset": "cifar10"}, None),
+        ({"temperature": 0.1}, None),
+    ],
+)
+def test_the_paper_s_number_is_of_the_same_images_and_protocol(changes, number):
+    flags = Namespace(**({"dataset": "imagenet", "temperature": 0.07} | changes))
+    args = {"arch": "vit_small", "patch_size": 16}
+    assert eval_knn.paper_number(flags, args, 1000, 224) == number
+    assert eval_knn.paper_number(flags, args, 1000, 64) is None, "it is of 224 pixels"
+
+
+def test_a_folder_with_other_than_1000_classes_is_not_imagenet():
+    flags = Namespace(dataset="", temperature=0.07)
+    args = {"arch": "vit_small", "patch_size": 16}
+    assert eval_knn.paper_number(flags, args, 1000, 224) == 74.5
+    assert eval_knn.paper_number(flags, args, 37, 224) is None

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from data import Images, knn_split, open_images, without_unreadable
@@ -18,8 +19,12 @@ from features import EvaluationView
 from runtime import hardware
 from runtime.commandline import CommandLine, InputError, brief, errors_in_one_line
 from runtime.hardware import World
+from training.backbone import build_backbone
 from training.checkpoint import load_backbone as read_backbone
 from training.pretrained import PRETRAINED, add_weights_flags, weights_path
+
+FEW = 20_000  # images: the pixels of more fill the memory, and a second network costs hours
+IMAGENET_CLASSES = 1000
 
 
 def command_line(
@@ -86,6 +91,31 @@ def load_backbone(flags: Namespace, world: World) -> tuple[nn.Module, dict]:
         path, flags.checkpoint_key, flags.arch, flags.patch_size, flags.num_heads, say=say
     )
     return backbone.to(world.device), args
+
+
+def untrained(args: dict, world: World, seed: int | None = None) -> nn.Module:
+    """Return the network of these flags before its training, frozen, on the device.
+
+    args: of a checkpoint. seed: without one that of the run, so that it is the run's own start.
+    """
+    if seed is None:
+        seed = args.get("seed", 0)
+    torch.manual_seed(seed)
+    network = build_backbone(
+        args["arch"],
+        args["patch_size"],
+        args.get("img_size", 224),  # a convnet has none
+        args.get("num_heads", 0),
+        init_std=args.get("init_std", 0.02),
+    )
+    return network.eval().requires_grad_(False).to(world.device)
+
+
+def is_imagenet(flags: Namespace, classes: int) -> bool:
+    """Return whether the images may be ImageNet's: by --dataset, else by their 1000 classes."""
+    if flags.dataset:
+        return flags.dataset == "imagenet"
+    return classes == IMAGENET_CLASSES
 
 
 def readable(flags: Namespace, images: Images) -> Images:
@@ -212,6 +242,8 @@ def report(
     if not world.is_main:
         return
     paper = {row: value for row, value in paper.items() if row in measured}
+    if getattr(flags, "checkpoint_key", "teacher") != "teacher":
+        paper = {}  # the paper's numbers are of the teacher
     network = args["arch"]
     if args["patch_size"] > 1:  # 1: a convnet
         network += f", patches of {args['patch_size']}"
