@@ -2,8 +2,8 @@
 
 Average precision, features at several scales, GeM, whitening. Images are ranked by their cosine
 with the query. Average precision is the area under precision against recall by the trapezoidal
-rule, as the benchmarks' own programs take it, not the mean of the precisions. Whitening drops the
-directions in which its images do not vary; the release raises their variance to a floor.
+rule, as the benchmarks' own programs take it, not the mean of the precisions. Precision at k, mP@k,
+is as there too.
 
 Shapes: q queries, n images in the database, m images that whitening is learnt on, N patches, D
 width.
@@ -30,10 +30,31 @@ def average_precision(relevant: Tensor, junk: Tensor) -> Tensor:
     return ((precision_before + precision_after) / 2).mean()
 
 
-def average_precisions(
-    queries: Tensor, database: Tensor, relevant: Tensor, junk: Tensor | None = None
+def precision_at(relevant: Tensor, junk: Tensor, k: int) -> Tensor:
+    """Return the fraction of relevant images among the first k, NaN where nothing is relevant.
+
+    Official: if the last relevant image stands before place k, the ranking ends with it.
+    Both arguments: bool (n,), in the order of the ranking.
+    """
+    ranking = relevant[~junk].double()
+    places = ranking.nonzero().squeeze(1)
+    if len(places) == 0:
+        return torch.tensor(torch.nan, dtype=torch.double)
+    last = int(places[-1]) + 1
+    return ranking[: min(k, last)].mean()
+
+
+def ranking_scores(
+    queries: Tensor,
+    database: Tensor,
+    relevant: Tensor,
+    junk: Tensor | None = None,
+    ks: tuple[int, ...] = (),
 ) -> Tensor:
-    """Return each query's AP: features (q, D), (n, D), two bool (q, n) -> (q,)."""
+    """Return each query's AP and precisions at ks: -> (q, 1 + number of ks).
+
+    features (q, D) and (n, D), relevant and junk bool (q, n).
+    """
     if junk is None:
         junk = torch.zeros_like(relevant)
     # images of equal cosine must not stand in the order of the files, which is by class
@@ -43,10 +64,19 @@ def average_precisions(
     junk = junk[:, shuffled]
     cosines = F.normalize(queries, dim=1) @ F.normalize(database, dim=1).T
     order = cosines.argsort(dim=1, descending=True, stable=True)
-    precisions = []
+    scores = []
     for query, ranking in enumerate(order):
-        precisions.append(average_precision(relevant[query, ranking], junk[query, ranking]))
-    return torch.stack(precisions)
+        ranked = relevant[query, ranking], junk[query, ranking]
+        precisions = [precision_at(*ranked, k) for k in ks]
+        scores.append(torch.stack([average_precision(*ranked), *precisions]))
+    return torch.stack(scores)
+
+
+def average_precisions(
+    queries: Tensor, database: Tensor, relevant: Tensor, junk: Tensor | None = None
+) -> Tensor:
+    """Return each query's AP: features (q, D), (n, D), two bool (q, n) -> (q,)."""
+    return ranking_scores(queries, database, relevant, junk)[:, 0]
 
 
 class MultiScale(nn.Module):
@@ -117,3 +147,19 @@ def learn_whitening(features: Tensor, floor: float = 1e-5) -> Whitening:
     kept = deviations.square() > floor * largest.square()
     matrix = directions[kept].T / deviations[kept] * len(features) ** 0.5
     return Whitening(mean, matrix)
+
+
+def learn_uncentred_whitening(features: Tensor, floor: float = 1e-5) -> Whitening:
+    """Return the release's whitening, of the second moments around 0 instead of the mean.
+
+    x -> x V / sqrt(d), where V d V^T = X^T X / (m - 1). A d below `floor` of the largest is raised
+    to it, so that all D directions are kept. (m, D) on the CPU -> Whitening in float64.
+    """
+    features = features.double()
+    moments = features.T @ features / (len(features) - 1)
+    variances, directions = torch.linalg.eigh(moments)
+    largest = variances[-1]  # the eigenvalues rise
+    if not largest > 0:
+        raise InputError("the images to learn the whitening on have features of 0: give others")
+    raised = variances.clamp(min=floor * largest)
+    return Whitening(torch.zeros_like(features[0]), directions / raised.sqrt())

@@ -54,6 +54,7 @@ PAPER = {  # Table 5: J&F, J, F
     ("vit_small", 8): (69.9, 66.6, 73.1),
     ("vit_base", 8): (71.4, 67.9, 74.9),
 }
+MATCHING = (7, 5, 12, 0.1)  # frames, patches, radius and temperature of Table 5
 NAMES = ("J&F-Mean %", "J-Mean %", "F-Mean %")
 CLIPS = 3
 CLIP_SIDE = 320
@@ -241,7 +242,10 @@ def measure_video_segmentation(flags: Namespace, world: World) -> None:
         f"{flags.data_path or 'the embedded clips'}: {len(sequences)} sequences, "
         f"{len(objects)} objects, short side {short_side} pixels"
     )
-    paper = dict(zip(NAMES, PAPER.get((args["arch"], args["patch_size"]), ())))
+    paper = {}
+    matching = (flags.n_last_frames, flags.topk, radius, flags.temperature)
+    if flags.data_path and short_side == 480 and matching == MATCHING:
+        paper = dict(zip(NAMES, PAPER.get((args["arch"], args["patch_size"]), ())))
     small = PAPER["vit_small", 16][0]
     title = f"video object segmentation (Table 5: ViT-S/16 has J&F {small} on DAVIS 2017)"
     evaluation.report(flags, world, title, args, data, score_table(objects), paper)

@@ -201,6 +201,15 @@ def test_the_papers_numbers_stand_beside_those_of_its_networks(tmp_path, capsys)
     assert line["paper"]["best head, 80 % of the mass: random"] == 22.0
 
 
+def test_other_images_than_voc12_s_have_no_number_of_the_paper(tmp_path, monkeypatch):
+    torch.save(build_backbone("vit_small", 16, 32).state_dict(), tmp_path / "small.pth")
+    drawn = make_creatures(3)
+    few = Images(drawn.images, drawn.labels, CLASSES, drawn.masks)
+    monkeypatch.setattr(attention_segmentation, "open_images", lambda: (None, few))
+    line = run(tmp_path, "--pretrained_weights", tmp_path / "small.pth", "--eval_size", 32)
+    assert line["paper"] == {}
+
+
 def test_bad_input_is_one_line(weights, tmp_path, capsys):
     voc = write_voc(tmp_path / "voc")
 

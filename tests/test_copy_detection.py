@@ -248,3 +248,17 @@ def test_what_is_missing_is_named(weights, tmp_path, capsys, flags, said):
         *FLAGS,
         *flags.format(tmp=tmp_path).split(),
     )
+
+
+def test_the_release_s_whitening_is_an_option(weights, tmp_path):
+    """Around zero instead of the mean: other numbers whitened, and the same ones not whitened."""
+    made = write_copydays(tmp_path / "made", 5)
+    flags = ["--pretrained_weights", weights, "--data_path", made]
+    flags += ["--whiten", save_creatures(tmp_path / "more", 13, 2), *FLAGS]
+    flags += ["--results", tmp_path / "results.jsonl"]
+    copy_detection.main([str(flag) for flag in flags])
+    copy_detection.main([str(flag) for flag in [*flags, "--uncentred"]])
+    lines = (tmp_path / "results.jsonl").read_text().splitlines()
+    here, release = (json.loads(line)["measured"] for line in lines)
+    assert here["strong, not whitened, mAP %"] == release["strong, not whitened, mAP %"]
+    assert here["strong, whitened, mAP %"] != release["strong, whitened, mAP %"]

@@ -2,6 +2,7 @@
 revisited protocol.
 """
 
+import argparse
 import json
 import os
 import pickle
@@ -19,11 +20,21 @@ from evals.image_retrieval import (
     Crops,
     WholeView,
     judgements,
+    paper_numbers,
     read_plain_pickle,
-    revisited_map,
-    same_class_map,
+    revisited_scores,
+    same_class_scores,
 )
-from evals.retrieval import MultiScale, average_precision, average_precisions, gem, learn_whitening
+from evals.retrieval import (
+    MultiScale,
+    average_precision,
+    average_precisions,
+    gem,
+    learn_uncentred_whitening,
+    learn_whitening,
+    precision_at,
+    ranking_scores,
+)
 from features import extract_features
 from runtime.commandline import InputError
 from runtime.creatures import make_creatures
@@ -55,6 +66,71 @@ def test_average_precision_by_hand(relevant, junk, by_hand):
     """
     found = average_precision(bools(relevant), bools(junk)).item()
     assert found == pytest.approx(by_hand), f"relevant {relevant}, junk {junk}"
+
+
+def official_precisions(positives: list[int], ks: tuple[int, ...]) -> list[float]:
+    """As the revisited benchmarks' compute_map counts them; positives: places from 1 on."""
+    found = []
+    for k in ks:
+        last = min(max(positives), k)
+        found.append(sum(place <= last for place in positives) / last)
+    return found
+
+
+@pytest.mark.parametrize(("relevant", "k", "by_hand"), [
+    ("x......", 1, 1.0),
+    (".x.....", 1, 0.0),
+    (".x.x...", 5, 2 / 4),  # the last relevant image stands at place 4: the ranking ends there
+    ("x....x.", 5, 1 / 5),
+    ("xx.....", 10, 1.0),
+])
+def test_precision_at_k_by_hand(relevant, k, by_hand):
+    nothing = torch.zeros(7, dtype=torch.bool)
+    assert precision_at(bools(relevant), nothing, k).item() == pytest.approx(by_hand)
+
+
+def test_precision_at_k_is_the_benchmark_programs_with_junk_taken_out():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        relevant = torch.rand(23, generator=generator) < 0.2
+        junk = (torch.rand(23, generator=generator) < 0.3) & ~relevant
+        relevant[7], junk[7] = True, False
+        places = [place + 1 for place, one in enumerate(relevant[~junk]) if one]
+        found = [precision_at(relevant, junk, k).item() for k in (1, 5, 10)]
+        assert found == pytest.approx(official_precisions(places, (1, 5, 10)))
+    assert precision_at(junk, junk, 5).isnan(), "junk is no relevant image"
+
+
+def test_ranking_scores_hold_ap_and_the_precisions_in_their_order():
+    features = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.6, 0.5], [0.0, 1.0]])
+    relevant = torch.tensor([[False, True, False, True]])
+    found = ranking_scores(features[:1], features[1:], relevant[:, 1:], ks=(1, 2, 3))
+    assert found[0].tolist() == pytest.approx([(1 + (1 / 2 + 2 / 3) / 2) / 2, 1, 1 / 2, 2 / 3])
+
+
+def test_the_release_s_whitening_is_around_zero_and_keeps_all_directions():
+    """X^T X / (m - 1) becomes 1, but for directions whose moment was raised to the floor."""
+    torch.manual_seed(0)
+    features = torch.randn(31, 5) * torch.tensor([3.0, 1, 0.5, 0.1, 1e-9])
+    features[:, 0] += 2  # away from zero: around the mean it would be whitened otherwise
+    whitened = learn_uncentred_whitening(features)(features)
+    assert whitened.shape == (31, 5)
+    moments = whitened.T @ whitened / 30
+    kept = moments.diagonal() > 0.5
+    assert kept.sum() == 4, "the fifth direction's moment is below the floor"
+    torch.testing.assert_close(moments[kept][:, kept], torch.eye(4).double(), atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("size", "multiscale", "benchmarks"),
+    [(512, True, {"rparis6k"}), (224, False, {"roxford5k"}), (224, True, set())],
+)
+def test_the_paper_s_numbers_stand_beside_the_release_s_sizes_and_scales(
+    size, multiscale, benchmarks
+):
+    flags = argparse.Namespace(multiscale=multiscale)
+    found = paper_numbers(flags, {"arch": "vit_small", "patch_size": 16}, size)
+    assert {row.partition(",")[0] for row in found} == benchmarks
 
 
 def test_a_query_without_relevant_images_does_not_count():
@@ -114,8 +190,9 @@ def test_what_each_level_asks_for(level, relevant, junk):
 def test_a_level_without_queries_is_left_out():
     """With no easy image at all there is no easy mAP, and the others stay numbers."""
     judged = [{"easy": [], "hard": [2], "junk": [0], "bbx": [0, 0, 5, 5]}]
-    assert set(revisited_map(torch.randn(1, 3), torch.randn(7, 3), judged)) == {"medium", "hard"}
-    assert revisited_map(torch.randn(1, 3), torch.randn(7, 3), [JUDGED[1] | {"hard": []}]) == {}
+    found = revisited_scores(torch.randn(1, 3), torch.randn(7, 3), judged)
+    assert {name.partition(",")[0] for name in found} == {"medium", "hard"}
+    assert revisited_scores(torch.randn(1, 3), torch.randn(7, 3), [JUDGED[1] | {"hard": []}]) == {}
 
 
 def test_a_image_does_not_find_itself():
@@ -123,8 +200,9 @@ def test_a_image_does_not_find_itself():
     first.
     """
     features = torch.tensor([[1.0, 0, 0], [1, 0.1, 0], [0, 1, 0], [0, 1, 0.1], [0, 0, 1]])
-    assert same_class_map(features, torch.tensor([0, 0, 1, 1, 2])) == pytest.approx(100)
-    assert same_class_map(features, torch.tensor([0, 1, 1, 0, 2])) < 50
+    found = same_class_scores(features, torch.tensor([0, 0, 1, 1, 2]))
+    assert found["mAP %"] == found["mP@1 %"] == pytest.approx(100)
+    assert same_class_scores(features, torch.tensor([0, 1, 1, 0, 2]))["mAP %"] < 50
 
 
 def test_gem_goes_from_the_mean_to_the_maximum():
@@ -343,10 +421,12 @@ def test_the_revisited_benchmark_from_files_to_a_table(oxford, weights, tmp_path
         extract_features(backbone, Images(source), view, HERE, batch_size=1)
         for source in (Crops(query_files, [one["bbx"] for one in judged]), files)
     )
-    expected = revisited_map(queries, database, judged)
-    assert set(expected) == {"easy", "medium", "hard"}
-    for level, value in expected.items():
-        assert measured[f"roxford5k, {level}, mAP %"] == pytest.approx(value, abs=1e-3)
+    expected = revisited_scores(queries, database, judged)
+    scores = ("mAP %", "mP@1 %", "mP@5 %", "mP@10 %")
+    levels = image_retrieval.LEVELS
+    assert set(expected) == {f"{level}, {score}" for level in levels for score in scores}
+    for name, value in expected.items():
+        assert measured[f"roxford5k, {name}"] == pytest.approx(value, abs=1e-3)
     assert "roxford5k, medium, mAP %" in capsys.readouterr().out
 
 
