@@ -5,7 +5,7 @@
     backbone = torch.hub.load(folder, "dino", source="local", checkpoint="runs/demo/checkpoint.pth")
     features = backbone(images)  # (B, 3, S, S), normalised by ImageNet's mean and std -> (B, D)
 
-The weights of the authors are downloaded once, and their hash is checked.
+The weights of the authors are downloaded once. A torn file is refused (training/pretrained.py).
 Each network is in evaluation mode, and its parameters take gradients.
 """
 from torch import nn
@@ -25,6 +25,11 @@ def dino_vits16(pretrained: bool = True) -> nn.Module:
 def dino_vits8(pretrained: bool = True) -> nn.Module:
     """Return ViT-S/8, with D = 384."""
     return _released("dino_vits8", pretrained, arch="vit_small", patch_size=8)
+
+
+def dino_vits8_300ep(pretrained: bool = True) -> nn.Module:
+    """Return ViT-S/8 after 300 epochs, whose attention the paper's figures draw, with D = 384."""
+    return _released("dino_vits8_300ep", pretrained, arch="vit_small", patch_size=8)
 
 
 def dino_vitb16(pretrained: bool = True) -> nn.Module:

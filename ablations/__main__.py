@@ -94,7 +94,7 @@ def evaluated(
 def linear(run: Run, flags: argparse.Namespace, signals: list[int]) -> dict | None:
     """Return the linear evaluation's top-1 in %, of centre views' features.
 
-    {} where the paper has none; None if it fails.
+    Of few images that of the untrained network too. {} where the paper has none; None if it fails.
     """
     last = read_lines(run.folder / "log.txt")[-1]
     if "linear" not in run.row.paper or "knn_teacher" not in last:
@@ -105,8 +105,15 @@ def linear(run: Run, flags: argparse.Namespace, signals: list[int]) -> dict | No
     )
     if line is None:
         return None
-    top1 = [value for name, value in line["measured"].items() if "top-1" in name]
-    return {"linear": max(top1)}
+    trained, untrained = [], []
+    for name, value in line["measured"].items():
+        if "top-1" in name:
+            values = untrained if name.startswith("untrained") else trained
+            values.append(value)
+    found = {"linear": max(trained)}
+    if untrained:
+        found["linear_untrained"] = max(untrained)
+    return found
 
 
 def costs(run: Run, signals: list[int]) -> dict[str, float | None]:

@@ -13,11 +13,13 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import torch
+import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from ablations.rows import Row, Study, as_flags
-from attention import cls_attention, keep_mass, overlay, to_pixels
+from attention import cls_attention, jaccard, keep_mass, overlay, to_pixels
 from data import Images
 from features import EvaluationView
 from runtime.commandline import write_whole
@@ -30,6 +32,10 @@ COSTS = {
     "features_per_s": ("images/s", "features, images/s"),
     "mib": ("GiB", "training, MiB"),
 }  # the paper's number that each of ours stands beside, and our column's name
+UNTRAINED = {  # what a row has to beat, in a figure's legend
+    "untrained": "the same network's k-NN, untrained",
+    "linear_untrained": "the same network's linear, untrained",
+}
 HEAD = (
     "row",
     "the paper's",
@@ -37,6 +43,7 @@ HEAD = (
     "student",
     "untrained",
     "linear",
+    "linear, untrained",
     *(name for _, name in COSTS.values()),
     "collapse",
     "changed",
@@ -95,6 +102,7 @@ def cells(row: Row, lines: Lines, preset: str) -> list[str]:
         spread(last_knn(mine, "student")),
         spread([line["untrained"] for line in mine]),
         spread([line.get("linear") for line in mine]),
+        spread([line.get("linear_untrained") for line in mine]),
     ]
     for cost in COSTS:
         columns.append(spread([line.get(cost) for line in mine]))
@@ -136,6 +144,7 @@ def surprises(study: Study, lines: Lines) -> list[str]:
 def draw_rows(figure: Figure, study: Study, lines: Lines) -> None:
     """Draw each seed's k-NN, its linear top-1 where measured, and the paper's numbers.
 
+    Dotted: the untrained network's means.
     k-NN is of the student too, since a young teacher, an average, lags behind it.
     """
     axes = figure.subplots()
@@ -166,6 +175,11 @@ def draw_rows(figure: Figure, study: Study, lines: Lines) -> None:
             if name in row.paper:
                 label = f"the paper's {name}, on ImageNet"
                 axes.plot(row.paper[name], i, style, color="grey", label=label)
+        for key, color in (("untrained", "C0"), ("linear_untrained", "C1")):
+            values = [line[key] for line in mine if line.get(key) is not None]
+            if values:
+                across = [mean(values)] * 2
+                axes.plot(across, [i - 0.4, i + 0.4], ":", color=color, label=UNTRAINED[key])
     names = [row.name for row in study.rows]
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="top-1, %", xlim=(0, 100))
@@ -292,32 +306,51 @@ def draw(path: Path, name: str, study: Study, lines: Lines) -> Figure:
     return figure
 
 
+def best_heads(attention: Tensor, images: Images, mass: float) -> Tensor:
+    """Return the map of each image's best head, by the Jaccard of its mask with the object.
+
+    (B, h, r, c) -> (B, r, c). images: whose masks (B, S, S) are known.
+    """
+    masks = keep_mass(attention, mass).float()
+    pixels = F.interpolate(masks, images.masks.shape[-2:], mode="nearest").bool()
+    overlap = jaccard(pixels, images.masks.unsqueeze(1))  # (B, h)
+    best = overlap.argmax(dim=1)
+    return attention[torch.arange(len(attention)), best]
+
+
 @torch.no_grad()
 def draw_masks(path: Path, weights: dict[str, Path], images: Images, mass: float = 0.6) -> Figure:
-    """Draw a row an image (Fig. 4): the image, and each network's mask.
+    """Draw a row an image (Fig. 4): the image, and each network's masks.
 
-    A mask has the patches that hold `mass` of the attention's mean over the heads.
+    A mask has the patches that hold `mass` of the attention's mean over the heads. Beside it, where
+    the objects are known, stands that of the best head, which Fig. 4 draws.
     """
-    columns = 1 + len(weights)
+    kinds = ["mean of heads"]
+    if images.masks is not None:
+        kinds.append("best head")
+    columns = 1 + len(weights) * len(kinds)
     figure = Figure(figsize=(1.6 * columns, 1.6 * len(images)), layout="constrained")
     grid = figure.subplots(len(images), columns, squeeze=False)
-    for column, (title, file) in enumerate(weights.items(), start=1):
+    column = 1
+    for title, file in weights.items():
         network, args = load_backbone(file)
         view = EvaluationView(args["eval_size"], args["eval_crop"], args["mean"], args["std"])
         views = torch.stack([view(images[i][0]) for i in range(len(images))])
-        attention = cls_attention(network, views)  # (B, h, r, c)
-        kept = keep_mass(attention.mean(dim=1), mass)  # (B, r, c), 0 or 1
-        masks = to_pixels(kept, network.patch_size)  # (B, S, S)
         shown = unnormalised(views, view)
-        for i, panels in enumerate(grid):
-            masked = overlay(shown[i], masks[i])
-            panels[0].imshow(shown[i].numpy())
-            panels[column].imshow(masked.numpy())
-        grid[0, column].set_title(title)
+        attention = cls_attention(network, views)  # (B, h, r, c)
+        maps = [attention.mean(dim=1)]  # (B, r, c)
+        if images.masks is not None:
+            maps.append(best_heads(attention, images, mass))
+        for kind, patches in zip(kinds, maps, strict=True):
+            masks = to_pixels(keep_mass(patches, mass), network.patch_size)  # (B, S, S)
+            for i, panels in enumerate(grid):
+                masked = overlay(shown[i], masks[i])
+                panels[0].imshow(shown[i].numpy())
+                panels[column].imshow(masked.numpy())
+            grid[0, column].set_title(f"{title},\n{kind}", fontsize=9)
+            column += 1
     for axes in grid.flat:
         axes.axis("off")
-    figure.suptitle(
-        f"supervised: Fig. 4; {mass:.0%} of the attention's mass,\nmean of the heads", fontsize=10
-    )
+    figure.suptitle(f"supervised: Fig. 4; {mass:.0%} of the attention's mass", fontsize=10)
     write_whole(path, figure.savefig)
     return figure

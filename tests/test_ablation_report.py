@@ -71,6 +71,16 @@ def test_the_table_gives_mean_deviation_and_number_beside_the_paper_s(lines):
     assert missing == ["missing", "-", "-", "-", "-", "nothing"]
 
 
+def test_the_table_has_the_untrained_network_s_linear_beside_the_linear(lines):
+    """(44 + 48) / 2; it stays out where the paper has no linear number, as the linear does."""
+    for line, value in zip(lines, (44.0, 48.0)):
+        line |= {"linear": 47.0, "linear_untrained": value}
+    text = report.markdown([list(report.HEAD), report.cells(STUDY.rows[0], lines, "demo")])
+    head, _, row = [[cell.strip() for cell in one.split("|")] for one in text.splitlines()]
+    assert head[6:8] == ["linear", "linear, untrained"]
+    assert row[6:8] == ["47.0 ± 0.0 (2)", "46.0 ± 2.8 (2)"]
+
+
 def drawn(axes: Axes) -> list[tuple]:
     """Each line of a panel that has points: its label in the legend, its marker, its points."""
     assert axes.get_legend(), "without a legend nobody knows which is which"
@@ -87,7 +97,7 @@ def test_rows_are_drawn_with_each_seed_s_k_nn_and_linear_beside_the_paper_s(tmp_
     """k-NN and linear are different numbers, so their marks differ, ours and the paper's; the axis
     names neither.
     """
-    lines[0]["linear"] = 47.0
+    lines[0] |= {"linear": 47.0, "linear_untrained": 44.0}
     (axes,) = report.draw(tmp_path / "figure.png", "components", STUDY, lines).axes
     marks = {
         (label, marker): [points for other, _, points in drawn(axes) if other == label]
@@ -103,6 +113,11 @@ def test_rows_are_drawn_with_each_seed_s_k_nn_and_linear_beside_the_paper_s(tmp_
             [[32.0, 1.0], [32.0, 1.0]],
         ],
         ("teacher's linear here, a seed each", "s"): [[[47.0, 0.15]]],
+        ("the same network's k-NN, untrained", "None"): [
+            [[19.0, -0.4], [19.0, 0.4]],
+            [[19.0, 0.6], [19.0, 1.4]],
+        ],
+        ("the same network's linear, untrained", "None"): [[[44.0, -0.4], [44.0, 0.4]]],
         ("the paper's k-NN, on ImageNet", "x"): [[[71.5, 0.0]]],
         ("the paper's linear, on ImageNet", "+"): [[[76.1, 0.0]]],
     }
@@ -153,20 +168,40 @@ def test_where_no_cost_could_be_measured_the_rows_are_drawn(tmp_path, lines):
 
 
 def test_the_masks_of_both_networks_stand_side_by_side(tmp_path):
-    """Fig. 4: a column for the images and one for each network, showing a part of each image."""
+    """Fig. 4: a column for the images and two for each network, showing a part of each image."""
     torch.manual_seed(0)
     weights = {name: weights_of(tmp_path / name) for name in ("supervised", "DINO")}
-    images = Images(make_creatures(3).images)
+    made = make_creatures(3)
+    images = Images(made.images, masks=made.masks)
     figure = report.draw_masks(tmp_path / "masks.png", weights, images)
-    assert [axes.get_title() for axes in figure.axes[:3]] == ["", "supervised", "DINO"]
-    assert "60%" in figure.get_suptitle() and "mean of the heads" in figure.get_suptitle()
+    titles = [axes.get_title() for axes in figure.axes[:5]]
+    kinds = ("mean of heads", "best head")
+    assert titles == ["", *(f"{name},\n{kind}" for name in weights for kind in kinds)]
+    assert "60%" in figure.get_suptitle()
     for i in range(3):
-        image, *masked = (
-            axes.get_images()[0].get_array() for axes in figure.axes[3 * i : 3 * i + 3]
-        )
+        panels = figure.axes[5 * i : 5 * i + 5]
+        image, *masked = (axes.get_images()[0].get_array() for axes in panels)
         np.testing.assert_allclose(image, images[i][0].movedim(0, -1) / 255, atol=0.01)
-        assert not np.array_equal(*masked), "two networks of other weights attend alike"
+        assert not np.array_equal(masked[0], masked[2]), "two networks attend alike"
         for shown in masked:
             changed = (np.abs(shown - image) > 0.01).any(axis=-1).mean()
             assert 0 < changed < 1, "a mask covers a part of the image"
     assert (tmp_path / "masks.png").stat().st_size
+
+
+def test_without_the_objects_no_head_is_the_best(tmp_path):
+    """Photographs have no masks: a column for each network is left."""
+    torch.manual_seed(0)
+    weights = {"DINO": weights_of(tmp_path / "DINO")}
+    figure = report.draw_masks(tmp_path / "masks.png", weights, Images(make_creatures(2).images))
+    assert [axes.get_title() for axes in figure.axes] == ["", "DINO,\nmean of heads", "", ""]
+
+
+def test_the_best_head_is_the_one_whose_mask_fits_the_object():
+    """Three heads, of which the middle one looks at the object's four patches."""
+    attention = torch.full((1, 3, 4, 4), 0.01)
+    attention[0, 1, :2, :2], attention[0, 2, 2:, 2:] = 1.0, 1.0
+    mask = torch.zeros(1, 32, 32, dtype=torch.bool)
+    mask[0, :16, :16] = True
+    images = Images(torch.zeros(1, 3, 32, 32).byte(), masks=mask)
+    assert torch.equal(report.best_heads(attention, images, 0.6), attention[:, 1])

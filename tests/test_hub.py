@@ -58,6 +58,7 @@ def test_each_name_of_the_authors_weights_loads_its_own_file(name, tmp_path, mon
     [
         ("dino_vits16", "vit_small", 16, 384),
         ("dino_vits8", "vit_small", 8, 384),
+        ("dino_vits8_300ep", "vit_small", 8, 384),
         ("dino_vitb16", "vit_base", 16, 768),
         ("dino_vitb8", "vit_base", 8, 768),
         ("dino_resnet50", "resnet50", 16, 2048),

@@ -185,20 +185,37 @@ def test_a_separable_set_is_learnt_and_read_by_the_loader_strictly(photos, tmp_p
 
 def test_from_scratch_the_paper_has_a_number_of_imagenet_alone():
     """Table 6's row "supervised" is trained on ImageNet; its other columns are fine-tuned from
-    those weights.
+    those weights. Of a folder with other classes there is none.
     """
     small = {"arch": "vit_small", "patch_size": 16}
-    assert [paper_number(small, "from scratch", name) for name in ("", "imagenet", "cifar10")] == [
-        79.9,
-        79.9,
-        None,
-    ]
-    assert [paper_number(small, "fine-tuned", name) for name in ("", "cifar10", "food101")] == [
-        81.5,
-        99.0,
-        None,
-    ]
-    assert paper_number({"arch": "resnet50", "patch_size": 1}, "fine-tuned", "") is None
+    names = ("imagenet", "cifar10", "food101", "")
+    scratch = [paper_number(small, "from scratch", name) for name in names]
+    tuned = [paper_number(small, "fine-tuned", name) for name in names]
+    assert scratch == [79.9, None, None, None]
+    assert tuned == [81.5, 99.0, None, None]
+    assert paper_number({"arch": "resnet50", "patch_size": 1}, "fine-tuned", "imagenet") is None
+
+
+@pytest.mark.parametrize(
+    ("start", "std"), [("--from_scratch", 0.02), ("--pretrained_weights x", 2e-4)]
+)
+def test_a_fine_tuned_classifier_starts_from_smaller_weights(start, std, monkeypatch):
+    """The authors' departure from DeiT; from scratch it is DeiT's."""
+    seen = []
+    monkeypatch.setattr(transfer, "measure_transfer", lambda flags, world: seen.append(flags))
+    transfer.main([*start.split(), "--device", "cpu"])
+    assert seen[0].classifier_std == std
+    network = Classifier(build_backbone("vit_nano", 8, 24), 1009, seen[0].classifier_std)
+    assert network.classifier.weight.std().item() == pytest.approx(std, rel=0.05)
+
+
+def test_the_embedded_images_have_a_recipe_without_mixing_and_others_have_deits(monkeypatch):
+    seen = []
+    monkeypatch.setattr(transfer, "measure_transfer", lambda flags, world: seen.append(flags))
+    transfer.main(["--from_scratch", "--device", "cpu"])
+    transfer.main(["--from_scratch", "--data_path", "photos", "--device", "cpu"])
+    found = [(one.mixup, one.cutmix, one.erasing, one.batch_size) for one in seen]
+    assert found == [(0, 0, 0, 32), (0.8, 1.0, 0.25, 64)]
 
 
 def test_fine_tuning_starts_from_the_weights_of_any_checkpoint(photos, tmp_path, capsys):

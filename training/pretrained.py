@@ -9,12 +9,15 @@ import torch
 from runtime.commandline import InputError, write_whole
 
 URL = "https://dl.fbaipublicfiles.com/dino/{0}/{0}.pth"
-# --pretrained name -> the authors' file, and the start of its MD5 or SHA-256.
-# No hash is published beside the files. The ViTs' are those that OpenMetricLearning checks,
-# ResNet-50's is that of a user's pinned copy.
+# --pretrained name -> the authors' file, and the start of its MD5 or SHA-256, as far as known.
+# The authors publish no hash. The ViTs' 24 bits are those that OpenMetricLearning checks,
+# ResNet-50's are of a user's pinned copy. They show a torn or another file. They are no proof of
+# who made it: a file that fits 24 bits is easily made, and MD5 is broken.
 PRETRAINED = {
     "dino_vits16": ("dino_deitsmall16_pretrain", "md5", "cf0f22"),
     "dino_vits8": ("dino_deitsmall8_pretrain", "md5", "230cd5"),
+    # 300 epochs instead of 800: the weights behind the paper's pictures of attention
+    "dino_vits8_300ep": ("dino_deitsmall8_300ep_pretrain", "md5", ""),
     "dino_vitb16": ("dino_vitbase16_pretrain", "md5", "552daf"),
     "dino_vitb8": ("dino_vitbase8_pretrain", "md5", "556550"),
     "dino_resnet50": ("dino_resnet50_pretrain", "sha256", "156f8c4166a23dc2951ae811e39d76a0"),
@@ -22,9 +25,10 @@ PRETRAINED = {
 
 
 def download_pretrained(name: str, flag: str = "--pretrained_weights") -> Path:
-    """Return the authors' weights, from PyTorch's cache or the network, with their hash checked.
+    """Return the authors' weights, from PyTorch's cache or the network.
 
     flag: the one that takes a file instead, for the messages.
+    Raises InputError where the file does not begin with the hash that is known of it.
     """
     if name not in PRETRAINED:
         known = ", ".join(PRETRAINED)
