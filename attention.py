@@ -1,4 +1,4 @@
-"""The [CLS] token's self-attention as a segmentation (Sec. 4.2.2, Fig. 1, 3 and 4).
+"""The [CLS] token's self-attention (Fig. 1 and 3), and its masks (Sec. 4.2.2, Fig. 4).
 
 A mask keeps a fraction of the attention's mass, the heaviest patches first:
 60 % in Fig. 4, 80 % in appendix D. Fig. 4's number is the Jaccard of the best head's mask.

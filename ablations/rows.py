@@ -143,8 +143,8 @@ STUDIES = {
             Row("8 MoCo-v2", MOCO | PAIR, {"k-NN": 62.0, "linear": 71.6}, MOCO_DEMO | PAIR_DEMO),
             Row("9 SwAV", SWAV | SIX, {"k-NN": 64.7, "linear": 71.8}, SWAV_DEMO),
         ),
-        "Without the momentum teacher DINO collapses unless Sinkhorn-Knopp guards it; with it, "
-        "that adds little.",
+        "In the paper DINO collapses without the momentum teacher unless Sinkhorn-Knopp guards it; "
+        "with it, that adds little.",
     ),
     "moco_byol": Study(
         "Table 14 (appendix B)",
@@ -171,11 +171,10 @@ STUDIES = {
             ),
             Row("10 BYOL, multi-crop", BYOL | SIX, {"linear": 64.8}, BYOL_DEMO),
         ),
-        "BYOL needs its predictor; centering does instead of it, less well. On the demo row 9 has"
-        " no batch "
-        "normalisation in its head, as in the paper, while rows 1 to 4 have some, and rows 7, 8 "
-        "and 10 have another "
-        "learning rate and teacher momentum. (Table 7 gives MoCo-v2 71.6.)",
+        "In the paper BYOL needs its predictor; centering does instead of it, less well. On the "
+        "demo row 9 has no batch normalisation in its head, as in the paper, while rows 1 to 4 "
+        "have some, and rows 7, 8 and 10 have another learning rate and teacher momentum. (Table "
+        "7 gives MoCo-v2 71.6.)",
     ),
     "swav": Study(
         "Table 15 (appendix B)",
@@ -196,8 +195,8 @@ STUDIES = {
                 {"linear": 71.8},
             ),
         ),
-        "Centering alone cannot do without the momentum teacher; the two others can. All rows "
-        "have DINO's head; the "
+        "In the paper centering alone cannot do without the momentum teacher; the two others can. "
+        "All rows have DINO's head; the "
         "paper calls the last one SwAV.",
     ),
     "teachers": Study(
@@ -247,7 +246,7 @@ STUDIES = {
                 {"patch_size": 4},
             ),
         ),
-        "Smaller patches are better and slower: the parameters stay, the tokens grow.",
+        "In the paper smaller patches are better and slower: the parameters stay, the tokens grow.",
         {"eval_size": 48},
     ),  # the one size near 64 that 12, 8 and 4 divide
     "crops": Study(
@@ -276,7 +275,7 @@ STUDIES = {
                 {"linear": 76.1, "linear at 100 epochs": 74.6, "hours": 72.6, "GiB": 15.4},
             ),
         ),
-        "More crops are better, slower, and larger; hours follow 1 / (images/s).",
+        "In the paper more crops are better, slower, and larger; hours follow 1 / (images/s).",
     ),
     "scale": Study(
         "appendix E, range of scales",
@@ -288,7 +287,7 @@ STUDIES = {
             Row("s = 0.32; demo: 0.7", _scales(0.05, 0.32), {"k-NN": 69.8}, _scales(0.25, 0.7)),
             Row("s = 0.48; demo: 0.85", _scales(0.05, 0.48), {"k-NN": 69.5}, _scales(0.25, 0.85)),
         ),
-        "Locals of (0.05, s), globals of (s, 1); the demo's smallest share is 0.25, else a crop "
+        "Locals of (0.05, s), globals of (s, 1); the demo's smallest fraction is 0.25, else a crop "
         "holds no creature.",
     ),
     "multicrop": Study(
@@ -304,7 +303,7 @@ STUDIES = {
             Row("DINO, 2", PAIR, {"k-NN": 67.9, "linear": 72.5}, PAIR_DEMO),
             Row("DINO, 2 + 6; demo: 2 + 4", {}, {"k-NN": 72.7, "linear": 75.9}),
         ),
-        "Multi-crop is no gain for every method: BYOL loses by it.",
+        "In the paper multi-crop is no gain for every method: BYOL loses by it.",
     ),
     "batch_size": Study(
         "Table 9",
@@ -377,7 +376,7 @@ STUDIES = {
             Row("m = 0.99", {"center_momentum": 0.99}, {"k-NN": 69.4}),
             Row("m = 0.999", {"center_momentum": 0.999}, {"k-NN": 0.1}),
         ),
-        "A center that follows too slowly is none.",
+        "In the paper a center that follows too slowly is none.",
     ),
     "temperature": Study(
         "appendix D, sharpening",
@@ -395,8 +394,8 @@ STUDIES = {
                 {"teacher_temp": 0.035, "warmup_teacher_temp_epochs": 1},
             ),
         ),
-        "Too low a temperature learns little, too high a one collapses, and a warm-up allows a "
-        "higher one.",
+        "In the paper too low a temperature learns little, too high a one collapses, and a warm-up "
+        "allows a higher one.",
     ),
     "heads": Study(
         "appendix D, number of heads",
@@ -417,7 +416,7 @@ STUDIES = {
                 {"num_heads": 32},
             ),
         ),
-        "More heads of fewer numbers each: a little better, a little slower.",
+        "In the paper more heads of fewer numbers each are a little better and a little slower.",
     ),
     "epochs": Study(
         "appendix D, longer training",
@@ -427,7 +426,7 @@ STUDIES = {
             Row("300; demo: 4", {"epochs": 300}, {"k-NN": 72.8}, {}),
             Row("800; demo: 12", {"epochs": 800}, {"k-NN": 74.5}, {"epochs": 12}),
         ),  # as "supervised" has it
-        "Longer is better.",
+        "In the paper longer is better.",
     ),
     "methods": Study(
         "Table 2",
@@ -469,8 +468,8 @@ STUDIES = {
                 RESNET_DEMO,
             ),
         ),
-        "On a convnet the methods are close; on a ViT DINO is ahead, in k-NN most. The demo's "
-        "convnet is a ResNet-18. "
+        "In the paper the methods are close on a convnet; on a ViT DINO is ahead, in k-NN most. "
+        "The demo's convnet is a ResNet-18. "
         "The paper's numbers of BYOL, MoCo-v2 and SwAV on ResNet-50 are of their authors' "
         "weights, trained their way; "
         "with --epochs 300 the rows are the runs of Table 13, which has other numbers.",
