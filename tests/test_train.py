@@ -134,6 +134,84 @@ def test_a_step_is_algorithm_1(optimizer, clip):
         )
 
 
+def losses_of_the_release_written_out(p: SimpleNamespace, steps: int, epoch: int) -> list[float]:
+    """Train as main_dino.py does, in its order, from its formulas: AdamW, two groups, one process.
+
+    An epoch has `epoch` steps; the last layer is frozen during the first.
+    """
+    decaying, others = [], []
+    for name, param in p.student.named_parameters():
+        if param.requires_grad:
+            few = name.endswith(".bias") or param.ndim == 1
+            (others if few else decaying).append(param)
+    optimizer = torch.optim.AdamW([{"params": decaying}, {"params": others, "weight_decay": 0.0}])
+    warmup, losses = epoch, []
+    for i in range(steps):
+        lr = 0.3 * B / 256 * i / (warmup - 1)
+        if i >= warmup:
+            half = 0.5 * (1 + math.cos(math.pi * (i - warmup) / (steps - warmup)))
+            lr = 1e-5 + (0.3 * B / 256 - 1e-5) * half
+        half = 0.5 * (1 + math.cos(math.pi * i / steps))
+        optimizer.param_groups[0]["weight_decay"] = 0.4 + (0.04 - 0.4) * half
+        momentum = 1 + (0.9 - 1) * half
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+
+        teacher_logits = p.teacher(p.crops[:2]).detach()
+        student_views = (p.student(p.crops) / 0.1).chunk(5)
+        targets = ((teacher_logits - p.dino_loss.center) / 0.04).softmax(dim=-1).chunk(2)
+        total, terms = 0, 0
+        for teacher_view, target in enumerate(targets):
+            for student_view, logits in enumerate(student_views):
+                if student_view == teacher_view:
+                    continue
+                total = total + (-target * logits.log_softmax(dim=-1)).sum(dim=-1).mean()
+                terms += 1
+        loss = total / terms
+        center = teacher_logits.sum(dim=0, keepdim=True) / len(teacher_logits)
+        p.dino_loss.center = 0.9 * p.dino_loss.center + 0.1 * center
+
+        optimizer.zero_grad()
+        loss.backward()
+        for name, param in p.student.named_parameters():
+            if param.grad is None:
+                continue
+            scale = 3.0 / (param.grad.norm() + 1e-6)
+            if scale < 1:
+                param.grad.mul_(scale)
+            if i < epoch and "last_layer" in name:
+                param.grad = None
+        optimizer.step()
+        with torch.no_grad():
+            pairs = zip(p.student.parameters(), p.teacher.parameters(), strict=True)
+            for student_param, teacher_param in pairs:
+                teacher_param.mul_(momentum).add_((1 - momentum) * student_param)
+        losses.append(loss.item())
+    return losses
+
+
+def test_twenty_steps_are_those_of_the_release_written_out():
+    """Schedules, loss, center, clipping, frozen last layer, AdamW and EMA, in a row."""
+    steps, epoch = 20, 5
+    ours, theirs = parts(), parts()
+    settings = Settings(
+        epochs=4, lr=0.3, warmup_epochs=1, min_lr=1e-5, momentum_teacher=0.9, clip_grad=3.0
+    )
+    losses = []
+    for i in range(steps):
+        now = schedules(settings, i, epoch, B)
+        set_schedules(ours.optimizer, now)
+        metrics = train_step(
+            ours.student, ours.teacher, ours.dino_loss, ours.optimizer, [ours.crops], now,
+            settings, HERE,
+        )
+        losses.append(metrics[0].item())
+    wanted = losses_of_the_release_written_out(theirs, steps, epoch)
+    assert losses == pytest.approx(wanted, rel=1e-4)
+    assert abs(losses[-1] - losses[0]) > 0.05, "something must have been trained"
+    torch.testing.assert_close(ours.dino_loss.center, theirs.dino_loss.center, atol=1e-4, rtol=1e-3)
+
+
 def test_a_step_calls_the_student_that_knows_the_other_processes(monkeypatch):
     """And moves the teacher to the student inside it, whose parameters have the teacher's names."""
 
