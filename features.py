@@ -6,7 +6,6 @@ training makes it on the way.
 Shapes: N train images, n test images (or images of any part), H x W pixels, S the side of a view,
 D numbers a feature, C classes.
 """
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,12 +19,10 @@ from tqdm import tqdm
 
 from data import Images
 from runtime.augment import IMAGENET_MEAN, IMAGENET_STD
-from runtime.commandline import InputError
 from runtime.hardware import World, leave_signals_to_training
 
 ALONE = World(0, 1, torch.device("cpu"), torch.float32)  # one process
 ROWS = 1000  # test images at a time, so that no n x N or n x C numbers stand in memory
-MOST_PIXELS = 2**24  # of a whole image that a network reads: attention grows with their square
 
 
 def normalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -69,24 +66,6 @@ class EvaluationView:
             image = resize(image, self.short_side, InterpolationMode.BICUBIC, antialias=True)
         image = center_crop(image, [self.size, self.size])
         return normalise(image, self.mean, self.std)
-
-
-def fit_to_patches(image: Tensor, short_side: float, patch_size: int) -> Tensor:
-    """Resize a whole image so that both sides are multiples of the patch.
-
-    The short side comes near short_side pixels: uint8 (3, H, W) -> uint8 (3, H', W').
-    """
-    height, width = image.shape[-2:]
-    scale = short_side / min(height, width)
-    rows = max(1, round(height * scale / patch_size))
-    columns = max(1, round(width * scale / patch_size))
-    size = [rows * patch_size, columns * patch_size]
-    if math.prod(size) > MOST_PIXELS:
-        raise InputError(
-            f"an image of {width} x {height} pixels would become one of {size[1]} x {size[0]}: "
-            "cut it, or ask for a smaller size"
-        )
-    return resize(image, size, InterpolationMode.BICUBIC, antialias=True)
 
 
 class ViewsDataset(Dataset):

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from attention import cls_attention, keep_mass, overlay, to_pixels
 from data import decode
-from features import fit_to_patches, mean_and_std, normalise
+from features import mean_and_std, normalise
 from runtime import hardware
 from runtime.commandline import CommandLine, InputError, brief, errors_in_one_line
 from training.checkpoint import load_backbone
+from training.evaluation import fit_to_patches
 from training.pretrained import add_weights_flags, weights_path
 
 matplotlib.use("Agg")  # draws to files, needs no screen

@@ -28,8 +28,8 @@ from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
 from data import EXTENSIONS, UNREADABLE, decode, find_images, to_rgb
-from features import fit_to_patches
 from runtime.commandline import InputError, brief, errors_in_one_line
+from training.evaluation import fit_to_patches
 from visualize_attention import (
     Panel,
     attention_command_line,

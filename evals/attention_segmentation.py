@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from attention import cls_attention, object_scores
 from data import UNREADABLE, decode, open_images, to_rgb
-from features import fit_to_patches, mean_and_std, normalise
+from features import mean_and_std, normalise
 from runtime import hardware
 from runtime.commandline import InputError, brief
 from runtime.hardware import World
@@ -193,7 +193,7 @@ def mean_scores(
         objects = objects[seen]  # one without a pixel would count as missed
         if len(objects) == 0:
             continue
-        view = normalise(fit_to_patches(image, size, network.patch_size), mean, std)
+        view = normalise(evaluation.fit_to_patches(image, size, network.patch_size), mean, std)
         with world.autocast():
             attention = cls_attention(network, view.unsqueeze(0).to(world.device))[0]
         scores = object_scores(attention.float().cpu(), objects, void, percents)

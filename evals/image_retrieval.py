@@ -46,7 +46,7 @@ from torch.utils.data import Dataset
 
 from data import Images, decode
 from evals.retrieval import MultiScale, ranking_scores
-from features import EvaluationView, Pixels, extract_features, fit_to_patches, normalise
+from features import EvaluationView, Pixels, extract_features, normalise
 from runtime.commandline import InputError, brief, true_or_false
 from runtime.hardware import World
 from training import evaluation
@@ -146,7 +146,7 @@ class WholeView(EvaluationView):
     def __call__(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
         short_side = self.size * min(height, width) / max(height, width)
-        image = fit_to_patches(image, short_side, self.patch_size)
+        image = evaluation.fit_to_patches(image, short_side, self.patch_size)
         return normalise(image, self.mean, self.std)
 
 

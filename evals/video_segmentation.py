@@ -42,7 +42,7 @@ from evals.davis import (
     without_void,
     write_annotation,
 )
-from features import fit_to_patches, mean_and_std, normalise
+from features import mean_and_std, normalise
 from runtime.commandline import InputError, true_or_false, write_whole
 from runtime.creatures import make_clip
 from runtime.hardware import World
@@ -64,7 +64,7 @@ def patch_features(
     network: nn.Module, image: Tensor, short_side: int, args: dict, world: World
 ) -> Tensor:
     """Return the last block's patch tokens, each of length 1: uint8 (3, H, W) -> fp32 (r, c, D)."""
-    image = fit_to_patches(image, short_side, args["patch_size"])
+    image = evaluation.fit_to_patches(image, short_side, args["patch_size"])
     view = normalise(image, *mean_and_std(args)).unsqueeze(0).to(world.device)
     with world.autocast():
         tokens = network.get_intermediate_layers(view, 1)[0]

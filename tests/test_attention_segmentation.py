@@ -17,6 +17,7 @@ from evals.attention_segmentation import MaskedImages, open_voc, read_pet, read_
 from runtime.creatures import CLASSES, make_creatures
 from training.backbone import build_backbone
 from training.checkpoint import load_backbone
+from training.evaluation import fit_to_patches
 
 
 def test_jaccards_are_those_of_a_loop_over_objects_heads_and_pixels():
@@ -142,7 +143,7 @@ def test_images_count_alike_however_many_objects_they_hold(weights, tmp_path, ca
     backbone, by_hand = load_backbone(weights)[0], []
     for name, size in (("one", (24, 40)), ("three", (40, 24))):
         image = decode(voc / "JPEGImages" / f"{name}.jpg")
-        pixels = attention_segmentation.fit_to_patches(image, 24, 8).float() / 255
+        pixels = fit_to_patches(image, 24, 8).float() / 255
         assert pixels.shape[-2:] == size, (
             "the image's shape must be kept, in multiples of the patch"
         )

@@ -23,9 +23,10 @@ from data import decode, find_images, open_images, without_unreadable
 from evals.attention_film import film_frames
 from evals.davis import read_annotation
 from evals.image_retrieval import read_ground_truth, read_plain_pickle
-from features import EvaluationView, fit_to_patches
+from features import EvaluationView
 from multicrop import MultiCrop
 from training.backbone import build_backbone
+from training.evaluation import fit_to_patches
 from visualize_attention import main as visualize
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]

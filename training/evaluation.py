@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2.functional import resize
 
 from data import Images, knn_split, open_images, without_unreadable
 from features import EvaluationView
@@ -25,6 +27,7 @@ from training.pretrained import PRETRAINED, add_weights_flags, weights_path
 
 FEW = 20_000  # images: the pixels of more fill the memory, and a second network costs hours
 IMAGENET_CLASSES = 1000
+MOST_PIXELS = 2**24  # of a whole image that a network reads: attention grows with their square
 
 
 def command_line(
@@ -197,6 +200,24 @@ def loading(flags: Namespace, world: World) -> dict:
         "num_workers": hardware.share_cores(flags.num_workers, world.device),
         "progress": "features",
     }
+
+
+def fit_to_patches(image: Tensor, short_side: float, patch_size: int) -> Tensor:
+    """Resize a whole image so that both sides are multiples of the patch.
+
+    The short side comes near short_side pixels: uint8 (3, H, W) -> uint8 (3, H', W').
+    """
+    height, width = image.shape[-2:]
+    scale = short_side / min(height, width)
+    rows = max(1, round(height * scale / patch_size))
+    columns = max(1, round(width * scale / patch_size))
+    size = [rows * patch_size, columns * patch_size]
+    if math.prod(size) > MOST_PIXELS:
+        raise InputError(
+            f"an image of {width} x {height} pixels would become one of {size[1]} x {size[0]}: "
+            "cut it, or ask for a smaller size"
+        )
+    return resize(image, size, InterpolationMode.BICUBIC, antialias=True)
 
 
 def data_name(flags: Namespace) -> str:
