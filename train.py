@@ -201,7 +201,8 @@ def train(
         say("no labels, so no k-NN on the way")
 
     # 5. What the features are worth before the first step: k-NN untrained, and of raw pixels
-    run_state.save(run, settings, world, before_save)  # an evaluation may take long
+    if run.epoch < settings.epochs:
+        run_state.save(run, settings, world, before_save)  # an evaluation may take long
     if evaluate(run, split, view, loader.num_workers, settings, world):
         run_state.save(run, settings, world, before_save)
 
