@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import torch
+from matplotlib.figure import Figure  # not pyplot, which would change the plots of a notebook
+from matplotlib.image import AxesImage, imsave
 from torch import Tensor, nn
 
 from attention import cls_attention, keep_mass, overlay, to_pixels
@@ -28,10 +29,6 @@ from runtime.commandline import CommandLine, InputError, brief, errors_in_one_li
 from training.checkpoint import load_backbone
 from training.evaluation import fit_to_patches
 from training.pretrained import add_weights_flags, weights_path
-
-matplotlib.use("Agg")  # draws to files, needs no screen
-import matplotlib.pyplot as plt
-from matplotlib.image import AxesImage
 
 
 class Panel(NamedTuple):
@@ -173,7 +170,7 @@ def make_panels(
     return panels
 
 
-def draw_figure(images: Sequence[list[Panel]]) -> tuple[plt.Figure, list[AxesImage]]:
+def draw_figure(images: Sequence[list[Panel]]) -> tuple[Figure, list[AxesImage]]:
     """Draw a row for each image, and a second one for its masks.
 
     Return the figure, and what is drawn in it, panel by panel.
@@ -185,13 +182,9 @@ def draw_figure(images: Sequence[list[Panel]]) -> tuple[plt.Figure, list[AxesIma
         if masks:
             rows.append(masks)
     columns = max(len(row) for row in rows)
-    figure, grid = plt.subplots(
-        len(rows),
-        columns,
-        figsize=(2 * columns, 2.2 * len(rows) + 0.2),
-        layout="constrained",
-        squeeze=False,
-    )
+    size = (2 * columns, 2.2 * len(rows) + 0.2)
+    figure = Figure(size, dpi=110, layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
     drawn = []
     for line, row in zip(grid, rows, strict=True):
         for axes in line:
@@ -208,7 +201,7 @@ def write_panels(folder: Path, panels: list[Panel]) -> None:
     """Write each panel as a file: img.png, attn-head0.png, mask_th0.6_head0.png."""
     folder.mkdir(parents=True, exist_ok=True)
     for panel in panels:
-        plt.imsave(folder / f"{panel.file_name}.png", panel.image.numpy())
+        imsave(folder / f"{panel.file_name}.png", panel.image.numpy())
 
 
 def draw_attention(flags: Namespace) -> None:
@@ -238,8 +231,7 @@ def draw_attention(flags: Namespace) -> None:
             folder = output / f"{number}-{Path(path).stem}"
         write_panels(folder, panels)
     figure, _ = draw_figure(drawings)
-    figure.savefig(output / "attention.png", dpi=110)
-    plt.close(figure)
+    figure.savefig(output / "attention.png")
     print(f"wrote {output / 'attention.png'}, and the single images beside it")
 
 

@@ -19,9 +19,9 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import torch
 from matplotlib import animation
+from matplotlib.image import imsave
 from PIL import Image, ImageSequence
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
@@ -111,7 +111,7 @@ def write_frame(output: Path, panels: list[Panel], number: int) -> None:
         if number == 0:  # an earlier film may have been longer
             for old in folder.glob("[0-9][0-9][0-9][0-9][0-9].png"):
                 old.unlink()
-        plt.imsave(folder / f"{number:05}.png", panel.image.numpy())
+        imsave(folder / f"{number:05}.png", panel.image.numpy())
 
 
 def draw_film(flags: Namespace) -> None:
@@ -131,7 +131,7 @@ def draw_film(flags: Namespace) -> None:
         write_frame(output, panels, number)
         if figure is None:
             figure, drawn = draw_figure([panels])
-            writer.setup(figure, unfinished, dpi=110)
+            writer.setup(figure, unfinished)
         for panel, artist in zip(panels, drawn, strict=True):
             artist.set_data(panel.image.numpy())
             artist.autoscale()  # each frame's map from its own least to its own most
@@ -140,7 +140,6 @@ def draw_film(flags: Namespace) -> None:
         raise InputError(f"{flags.video!r} has no frames: give another film")
     writer.finish()
     unfinished.replace(path)
-    plt.close(figure)
     print(f"wrote {path}, and the frames of its parts in the folders beside it")
 
 

@@ -541,7 +541,7 @@ def outcomes(tmp_path_factory) -> dict[tuple[int, str], list[str]]:
                 "torchvision.transforms.v2",
                 "einops",
                 "torch._dynamo",
-                "matplotlib.pyplot",
+                "matplotlib.figure",
             ]
         )
     with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:

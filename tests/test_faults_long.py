@@ -118,7 +118,7 @@ def test_the_log_and_the_curves_of_a_million_steps_are_quick(tmp_path):
     began = time.process_time()
     run_state.write_log(tmp_path / "log.txt", history)
     written = time.process_time()
-    report.draw_curves(tmp_path / "curves.png", history, 4096)
+    report.draw_curves(history, 4096).savefig(tmp_path / "curves.png")
     drawn = time.process_time()
     print(f"50,000 lines: log {written - began:.2f} s, curves {drawn - written:.2f} s")
     assert len((tmp_path / "log.txt").read_text().splitlines()) == 50_001

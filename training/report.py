@@ -6,10 +6,10 @@ Shapes: B images, S pixels, h heads, r x c patches.
 import math
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure  # not pyplot, which would change the plots of a notebook
 from torch import Tensor, nn
 
 from attention import attention_scores, cls_attention, keep_mass, overlay, to_pixels
@@ -132,20 +132,20 @@ def kind_of_collapse(entropy: float, kl: float, log_k: float) -> str:
     return ""
 
 
-def draw_curves(path: Path, history: list[dict], out_dim: int) -> None:
+def draw_curves(history: list[dict], out_dim: int) -> Figure:
     """Draw loss = entropy + KL, k-NN over its baselines, and the schedules."""
     baselines, *epochs = history
-    figure, (losses, knn, schedules) = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
+    figure = Figure(figsize=(15, 4), layout="constrained")
+    losses, knn, schedules = figure.subplots(1, 3)
     draw_losses(losses, epochs, out_dim)
     draw_knn(knn, baselines, epochs)
     draw_schedules(schedules, epochs)
-    for axes in (losses, knn, schedules):
+    for axes in figure.axes:
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         if axes.lines:
             axes.legend()
-    write_whole(path, figure.savefig)
-    plt.close(figure)
+    return figure
 
 
 def plot(axes: Axes, records: list[dict], key: str, label: str) -> None:
@@ -198,7 +198,6 @@ def unnormalised(views: Tensor, view: EvaluationView) -> Tensor:
 
 
 def draw_attention(
-    path: Path,
     views: Tensor,
     view: EvaluationView,
     attention: Tensor,
@@ -206,7 +205,7 @@ def draw_attention(
     patch_size: int,
     mass: float = 0.6,
     start: str = "untrained",
-) -> None:
+) -> Figure:
     """Draw a column an image: the image, its attention untrained and trained, and the mask.
 
     The attention is the mean over the heads; the mask keeps `mass` of the trained one.
@@ -222,16 +221,14 @@ def draw_attention(
         f"{mass:.0%} of it": [overlay(*pair) for pair in zip(images, masks, strict=True)],
     }
     size = (1.2 * len(views), 1.2 * len(rows))
-    figure, grid = plt.subplots(
-        len(rows), len(views), figsize=size, layout="constrained", squeeze=False
-    )
+    figure = Figure(size, dpi=120, layout="constrained")
+    grid = figure.subplots(len(rows), len(views), squeeze=False)
     for line_of_axes, (title, panels) in zip(grid, rows.items(), strict=True):
         line_of_axes[0].set_ylabel(title)
         for axes, panel in zip(line_of_axes, panels, strict=True):
             axes.imshow(panel.numpy(), interpolation="nearest")
             axes.set(xticks=[], yticks=[])
-    write_whole(path, lambda part: figure.savefig(part, dpi=120))
-    plt.close(figure)
+    return figure
 
 
 def finish(
@@ -243,7 +240,8 @@ def finish(
     world: World,
 ) -> str:
     """Draw both figures and return the last paragraph."""
-    draw_curves(output / "curves.png", run.history, settings.out_dim)
+    figure = draw_curves(run.history, settings.out_dim)
+    write_whole(output / "curves.png", figure.savefig)
     baselines, last = run.history[0], run.history[-1]
 
     text = [f"After epoch {run.epoch} the loss is {last['train_loss']:.3f}."]
@@ -302,11 +300,11 @@ def attention_report(
 
     before = attention_of(untrained, views, world)
     after = attention_of(trained, views, world)
-    path = output / "attention.png"
     start = start_of(settings)
-    draw_attention(
-        path, views[:10], view, after[:10], before[:10], settings.patch_size, start=start
+    figure = draw_attention(
+        views[:10], view, after[:10], before[:10], settings.patch_size, start=start
     )
+    write_whole(output / "attention.png", figure.savefig)
     if images.masks is None:
         return []
 
