@@ -212,7 +212,8 @@ class VisionTransformer(nn.Module):
         cls = self.pos_embed[:, :1]
         learnt = rearrange(self.pos_embed[:, 1:], "1 (r c) D -> 1 D r c", r=self.grid)
         # paper: bicubic; release: + 0.1, lest rounding lose a row; it moves the points slightly
-        scale = ((rows + 0.1) / self.grid, (cols + 0.1) / self.grid)
+        # int: torch.jit.trace hands tensors in, which interpolate does not take
+        scale = ((int(rows) + 0.1) / self.grid, (int(cols) + 0.1) / self.grid)
         resized = F.interpolate(learnt, scale_factor=scale, mode="bicubic")
         return torch.cat([cls, rearrange(resized, "1 D r c -> 1 (r c) D")], dim=1)
 
