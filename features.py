@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from data import Images
 from runtime.augment import IMAGENET_MEAN, IMAGENET_STD
+from runtime.commandline import bar_style
 from runtime.hardware import World, leave_signals_to_training
 
 ALONE = World(0, 1, torch.device("cpu"), torch.float32)  # one process
@@ -110,7 +111,8 @@ def extract_features(
     modes = {module: module.training for module in network.modules()}
     network.eval()
     batches = []
-    for views in tqdm(loader, progress, disable=not (progress and world.is_main), leave=False):
+    hidden = not (progress and world.is_main)
+    for views in tqdm(loader, progress, disable=hidden, leave=False, **bar_style()):
         with world.autocast():
             features = network(views.to(world.device))
         batches.append(features.float())

@@ -38,7 +38,7 @@ from attention import cls_attention, object_scores
 from data import UNREADABLE, decode, open_images, to_rgb
 from features import mean_and_std, normalise
 from runtime import hardware
-from runtime.commandline import InputError, brief
+from runtime.commandline import InputError, bar_style, brief
 from runtime.hardware import World
 from training import checkpoint, evaluation
 from training.datasets import torchvision_part
@@ -188,7 +188,9 @@ def mean_scores(
     mean, std = mean_and_std(args)
     names = score_names(percents)
     rows = []
-    for image, objects, void in tqdm(loader, "attention", disable=not world.is_main, leave=False):
+    hidden = not world.is_main
+    bar = tqdm(loader, "attention", disable=hidden, leave=False, **bar_style())
+    for image, objects, void in bar:
         seen = (objects & ~void).any(dim=(1, 2))
         objects = objects[seen]  # one without a pixel would count as missed
         if len(objects) == 0:

@@ -46,7 +46,7 @@ from data import Images
 from evals import common
 from features import EvaluationView, extract_features, normalise, top_accuracy
 from optimizer import cosine
-from runtime.commandline import InputError, true_or_false
+from runtime.commandline import InputError, bar_style, true_or_false
 from runtime.hardware import World
 from runtime.sampling import EpochBatches
 from training import evaluation
@@ -258,7 +258,10 @@ def train_heads(
         batches.epoch = epoch  # another order, and other crops
         set_lr(optimizer, epoch, flags.epochs)
         title = f"epoch {epoch + 1} of {flags.epochs}"
-        bar = tqdm(source(), title, batches.steps, leave=False, disable=not world.is_main)
+        hidden = not world.is_main
+        bar = tqdm(
+            source(), title, batches.steps, leave=False, disable=hidden, **bar_style()
+        )
         losses = train_epoch(heads, optimizer, bar, world)
         if world.is_main and (epoch + 1) % math.ceil(flags.epochs / 10) == 0:
             scores = test_accuracies()

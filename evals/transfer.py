@@ -45,7 +45,7 @@ from evals import common
 from features import extract_features, top_accuracy
 from optimizer import cosine, make_optimizer
 from runtime import batch_norm, hardware
-from runtime.commandline import InputError, brief
+from runtime.commandline import InputError, bar_style, brief
 from runtime.hardware import World
 from runtime.sampling import seed_of
 from settings import PRESETS, Settings
@@ -269,11 +269,17 @@ def fine_tune(
     ddp_network = hardware.average_gradients(network.train(), world)
 
     total_steps = flags.epochs * batches.steps
-    warmup_steps = flags.warmup_epochs * batches.steps
+    warmup_steps = round(flags.warmup_epochs * batches.steps)  # epochs may be fractional
     peak = flags.lr * batches.images_per_step / 512
     step = first_epoch * batches.steps
     bar = tqdm(
-        total=total_steps, initial=step, unit="step", disable=not world.is_main, leave=False
+        desc="training",
+        total=total_steps,
+        initial=step,
+        unit="step",
+        disable=not world.is_main,
+        leave=False,
+        **bar_style(),
     )
     for epoch in range(first_epoch, flags.epochs):
         batches.epoch = epoch
@@ -296,7 +302,7 @@ def fine_tune(
                 f"the loss is {mean_loss} in epoch {epoch + 1}: take a lower --lr, or "
                 "--precision fp32"
             )
-        bar.set_postfix(epoch=epoch + 1, loss=f"{mean_loss:.3f}")
+        bar.set_postfix(epoch=epoch + 1, loss=f"{mean_loss:.3f}", refresh=False)
         if world.is_main:
             save_training(path, network, optimizer, epoch + 1, about, flags)
     bar.close()

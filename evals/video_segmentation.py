@@ -43,7 +43,7 @@ from evals.davis import (
     write_annotation,
 )
 from features import mean_and_std, normalise
-from runtime.commandline import InputError, true_or_false, write_whole
+from runtime.commandline import InputError, bar_style, true_or_false, write_whole
 from runtime.creatures import make_clip
 from runtime.hardware import World
 from training import evaluation
@@ -134,7 +134,9 @@ def follow(
     given = (features, labels)
     recent = deque(maxlen=n_last_frames)
     ids = [video.ids[0]]
-    frames = tqdm(video.images[1:], video.name, disable=not world.is_main, leave=False)
+    frames = tqdm(
+        video.images[1:], video.name, disable=not world.is_main, leave=False, **bar_style()
+    )
     for image in frames:
         features = patch_features(network, image, short_side, args, world)
         context, context_labels = zip(given, *recent)

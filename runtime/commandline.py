@@ -70,6 +70,25 @@ def whole_number(text: str) -> int:
     return number
 
 
+class Lines:
+    """A file for tqdm that prints each state of a bar as a line on stderr."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            print(text.strip(), file=sys.stderr, flush=True)
+
+    def flush(self) -> None:
+        """Do nothing: the lines are out already."""
+
+
+def bar_style(seconds: float = 60) -> dict:
+    """Return tqdm's options: a bar on a terminal; in a file a line, at most one in so long."""
+    if sys.stderr.isatty():
+        return {}
+    text = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+    return {"file": Lines(), "bar_format": text, "mininterval": seconds, "delay": seconds}
+
+
 def true_or_false(text: str) -> bool:
     """Return what a switch is set to, spelled as in the release: --norm_last_layer true."""
     if text.lower() in ("true", "on", "1", "yes"):
