@@ -6,7 +6,7 @@ Not in the paper: the release's video_generation.py draws attention on films.
     python -m evals.attention_film --pretrained_weights runs/demo/checkpoint.pth --video frames/
 
 The panels are those of visualize_attention.py. Each becomes a folder of frames: img/00000.png,
-attn-mean/00000.png, attn-head0/00000.png .... And attention.mp4 shows all side by side, or
+attn-mean/00000.png, attn-head0/00000.png .... attention.mp4 shows all side by side, or
 attention.gif where ffmpeg is not installed.
 
 --video: a folder of frames, an animated image, or, where ffmpeg is installed, a film.
@@ -21,22 +21,23 @@ from pathlib import Path
 
 import torch
 from matplotlib import animation
-from matplotlib.image import imsave
 from PIL import Image, ImageSequence
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
 from data import EXTENSIONS, UNREADABLE, decode, find_images, to_rgb
-from runtime.commandline import InputError, brief, errors_in_one_line
+from runtime.commandline import InputError, bar_style, brief, errors_in_one_line
 from training.evaluation import fit_to_patches
 from visualize_attention import (
     Panel,
     attention_command_line,
     attention_of,
     draw_figure,
+    enough_memory,
     load_network,
     make_panels,
+    write_panel,
 )
 
 
@@ -111,7 +112,7 @@ def write_frame(output: Path, panels: list[Panel], number: int) -> None:
         if number == 0:  # an earlier film may have been longer
             for old in folder.glob("[0-9][0-9][0-9][0-9][0-9].png"):
                 old.unlink()
-        imsave(folder / f"{number:05}.png", panel.image.numpy())
+        write_panel(folder / f"{number:05}.png", panel)
 
 
 def draw_film(flags: Namespace) -> None:
@@ -123,16 +124,18 @@ def draw_film(flags: Namespace) -> None:
     writer, path = animation_writer(output / "attention", flags.fps)
     unfinished = path.with_name(f".part{path.suffix}")
     figure = None
-    frames = tqdm(film_frames(Path(flags.video)), "frames", leave=False)
+    frames = tqdm(film_frames(Path(flags.video)), "frames", leave=False, **bar_style())
     for number, frame in enumerate(frames):
         image = fit_to_patches(frame, flags.image_size, backbone.patch_size)
-        attention = attention_of(backbone, image, args)
-        panels = make_panels(image, attention, backbone.patch_size, flags.threshold)
+        with enough_memory(image):
+            attention = attention_of(backbone, image, args)
+        panels = make_panels(frame, image, attention, backbone.patch_size, flags.threshold)
         write_frame(output, panels, number)
         if figure is None:
-            figure, drawn = draw_figure([panels])
+            figure, drawn = draw_figure(panels)
             writer.setup(figure, unfinished)
-        for panel, artist in zip(panels, drawn, strict=True):
+        in_figure = [panel for panel in panels if panel.kind != "binary"]
+        for panel, artist in zip(in_figure, drawn, strict=True):
             artist.set_data(panel.image.numpy())
             artist.autoscale()  # each frame's map from its own least to its own most
         writer.grab_frame()

@@ -1,13 +1,17 @@
 """The attention figure and the film, from a checkpoint and images of any shape to files."""
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import visualize_attention
 from attention import cls_attention, keep_mass
@@ -16,7 +20,17 @@ from evals import attention_film
 from evals.attention_film import film_frames
 from features import mean_and_std, normalise
 from training.backbone import build_backbone
-from visualize_attention import principal_colours
+from training.evaluation import fit_to_patches
+from visualize_attention import PrincipalColours
+from vit import VisionTransformer
+
+
+def principal_colours(images: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Return the colours of each image's tokens, after all of them were seen."""
+    colours = PrincipalColours()
+    for tokens in images:
+        colours.add(tokens)
+    return [colours.of(tokens) for tokens in images]
 
 
 @pytest.fixture
@@ -58,7 +72,11 @@ def test_one_image_gives_the_figure_and_the_releases_files(weights, tmp_path, ca
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "attention.png",
         "img.png",
-        *(f"{kind}{part}.png" for part in parts for kind in ("attn-", "mask_th0.6_")),
+        *(
+            f"{kind}{part}.png"
+            for part in parts
+            for kind in ("attn-", "mask_th0.6_", "binary_th0.6_")
+        ),
     }
     assert Image.open(tmp_path / "out" / "img.png").size == (136, 40), (
         "the shape must be kept, in multiples of 8"
@@ -82,6 +100,125 @@ def test_several_images_of_different_shapes_share_one_figure(weights, tmp_path):
         ]
     )
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"attention.png", "0-0", "1-1"}
+    both = Image.open(tmp_path / "out" / "attention.png")
+    alone = [Image.open(tmp_path / "out" / name / "attention.png") for name in ("0-0", "1-1")]
+    assert both.size == (alone[0].width, alone[0].height + alone[1].height)
+
+
+def draw(weights: Path, output: Path, *flags: str) -> None:
+    common = ["--pretrained_weights", str(weights), "--device", "cpu", "--output_dir", str(output)]
+    visualize_attention.main([*common, *flags])
+
+
+def test_a_folder_is_drawn_without_its_unreadable_files_which_are_counted(
+    weights, tmp_path, capsys
+):
+    folder = tmp_path / "photos"
+    (folder / "below").mkdir(parents=True)
+    photo(folder / "a.png", (31, 37))
+    photo(folder / "below" / "c.png", (37, 31))
+    (folder / "b.jpg").write_text("no image")
+    lost = str(tmp_path / "lost.png")
+    draw(weights, tmp_path / "out", "--image_path", str(folder), lost, "--image_size", "32")
+    said = capsys.readouterr()
+    assert "2 of 4 drawn, 2 skipped" in said.out
+    for name in ("b.jpg", "lost.png"):
+        assert name in said.err and "b.jpg" in said.err
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"attention.png", "0-a", "2-c"}
+
+
+@pytest.mark.parametrize("what", ["empty folder", "bad files"])
+def test_nothing_to_draw_gets_one_line(weights, tmp_path, capsys, what):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    if what == "bad files":
+        (folder / "a.jpg").write_text("no image")
+        (folder / "b.jpg").write_text("no image")
+    with pytest.raises(SystemExit) as stopped:
+        draw(weights, tmp_path / "out", "--image_path", str(folder))
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stopped.value.code == 2 and said.startswith("error: "), said
+    assert ("no images" if what == "empty folder" else "none of the 2 files") in said
+
+
+def test_the_binary_mask_has_the_images_own_size_and_the_masks_patches(weights, tmp_path):
+    """Each pixel of 53 x 97 is 255 exactly where the patch that it falls in is kept."""
+    image = photo(tmp_path / "photo.png", (53, 97))
+    out = tmp_path / "out"
+    draw(weights, out, "--image_path", image, "--image_size", "40", "--threshold", "0.6")
+    with Image.open(out / "binary_th0.6_head2.png") as file:
+        assert file.mode == "L" and file.size == (97, 53)
+        mask = np.array(file)
+    assert set(np.unique(mask)) == {0, 255}
+
+    backbone = build_backbone("vit_nano", 8, 48).eval()
+    backbone.load_state_dict(torch.load(weights, weights_only=True))
+    seen = normalise(fit_to_patches(decode(image), 40, 8), *mean_and_std({})).unsqueeze(0)
+    kept = keep_mass(cls_attention(backbone, seen)[0, 2], 0.6)
+    rows, columns = kept.shape
+    for y in range(53):
+        for x in range(97):
+            assert (mask[y, x] == 255) == kept[y * rows // 53, x * columns // 97]
+
+
+class Largest(TorchDispatchMode):
+    """Remembers how many numbers the largest tensor has that any operation returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+        result = operation(*arguments, **(options or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.numbers = max(self.numbers, tensor.numel())
+        return result
+
+
+def test_drawing_never_builds_the_attention_of_all_patches_to_all():
+    """With 40 x 48 patches and D = 12 the MLP's 4 N D numbers are the most; N x N are 40 as many.
+    """
+    N = 40 * 48
+    backbone = VisionTransformer(8, 64, embed_dim=12, depth=2, num_heads=3).eval()
+    image = torch.zeros(3, 320, 384, dtype=torch.uint8)
+    with Largest() as largest:
+        visualize_attention.attention_of(backbone, image, {})
+        visualize_attention.patch_tokens_of(backbone, image, {})
+    assert largest.numbers <= 3 * 320 * 384
+    with torch.no_grad(), Largest() as largest:  # the measure sees it where it is wanted
+        backbone.get_last_selfattention(torch.zeros(1, 3, 320, 384))
+    assert largest.numbers == 3 * (1 + N) ** 2
+
+
+SHORT_OF_MEMORY = """
+import resource, sys
+import torch
+from visualize_attention import main
+
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + 2**28, size + 2**28))
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux tells the memory")
+def test_too_little_memory_gets_one_line(weights, tmp_path):
+    """256 MiB more than the imports take are too few for 4000 x 4000 pixels."""
+    image = photo(tmp_path / "photo.png", (64, 64))
+    flags = ["--pretrained_weights", weights, "--image_path", image, "--image_size", "4000"]
+    flags += ["--device", "cpu", "--output_dir", tmp_path / "out"]
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_MEMORY, *flags],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: too little memory for an image of 4000 x 4000 pixels")
+    assert "--image_size" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 
 
 def test_the_mask_file_shows_the_patches_that_hold_the_mass(weights, tmp_path):
