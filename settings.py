@@ -8,6 +8,7 @@ import math
 import operator
 from argparse import SUPPRESS
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from typing import Any
 
 from runtime.augment import IMAGENET_MEAN, IMAGENET_STD
@@ -127,8 +128,8 @@ class Settings:
         "student_temp: no sharpening",
         above=0,
     )
-    warmup_teacher_temp_epochs: int = setting(
-        0, "epochs of its warm-up (30 in the paper)", at_least=0
+    warmup_teacher_temp_epochs: float = setting(
+        0.0, "epochs of its warm-up (30 in the paper)", at_least=0
     )
     center_momentum: float = setting(
         0.9,
@@ -161,7 +162,9 @@ class Settings:
         "at the end of the warm-up, per 256 images of a step: scaled by (images a step) / 256",
         at_least=0,
     )
-    warmup_epochs: int = setting(10, "epochs of the learning rate's linear warm-up", at_least=0)
+    warmup_epochs: float = setting(
+        10.0, "epochs of the learning rate's linear warm-up, to the nearest step", at_least=0
+    )
     min_lr: float = setting(1e-6, "at the end of its cosine", at_least=0)
     weight_decay: float = setting(0.04, "its value at the start of its cosine", at_least=0)
     weight_decay_end: float = setting(0.4, "and at the end", at_least=0)
@@ -237,6 +240,9 @@ class Settings:
         "minutes that one of several processes waits for another before it gives up",
         above=0,
         quiet=True,
+    )
+    tensorboard: bool = setting(
+        False, "write log.txt's numbers for TensorBoard too, each epoch", quiet=True
     )
     log_every: int = setting(
         10,
@@ -440,6 +446,9 @@ def check(settings: Settings) -> None:
         warmups = " and ".join(too_long)
         fix = " ".join(without)
         refuse(settings, "epochs", f"is shorter than {warmups}: pass {fix}, or more --epochs")
+
+    if settings.tensorboard and not find_spec("tensorboard"):
+        refuse(settings, "tensorboard", "needs a package: pip install tensorboard, or leave it out")
 
     if settings.arch not in VITS:
         if settings.num_heads:

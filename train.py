@@ -23,7 +23,7 @@ from features import EvaluationView, Pixels, extract, knn_accuracies
 from loss import DINOLoss
 from optimizer import clip_gradients, cosine, linear
 from runtime import hardware
-from runtime.commandline import errors_in_one_line
+from runtime.commandline import bar_style, errors_in_one_line
 from runtime.hardware import World
 from runtime.sampling import seed_of
 from settings import Settings, parse_settings
@@ -46,8 +46,8 @@ class Schedules(NamedTuple):
 def schedules(settings: Settings, step: int, epoch_steps: int, images_per_step: int) -> Schedules:
     """Return the values of a step, counted from the start of the run."""
     total = settings.epochs * epoch_steps
-    warmup = settings.warmup_epochs * epoch_steps
-    temp_warmup = settings.warmup_teacher_temp_epochs * epoch_steps
+    warmup = round(settings.warmup_epochs * epoch_steps)  # epochs may be fractional
+    temp_warmup = round(settings.warmup_teacher_temp_epochs * epoch_steps)
     peak_lr = settings.lr * images_per_step / 256  # the linear scaling rule
     return Schedules(
         lr=cosine(step, total, peak_lr, settings.min_lr, warmup),
@@ -212,7 +212,11 @@ def train(
     per_epoch = batches.steps * batches.images_per_step
     done = run.epoch * per_epoch + run.images
     with tqdm(
-        total=settings.epochs * per_epoch, initial=done, unit="img", disable=not world.is_main
+        total=settings.epochs * per_epoch,
+        initial=done,
+        unit="img",
+        disable=not world.is_main,
+        **bar_style(),
     ) as bar:
         while run.epoch < settings.epochs:
             # the epoch's crops, from where a stopped run left off
@@ -273,6 +277,8 @@ def train(
             if evaluate(run, split, view, loader.num_workers, settings, world):
                 run_state.save(run, settings, world, before_save)
             say(report.line(run.history[-1], settings.epochs, settings.out_dim))
+            if world.is_main:
+                report.draw_epochs(output, run.history, settings)
 
     # 7. Figures, and a paragraph that says how it went
     if world.is_main:

@@ -1,6 +1,7 @@
 """What all scripts share: errors in one line with exit status 2, and files written whole."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -70,22 +71,19 @@ def whole_number(text: str) -> int:
     return number
 
 
-class Lines:
+class Lines(io.TextIOBase):
     """A file for tqdm that prints each state of a bar as a line on stderr."""
 
     def write(self, text: str) -> None:
         if text.strip():
             print(text.strip(), file=sys.stderr, flush=True)
 
-    def flush(self) -> None:
-        """Do nothing: the lines are out already."""
-
 
 def bar_style(seconds: float = 60) -> dict:
     """Return tqdm's options: a bar on a terminal; in a file a line, at most one in so long."""
     if sys.stderr.isatty():
         return {}
-    text = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+    text = "{desc} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
     return {"file": Lines(), "bar_format": text, "mininterval": seconds, "delay": seconds}
 
 

@@ -31,7 +31,7 @@ def test_in_a_pipe_each_state_is_a_line_and_none_comes_before_its_time():
     assert "\r" not in done.stderr
     lines = done.stderr.splitlines()
     assert 2 <= len(lines) <= 6, lines
-    assert all(line.startswith("counting: ") and "/30 [" in line for line in lines), lines
+    assert all(line.startswith("counting ") and "/30 [" in line for line in lines), lines
 
 
 def test_what_ends_within_a_minute_prints_no_line():

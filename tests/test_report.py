@@ -197,3 +197,20 @@ def test_the_same_attention_scores_alike_trained_and_untrained(tmp_path):
     for row in table:
         before, after = row.split(": ")[1].rstrip(" %").split(" -> ")
         assert before == after
+
+
+def test_the_curves_are_those_of_the_log_over_the_baselines():
+    run, _ = a_run(2.0, 0.5)
+    second = run.history[1] | {"epoch": 1, "train_lr": 0.05, "train_loss": 1.5}
+    second.pop("knn_teacher")  # not every epoch has one
+    losses, knn, schedules = report.draw_curves([*run.history, second], 64).axes
+    shown = {}
+    for axes in (losses, knn, schedules):
+        for curve in axes.lines:
+            values = (list(curve.get_xdata()), list(curve.get_ydata()))
+            shown[curve.get_label().partition(":")[0]] = values
+    assert shown["train_loss"] == ([1, 2], [2.5, 1.5])
+    assert shown["knn_teacher"] == ([1], [71.5])
+    assert shown["knn_untrained"] == ([0, 2], [21.5, 21.5])
+    assert shown["train_lr"] == ([1, 2], [1.0, 0.5])
+    assert shown["ln K"][1] == [math.log(64)] * 2

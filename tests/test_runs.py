@@ -13,8 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
+import settings
 import train
-from training import backbone
+from training import backbone, report
 from vit import VisionTransformer
 
 REPO = Path(__file__).parent.parent
@@ -56,8 +57,12 @@ def run(photos: Path, output: Path, *flags: str) -> dict:
     return torch.load(output / "checkpoint.pth", weights_only=True)
 
 
+def log_file(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "log.txt").read_text().splitlines()]
+
+
 def log_of(output: Path) -> list[dict]:
-    records = [json.loads(line) for line in (output / "log.txt").read_text().splitlines()]
+    records = log_file(output)
     for record in records:
         record.pop(
             "images_per_s", None
@@ -413,3 +418,55 @@ def test_a_run_of_another_method_is_not_continued_as_plain_dino(
             run(photos, tmp_path, *OF_STORED)
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert f"python -m ablations.train --{name} {value}" in error
+
+
+def test_a_stopped_run_has_the_curves_of_its_completed_epochs(photos, tmp_path, monkeypatch):
+    """Stopped after 14 of 18 steps, that is, in the third epoch."""
+    run_until(14, photos, tmp_path, monkeypatch)
+    report.draw_curves(log_of(tmp_path), 31).savefig(tmp_path / "two_epochs.png")
+    figures = ("curves.png", "two_epochs.png")
+    drawn, expected = (np.array(Image.open(tmp_path / name)) for name in figures)
+    assert np.array_equal(drawn, expected), "curves.png must show the two completed epochs"
+
+
+def test_a_run_with_a_warm_up_of_half_an_epoch_trains_and_old_whole_numbers_continue(
+    photos, tmp_path, monkeypatch, capsys
+):
+    half = run(photos, tmp_path / "half", "--warmup_epochs", "0.5", "--epochs", "1")
+    assert half["args"]["warmup_epochs"] == 0.5
+    old = tmp_path / "old"
+    run_until(8, photos, old, monkeypatch)
+    checkpoint = torch.load(old / "checkpoint.pth", weights_only=True)
+    checkpoint["args"] |= {"warmup_epochs": 1, "warmup_teacher_temp_epochs": 0}  # as before
+    torch.save(checkpoint, old / "checkpoint.pth")
+    capsys.readouterr()
+    assert run(photos, old)["epoch"] == 3
+    assert "settings changed" not in capsys.readouterr().out
+
+
+def test_tensorboard_gets_the_numbers_of_the_log(photos, tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for epochs in ("2", "3"):  # stopped, and continued
+        run(photos, tmp_path, "--tensorboard", "--warmup_epochs", "1", "--epochs", epochs)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    records = log_file(tmp_path)
+    names = set()
+    for record in records:
+        names |= {name for name, value in record.items() if not isinstance(value, list)}
+    assert set(events.Tags()["scalars"]) == names - {"epoch"}
+    for name in events.Tags()["scalars"]:
+        seen = {event.step: event.value for event in events.Scalars(name)}
+        logged = {record["epoch"] + 1: record[name] for record in records if name in record}
+        assert seen == pytest.approx(logged, rel=1e-5), name
+
+
+def test_tensorboard_that_is_not_installed_is_named_before_the_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(settings, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as stopped:
+        train.main([*TINY, "--tensorboard", "true", "--output_dir", str(tmp_path / "run")])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert "pip install tensorboard" in said and len(said.splitlines()) == 1
+    assert not (tmp_path / "run").exists()

@@ -384,6 +384,22 @@ def test_the_schedules_scale_lr_with_the_batch_and_end_where_the_paper_says():
     ]
 
 
+@pytest.mark.parametrize("epochs, last", [(0.5, 3), (1.3, 8), (0.07, 0), (2.0, 13)])
+def test_a_warm_up_of_a_fraction_of_an_epoch_rises_to_the_peak_and_never_above(epochs, last):
+    """Of 7 steps an epoch: its last step, the nearest whole number of steps less 1, is the peak."""
+    settings = Settings(epochs=3, warmup_epochs=epochs, lr=1.0, min_lr=0.0)
+    rates = [schedules(settings, step, 7, 256).lr for step in range(21)]
+    assert max(rates) == rates[last] == 1.0
+    assert rates[: last + 1] == sorted(rates[: last + 1]), "rising"
+    assert rates[last:] == sorted(rates[last:], reverse=True), "falling"
+
+
+def test_the_teacher_temperatures_warm_up_may_be_fractional_too():
+    settings = Settings(epochs=3, warmup_teacher_temp_epochs=0.5, teacher_temp=0.07)
+    temps = [schedules(settings, step, 7, 256).teacher_temp for step in range(6)]
+    assert temps == pytest.approx([0.04, 0.0475, 0.055, 0.0625, 0.07, 0.07])
+
+
 def test_lars_scales_matrices_to_a_share_of_their_norm_and_leaves_vectors_alone():
     matrix, vector = nn.Parameter(torch.randn(5, 3)), nn.Parameter(torch.randn(7))
     old_matrix, old_vector = matrix.detach().clone(), vector.detach().clone()

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure  # not pyplot, which would change the plots
 from torch import Tensor, nn
 
 from attention import attention_scores, cls_attention, keep_mass, overlay, to_pixels
-from data import Images
+from data import Images, at_most
 from features import EvaluationView
 from runtime.commandline import InputError, write_whole
 from runtime.hardware import World
@@ -132,14 +132,33 @@ def kind_of_collapse(entropy: float, kl: float, log_k: float) -> str:
     return ""
 
 
+def draw_epochs(output: Path, history: list[dict], settings: Settings) -> None:
+    """Draw curves.png of all epochs, and write the last one's numbers where --tensorboard is."""
+    figure = draw_curves(history, settings.out_dim)
+    write_whole(output / "curves.png", figure.savefig)
+    if settings.tensorboard:
+        from training.scalars import write_scalars  # here, since the package may be missing
+
+        write_scalars(output, history)
+
+
 def draw_curves(history: list[dict], out_dim: int) -> Figure:
-    """Draw loss = entropy + KL, k-NN over its baselines, and the schedules."""
-    baselines, *epochs = history
+    """Draw the loss and its two parts (Eq. 5), k-NN over its baselines, and the schedules."""
     figure = Figure(figsize=(15, 4), layout="constrained")
     losses, knn, schedules = figure.subplots(1, 3)
-    draw_losses(losses, epochs, out_dim)
-    draw_knn(knn, baselines, epochs)
-    draw_schedules(schedules, epochs)
+    for key in ("train_loss", "train_entropy", "train_kl"):
+        draw_curve(losses, history, key)
+    if "train_kl" in history[-1]:
+        losses.axhline(math.log(out_dim), color="grey", linestyle=":", label="ln K")
+        losses.set_ylabel("nats: loss = entropy + KL")
+    for key in ("knn_teacher", "knn_student", "knn_untrained", "knn_pixels"):
+        draw_curve(knn, history, key)
+    for key in ("train_lr", "train_wd", "teacher_momentum", "teacher_temp"):
+        draw_curve(schedules, history, key, normalised=True)
+
+    losses.set(title="loss", ylim=(0, None))
+    knn.set(title="k-NN top-1, %")
+    schedules.set(title="schedules, each over its largest value")
     for axes in figure.axes:
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -148,48 +167,21 @@ def draw_curves(history: list[dict], out_dim: int) -> Figure:
     return figure
 
 
-def plot(axes: Axes, records: list[dict], key: str, label: str) -> None:
-    """Draw a key of log.txt against the epochs that have it."""
-    points = [(record["epoch"] + 1, record[key]) for record in records if key in record]
-    if points:
-        at, values = zip(*points, strict=True)
+def draw_curve(axes: Axes, history: list[dict], key: str, normalised: bool = False) -> None:
+    """Draw a key of log.txt against the epochs that have it; a baseline is a line across."""
+    records = [record for record in history if key in record]
+    if not records:
+        return
+    at = [record["epoch"] + 1 for record in records]
+    values = np.array([record[key] for record in records])
+    label = f"{key}: {values[0]:.4g} to {values[-1]:.4g}"
+    if normalised:
+        values = values / max(values.max(), 1e-12)
+    if at == [0]:
+        across = [0, len(history) - 1]
+        axes.plot(across, values.repeat(2), linestyle=":", label=f"{key}: {values[0]:.4g}")
+    else:
         axes.plot(at, values, marker=".", label=label)
-
-
-def draw_losses(axes: Axes, epochs: list[dict], out_dim: int) -> None:
-    """Draw the loss and its two parts (Eq. 5), under ln K."""
-    plot(axes, epochs, "train_loss", "loss")
-    plot(axes, epochs, "train_entropy", "teacher's entropy")
-    plot(axes, epochs, "train_kl", "KL")
-    axes.set(title="loss", ylim=(0, None))
-    if "train_kl" in epochs[-1]:
-        log_k = math.log(out_dim)
-        axes.axhline(log_k, color="grey", linestyle=":", label=f"ln K = {log_k:.3f}")
-        axes.set(title="loss = entropy + KL", ylabel="nats")
-
-
-def draw_knn(axes: Axes, baselines: dict, epochs: list[dict]) -> None:
-    """Draw k-NN top-1 of teacher and student, from the untrained network on."""
-    for network in ("teacher", "student"):
-        key = f"knn_{network}"
-        records = epochs
-        if "knn_untrained" in baselines:
-            records = [{"epoch": -1, key: baselines["knn_untrained"]}, *epochs]
-        plot(axes, records, key, f"k-NN, {network}")
-    if "knn_pixels" in baselines:
-        axes.axhline(baselines["knn_pixels"], color="grey", linestyle=":", label="raw pixels")
-    axes.set(title="k-NN top-1", ylabel="%")
-
-
-def draw_schedules(axes: Axes, epochs: list[dict]) -> None:
-    """Draw each schedule, divided by its largest value."""
-    at = [record["epoch"] + 1 for record in epochs]
-    for key in ("train_lr", "train_wd", "teacher_momentum", "teacher_temp"):
-        values = np.array([record[key] for record in epochs])
-        name = key.replace("train_", "")
-        label = f"{name}: {values[0]:.4g} to {values[-1]:.4g}"
-        axes.plot(at, values / max(values.max(), 1e-12), marker=".", label=label)
-    axes.set(title="schedules, each over its largest value")
 
 
 def unnormalised(views: Tensor, view: EvaluationView) -> Tensor:
@@ -203,29 +195,28 @@ def draw_attention(
     attention: Tensor,
     untrained: Tensor,
     patch_size: int,
-    mass: float = 0.6,
     start: str = "untrained",
 ) -> Figure:
     """Draw a column an image: the image, its attention untrained and trained, and the mask.
 
-    The attention is the mean over the heads; the mask keeps `mass` of the trained one.
+    The attention is the mean over the heads; the mask keeps 60 % of the trained one (Fig. 4).
     views (B, 3, S, S); attention and untrained (B, h, r, c).
     """
     trained = attention.mean(dim=1)
     images = unnormalised(views, view)
-    masks = [to_pixels(keep_mass(one, mass), patch_size) for one in trained]
+    masks = [to_pixels(keep_mass(one, 0.6), patch_size) for one in trained]
     rows = {
         "image": images,
         start: untrained.mean(dim=1),
         "trained": trained,
-        f"{mass:.0%} of it": [overlay(*pair) for pair in zip(images, masks, strict=True)],
+        "60% of it": [overlay(*pair) for pair in zip(images, masks)],
     }
     size = (1.2 * len(views), 1.2 * len(rows))
     figure = Figure(size, dpi=120, layout="constrained")
     grid = figure.subplots(len(rows), len(views), squeeze=False)
-    for line_of_axes, (title, panels) in zip(grid, rows.items(), strict=True):
+    for line_of_axes, (title, panels) in zip(grid, rows.items()):
         line_of_axes[0].set_ylabel(title)
-        for axes, panel in zip(line_of_axes, panels, strict=True):
+        for axes, panel in zip(line_of_axes, panels):
             axes.imshow(panel.numpy(), interpolation="nearest")
             axes.set(xticks=[], yticks=[])
     return figure
@@ -240,14 +231,13 @@ def finish(
     world: World,
 ) -> str:
     """Draw both figures and return the last paragraph."""
-    figure = draw_curves(run.history, settings.out_dim)
-    write_whole(output / "curves.png", figure.savefig)
+    draw_epochs(output, run.history, settings)  # again: a run may have been killed before it
     baselines, last = run.history[0], run.history[-1]
 
-    text = [f"After epoch {run.epoch} the loss is {last['train_loss']:.3f}."]
+    unit = ""
     if "train_kl" in last:
-        log_k = math.log(settings.out_dim)
-        text = [f"{text[0].removesuffix('.')} nats; ln K = {log_k:.3f}."]
+        unit = f" nats; ln K = {math.log(settings.out_dim):.3f}"
+    text = [f"After epoch {run.epoch} the loss is {last['train_loss']:.3f}{unit}."]
     if "knn_teacher" in last and "knn_untrained" in baselines:
         teacher, before = last["knn_teacher"], baselines["knn_untrained"]
         pixels = baselines["knn_pixels"]
@@ -291,12 +281,12 @@ def attention_report(
 
     Return lines with the scores over up to 1000 images, where their objects' masks are known.
     """
-    n = min(len(images), 10)
+    limit = 10
     if images.masks is not None:
-        n = min(len(images), 1000)
-    images = images.subset(torch.linspace(0, len(images) - 1, n).long())
+        limit = 1000
+    images = at_most(images, limit)
     view = EvaluationView(settings.eval_size, settings.eval_crop, settings.mean, settings.std)
-    views = torch.stack([view(images[index][0]) for index in range(n)])
+    views = torch.stack([view(images[index][0]) for index in range(len(images))])
 
     before = attention_of(untrained, views, world)
     after = attention_of(trained, views, world)
