@@ -26,6 +26,6 @@ def write_scalars(folder: Path, history: list[dict]) -> None:
                         writer.add_scalar(name, value, completed)
     except OSError as error:
         raise InputError(
-            f"cannot write TensorBoard's file in {str(folder)!r} ({brief(error)}): leave --tensorboard "
-            "out, or free some space; what was saved before is untouched"
+            f"cannot write TensorBoard's file in {str(folder)!r} ({brief(error)}): leave "
+            "--tensorboard out, or free some space; what was saved before is untouched"
         ) from None
