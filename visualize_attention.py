@@ -15,6 +15,7 @@ For films see python -m evals.attention_film.
 
 Shapes: H x W pixels, r x c patches, h heads, D numbers a token.
 """
+import gc
 import re
 import sys
 from argparse import Namespace
@@ -314,7 +315,11 @@ def draw_image(
         figure, _ = draw_figure(panels)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
-        return np.array(canvas.buffer_rgba())
+        pixels = np.array(canvas.buffer_rgba())
+    # the parts of a figure refer to one another: uncollected, many images' panels would stay
+    del figure, canvas
+    gc.collect()
+    return pixels
 
 
 def draw_attention(flags: Namespace) -> None:

@@ -7,6 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
+
+from runtime.commandline import bar_style
 
 REPO = Path(__file__).parent.parent
 
@@ -39,6 +42,13 @@ def test_what_ends_within_a_minute_prints_no_line():
         [sys.executable, "-c", COUNT, "60"], cwd=REPO, capture_output=True, text=True
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_no_thread_of_tqdm_prints_a_line_earlier():
+    """tqdm's monitor refreshes bars of more than one iteration a print after 10 seconds."""
+    with tqdm(total=3, **bar_style(60)) as bar:
+        assert bar.mininterval == bar.delay == 60
+        assert bar.miniters == 1 and not bar.dynamic_miniters
 
 
 def test_on_a_terminal_there_is_a_bar():

@@ -1,10 +1,17 @@
 """The numbers of log.txt for TensorBoard, which is an optional package."""
 
+from functools import cache
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
 from runtime.commandline import InputError, brief
+
+
+@cache
+def writer_of(folder: Path) -> SummaryWriter:
+    """Return what writes into the folder: a program has one file there, not one an epoch."""
+    return SummaryWriter(str(folder))
 
 
 def write_scalars(folder: Path, history: list[dict]) -> None:
@@ -18,12 +25,13 @@ def write_scalars(folder: Path, history: list[dict]) -> None:
     if len(history) == 2:
         records = history
     try:
-        with SummaryWriter(str(folder)) as writer:
-            for record in records:
-                completed = record["epoch"] + 1
-                for name, value in record.items():
-                    if name != "epoch" and not isinstance(value, list):  # curves are lists
-                        writer.add_scalar(name, value, completed)
+        writer = writer_of(folder)
+        for record in records:
+            completed = record["epoch"] + 1
+            for name, value in record.items():
+                if name != "epoch" and not isinstance(value, list):  # curves are lists
+                    writer.add_scalar(name, value, completed)
+        writer.flush()
     except OSError as error:
         raise InputError(
             f"cannot write TensorBoard's file in {str(folder)!r} ({brief(error)}): leave "
