@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms import InterpolationMode
 
 # v2 resizes uint8 as it is; the older resized_crop would turn it into float first
 from torchvision.transforms.v2.functional import pil_to_tensor, resized_crop
@@ -20,11 +20,18 @@ from torchvision.transforms.v2.functional import pil_to_tensor, resized_crop
 from runtime.augment import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    below,
+    change,
     color_jitter,
+    flip,
     gaussian_blur,
     grey,
+    jitter_range,
     solarize,
 )
+from runtime.crops import TRIES, crop_and_resize, random_boxes
+
+DRAWS = [4 * TRIES, 6, 4, 4]  # numbers in 0 ... 1 for a view: box, chances, order, amounts
 
 
 class View(NamedTuple):
@@ -38,7 +45,7 @@ class View(NamedTuple):
 
 
 class MultiCrop:
-    """Turn an image into V = 2 + local_number views (3, S, S), the globals first.
+    """Turn an image into V = 2 + local_number views, the globals first.
 
     blur: the chance of it for global 1, global 2 and each local; solarize: on global 2 only.
     The defaults are the release's.
@@ -57,7 +64,7 @@ class MultiCrop:
         blur: Sequence[float] = (1.0, 0.1, 0.5),
         solarize: float = 0.2,
     ):
-        self.jitter = tuple(jitter)
+        self.least, self.most = jitter_range(jitter)
         self.mean = torch.tensor(mean).view(3, 1, 1)
         self.std = torch.tensor(std).view(3, 1, 1)
         # BYOL's chances: the two globals are blurred and solarised differently
@@ -65,38 +72,61 @@ class MultiCrop:
         global_2 = View(global_size, global_scale, blur[1], solarize)
         local = View(local_size, local_scale, blur[2], solarize=0.0)
         self.views = [global_1, global_2] + [local] * local_number
+        self.scales = torch.tensor([view.scale for view in self.views])
+
+    def draw(self) -> Tensor:
+        """Return all random numbers of one image's views: (V, number of DRAWS)."""
+        return torch.rand(len(self.views), sum(DRAWS))
 
     def __call__(self, image: Image.Image | Tensor) -> list[Tensor]:
-        """Return V random views of a PIL image, or of a uint8 tensor (3, H, W)."""
+        """Return V random views (3, S, S) of a PIL image, or of a uint8 tensor (3, H, W)."""
         if not isinstance(image, Tensor):
             image = pil_to_tensor(image.convert("RGB"))
         if image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3:
             raise ValueError(
                 f"an image must be a uint8 tensor (3, H, W), not {image.dtype} {tuple(image.shape)}"
             )
-        return [self.make_view(image, view) for view in self.views]
+        draws = self.draw()
+        sides = torch.tensor(image.shape[1:])
+        boxes = random_boxes(sides, self.scales, draws[:, : DRAWS[0]]).int().tolist()
+        views = []
+        for view, box, own in zip(self.views, boxes, draws.split(1), strict=True):
+            size = [view.size, view.size]
+            # still uint8: bytes are resized faster than floats
+            x = resized_crop(image, *box, size, InterpolationMode.BICUBIC, antialias=True)
+            x = x.contiguous() / 255
+            views.append(self.augment(x.unsqueeze(0), own, view)[0])
+        return views
 
-    def make_view(self, image: Tensor, view: View) -> Tensor:
-        """Return one random view: uint8 (3, H, W) -> normalised float (3, S, S)."""
-        box = RandomResizedCrop.get_params(image, view.scale, ratio=(3 / 4, 4 / 3))
-        size = [view.size, view.size]
-        # still uint8: bytes are resized faster than floats
-        x = resized_crop(image, *box, size, InterpolationMode.BICUBIC, antialias=True)
+    def of_batch(self, images: Tensor, sides: Tensor, draws: Tensor) -> list[Tensor]:
+        """Return V views (B, 3, S, S) of a batch, made at once on the images' device.
 
-        # all draws in one call, even those left unused; the probabilities below are BYOL's
-        flip, jitter, to_grey, to_blur, to_solarize, sigma = torch.rand(6).tolist()
-        if flip < 0.5:
-            x = x.flip(-1)
-        x = x.contiguous() / 255  # from here on floats in 0 ... 1
-        if jitter < 0.8:
-            x = color_jitter(x, self.jitter)
-        if to_grey < 0.2:
-            x = grey(x)  # one channel, which is cheaper to blur
-        if to_blur < view.blur:
-            x = gaussian_blur(x, 0.1 + 1.9 * sigma)  # sigma: U(0.1, 2) pixels
-        if to_solarize < view.solarize:
-            x = solarize(x)
-        return (x - self.mean) / self.std  # a grey (1, S, S) becomes three channels
+        images: uint8 (B, 3, H, W); sides (B, 2): the height and width that each one fills.
+        draws: (B, V, number of DRAWS). The views are those of the images one by one, but for
+        the rounding of bytes.
+        """
+        boxes = random_boxes(sides.unsqueeze(1), self.scales, draws[:, :, : DRAWS[0]])
+        images = images / 255
+        views = []
+        for number, view in enumerate(self.views):
+            x = crop_and_resize(images, boxes[:, number], view.size)
+            views.append(self.augment(x, draws[:, number], view))
+        return views
+
+    def augment(self, x: Tensor, draws: Tensor, view: View) -> Tensor:
+        """Change crops at random, each in its own way, and normalise: (B, 3, S, S) -> the same."""
+        _, chances, order, amounts = draws.split(DRAWS, dim=1)
+        to_flip, to_jitter, to_grey, to_blur, to_solarize, sigma = chances.unbind(dim=1)
+        order = order.argsort(dim=1)
+        amounts = self.least + (self.most - self.least) * amounts
+        sigma = 0.1 + 1.9 * sigma  # U(0.1, 2) pixels
+
+        x = change(x, below(to_flip, 0.5), flip)  # these probabilities are BYOL's
+        x = color_jitter(x, below(to_jitter, 0.8), order, amounts)
+        x = change(x, below(to_grey, 0.2), grey)
+        x = change(x, below(to_blur, view.blur), gaussian_blur, sigma)
+        x = change(x, below(to_solarize, view.solarize), solarize)
+        return (x - self.mean.to(x.device)) / self.std.to(x.device)
 
 
 def forward_crops(backbone: nn.Module, head: nn.Module, crops: Sequence[Tensor]) -> Tensor:

@@ -73,6 +73,13 @@ class Settings:
         at_least=-1,
         quiet=True,
     )
+    in_memory: str = setting(
+        "auto",
+        "keep the images on the device as uint8, at most twice the global crops' size: true, "
+        "false, or auto, if they take less than a quarter of the free memory",
+        choices=("auto", "true", "false"),
+        quiet=True,
+    )
 
     # -- network
     arch: str = setting(

@@ -255,11 +255,11 @@ def unwrap(network: nn.Module) -> nn.Module:
     return network
 
 
-def share_cores(wanted: int, device: torch.device) -> int:
+def share_cores(wanted: int, device: torch.device, most: int = 10) -> int:
     """Divide this process's cores between loader and network; return the number of workers.
 
-    wanted: that many; -1: one a core, at most 10. A network on the CPU needs cores itself. Then
-    -1 is one worker in four cores, and the network's threads get the other cores.
+    wanted: that many; -1: one a core, at most `most`. A network on the CPU needs cores itself.
+    Then -1 is one worker in four cores, and the network's threads get the other cores.
     """
     if wanted >= 0:
         return wanted
@@ -269,14 +269,30 @@ def share_cores(wanted: int, device: torch.device) -> int:
         cores = len(os.sched_getaffinity(0))  # fewer in a container or a Slurm job
     cores = max(1, cores // processes)
     if device.type != "cpu":
-        return min(10, cores)
+        return min(most, cores)
 
-    workers = min(10, cores // 4)
+    workers = min(most, cores // 4)
     threads = os.environ.get("OMP_NUM_THREADS")
     set_by_torchrun = threads == "1" and processes > 1  # which nobody asked it to
     if threads is None or set_by_torchrun:
         torch.set_num_threads(cores - workers)
     return workers
+
+
+def free_memory(device: torch.device) -> float:
+    """Return the free bytes of a GPU, or this process's part of the host's; 0 if not known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = []
+    try:
+        meminfo = Path("/proc/meminfo").read_text()
+        free.append(1024 * int(re.search(r"MemAvailable: +(\d+)", meminfo)[1]))
+        limit = Path("/sys/fs/cgroup/memory.max").read_text()  # of a container
+        used = Path("/sys/fs/cgroup/memory.current").read_text()
+        free.append(int(limit) - int(used))
+    except (OSError, ValueError):  # another system, or "max": no limit
+        pass
+    return min(free, default=0) / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 @contextmanager

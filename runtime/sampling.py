@@ -73,6 +73,33 @@ class EpochBatches(Sampler):
                 yield [(self.epoch, index) for index in batch]
 
 
+class CropsInMemory:
+    """The crops of an epoch from images in memory: a batch at once, on the images' device.
+
+    They are the views that CropsDataset gives, but for the rounding of bytes.
+    pixels: uint8 (n, 3, H, W); sides (n, 2): the height and width that each image fills.
+    """
+
+    num_workers = 0  # as a DataLoader has them
+
+    def __init__(self, pixels: Tensor, sides: Tensor, crop, batches: EpochBatches, seed: int):
+        self.pixels = pixels
+        self.sides = sides
+        self.crop = crop  # a MultiCrop
+        self.batches = batches
+        self.seed = seed
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        for keys in self.batches:
+            draws = []
+            for epoch, index in keys:
+                torch.default_generator.manual_seed(seed_of(self.seed, epoch, index))
+                draws.append(self.crop.draw())
+            numbers = torch.tensor([index for _, index in keys])
+            images = self.pixels[numbers.to(self.pixels.device)]
+            yield self.crop.of_batch(images, self.sides[numbers], torch.stack(draws))
+
+
 def make_loader(
     dataset: CropsDataset, batches: EpochBatches, num_workers: int, world: World
 ) -> DataLoader:

@@ -9,70 +9,83 @@ from torchvision.transforms import ColorJitter
 
 from runtime import augment
 
-IMAGE = torch.rand(3, 41, 37, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.rand(5, 3, 41, 37, generator=torch.Generator().manual_seed(0))
 HUNDREDTH_OF_A_GREY_LEVEL = 0.01 / 255
 
 
-def close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
-    return (ours - theirs).abs().max().item() < HUNDREDTH_OF_A_GREY_LEVEL
+def close(ours: torch.Tensor, theirs: list[torch.Tensor]) -> bool:
+    """Whether a batch is what torchvision makes of the images one by one."""
+    return (ours - torch.stack(theirs)).abs().max().item() < HUNDREDTH_OF_A_GREY_LEVEL
 
 
-@pytest.mark.parametrize("angle", [-0.5, -0.1, 0.0, 0.07, 0.5])
-def test_the_hue_turns_as_torchvision_turns_it(angle):
-    grey_too = torch.cat(
-        [IMAGE, torch.full((3, 2, 37), 0.3), torch.zeros(3, 1, 37), torch.ones(3, 1, 37)], dim=1
-    )
-    assert close(augment.hue(grey_too, angle), TF.adjust_hue(grey_too, angle))
+def test_the_hue_turns_as_torchvision_turns_it():
+    greys = torch.cat([torch.full((3, 2, 37), 0.3), torch.zeros(3, 1, 37), torch.ones(3, 1, 37)], 1)
+    images = torch.cat([IMAGES, greys.expand(5, -1, -1, -1)], dim=2)
+    angles = [-0.5, -0.1, 0.0, 0.07, 0.5]
+    ours = augment.hue(images, torch.tensor(angles))
+    assert close(ours, [TF.adjust_hue(*pair) for pair in zip(images, angles)])
 
 
-@pytest.mark.parametrize("factor", [0.6, 1.0, 1.4])
-def test_brightness_contrast_and_saturation_are_torchvisions(factor):
-    assert close(augment.brightness(IMAGE, factor), TF.adjust_brightness(IMAGE, factor))
-    assert close(augment.contrast(IMAGE, factor), TF.adjust_contrast(IMAGE, factor))
-    assert close(augment.saturation(IMAGE, factor), TF.adjust_saturation(IMAGE, factor))
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
+def test_brightness_contrast_and_saturation_are_torchvisions(name):
+    factors = [0.6, 1.0, 1.4, 0.0, 1.9]
+    ours = getattr(augment, name)(IMAGES, torch.tensor(factors))
+    adjust = getattr(TF, f"adjust_{name}")
+    assert close(ours, [adjust(*pair) for pair in zip(IMAGES, factors)])
 
 
-def test_grey_and_solarise_are_torchvisions():
-    assert close(augment.grey(IMAGE), TF.rgb_to_grayscale(IMAGE))
-    assert close(augment.solarize(IMAGE), TF.solarize(IMAGE, 128 / 255))
+def test_grey_flip_and_solarise_are_torchvisions():
+    assert close(augment.grey(IMAGES), [TF.rgb_to_grayscale(image) for image in IMAGES])
+    assert close(augment.flip(IMAGES), [TF.hflip(image) for image in IMAGES])
+    assert close(augment.solarize(IMAGES), [TF.solarize(image, 128 / 255) for image in IMAGES])
 
 
-def impulse_response(sigma: float) -> torch.Tensor:
-    """What the blur makes of one bright pixel, along x: 29 weights, the pixel's own at 14."""
-    point = torch.zeros(1, 29, 29)
-    point[0, 14, 14] = 1
-    return augment.gaussian_blur(point, sigma)[0].sum(dim=0)
+SIGMAS = [0.1, 0.17, 0.3, 0.33, 0.5, 0.7, 1.0, 1.4, 2.0]
 
 
-@pytest.mark.parametrize("sigma", [0.1, 0.17, 0.3, 0.33, 0.5, 0.7, 1.0, 1.4, 2.0])
-def test_the_blur_is_as_wide_as_it_says(sigma):
-    """The standard deviation of its kernel; samples of the bell have 0 at 0.1 and 0.09 at 0.3."""
-    weights, x = impulse_response(sigma).double(), torch.arange(29.0) - 14
-    assert weights.sum().item() == pytest.approx(1, abs=1e-6) and weights.min() >= -1e-7
-    assert (weights * x**2).sum().sqrt().item() == pytest.approx(sigma, rel=0.06)
+def impulse_responses() -> list[torch.Tensor]:
+    """What the blurs make of one bright pixel, along x: 29 weights, the pixel's own at 14."""
+    points = torch.zeros(len(SIGMAS), 1, 29, 29)
+    points[:, 0, 14, 14] = 1
+    blurred = augment.gaussian_blur(points, torch.tensor(SIGMAS))
+    return list(blurred[:, 0].sum(dim=1))
 
 
-@pytest.mark.parametrize("sigma", [0.1, 0.7, 2.0])
-def test_the_blur_s_kernel_is_the_gaussian_of_a_grid(sigma):
+def test_the_blur_is_as_wide_as_it_says():
+    """The standard deviation of its kernel; samples of the bell have 0 at 0.1 and 0.09 at 0.3.
+
+    Each image of the batch has a sigma of its own.
+    """
+    x = torch.arange(29.0) - 14
+    for sigma, weights in zip(SIGMAS, impulse_responses(), strict=True):
+        assert weights.sum().item() == pytest.approx(1, abs=1e-6) and weights.min() >= -1e-7
+        deviation = (weights.double() * x**2).sum().sqrt().item()
+        assert deviation == pytest.approx(sigma, rel=0.06)
+
+
+def test_the_blur_s_kernel_is_the_gaussian_of_a_grid():
     """exp(-t) I_x(t), t = sigma^2 (Lindeberg 1990), by the series of the Bessel function I."""
-    half = sigma**2 / 2
-
-    def bessel(x: int) -> float:
-        """Return I_x(t) = sum over k of (t / 2)^(2 k + x) / (k! (k + x)!)."""
-        terms = [half ** (2 * k + x) / math.factorial(k) / math.factorial(k + x) for k in range(40)]
-        return sum(terms)
-
-    radius = math.ceil(3 * sigma)
-    wanted = [bessel(abs(x)) for x in range(-radius, radius + 1)]
-    found = impulse_response(sigma)[14 - radius : 15 + radius]
-    for here, there in zip(found.tolist(), wanted, strict=True):
-        assert here == pytest.approx(there / sum(wanted), abs=1e-6)
+    for sigma, weights in zip(SIGMAS, impulse_responses(), strict=True):
+        half = sigma**2 / 2
+        radius = math.ceil(3 * sigma)
+        wanted = []
+        for x in range(-radius, radius + 1):
+            # I_x(t) = sum over k of (t / 2)^(2 k + x) / (k! (k + x)!)
+            x = abs(x)
+            terms = []
+            for k in range(40):
+                terms.append(half ** (2 * k + x) / math.factorial(k) / math.factorial(k + x))
+            wanted.append(sum(terms))
+        found = weights[14 - radius : 15 + radius]
+        for here, there in zip(found.tolist(), wanted, strict=True):
+            assert here == pytest.approx(there / sum(wanted), abs=1e-6)
 
 
 def test_a_wide_blur_is_a_gaussian_convolution():
     """On an image, as torchvision samples the bell: the two differ by a grey level or two."""
-    theirs = TF.gaussian_blur(IMAGE, [13, 13], [2.0, 2.0])
-    assert (augment.gaussian_blur(IMAGE, 2.0) - theirs).abs().max() < 3 / 255
+    theirs = TF.gaussian_blur(IMAGES, [13, 13], [2.0, 2.0])
+    ours = augment.gaussian_blur(IMAGES, torch.full((5,), 2.0))
+    assert (ours - theirs).abs().max() < 3 / 255
 
 
 def test_the_taps_left_out_of_the_blur_are_worth_less_than_a_grey_level():
@@ -84,7 +97,8 @@ def test_the_taps_left_out_of_the_blur_are_worth_less_than_a_grey_level():
 
 
 def test_the_blur_works_on_crops_smaller_than_its_kernel():
-    assert augment.gaussian_blur(IMAGE[:, :3, :3], 2.0).shape == (3, 3, 3)
+    small = IMAGES[:, :, :3, :3]
+    assert augment.gaussian_blur(small, torch.full((5,), 2.0)).shape == (5, 3, 3, 3)
 
 
 def test_colour_jitter_is_drawn_by_the_law_of_torchvision():
@@ -93,12 +107,41 @@ def test_colour_jitter_is_drawn_by_the_law_of_torchvision():
     """
     torch.manual_seed(0)
     colours = torch.tensor([[0.9, 0.2], [0.4, 0.3], [0.1, 0.8]]).view(3, 1, 2)
-    theirs = ColorJitter(0.4, 0.4, 0.2, 0.1)
-    ours = torch.stack([augment.color_jitter(colours, (0.4, 0.4, 0.2, 0.1)) for _ in range(2000)])
-    theirs = torch.stack([theirs(colours) for _ in range(2000)])
+    strengths = (0.4, 0.4, 0.2, 0.1)
+    low, high = augment.jitter_range(strengths)
+    order = torch.rand(2000, 4).argsort(dim=1)
+    amounts = low + (high - low) * torch.rand(2000, 4)
+    batch = colours.repeat(2000, 1, 1, 1)
+    ours = augment.color_jitter(batch, list(range(2000)), order, amounts)
+    theirs = torch.stack([ColorJitter(*strengths)(colours) for _ in range(2000)])
     for moment in (torch.mean, torch.std):
         error = (moment(ours, dim=0) - moment(theirs, dim=0)).abs().max().item()
         assert error < 0.01, f"the {moment.__name__} differs by {error}"
+
+
+def test_each_image_is_jittered_in_its_own_order():
+    """Brightness, then contrast, is not contrast, then brightness; others stay as they are."""
+    order = torch.tensor([[0, 1, 2, 3], [1, 0, 2, 3], [0, 1, 2, 3]])
+    amounts = torch.tensor([1.3, 0.6, 1.0, 0.0]).expand(3, 4)
+    images = IMAGES[:1].repeat(3, 1, 1, 1)
+    first, second, left = augment.color_jitter(images.clone(), [0, 1], order, amounts)
+    theirs = TF.adjust_contrast(TF.adjust_brightness(IMAGES[0], 1.3), 0.6)
+    torch.testing.assert_close(first, theirs, atol=1e-5, rtol=0)
+    theirs = TF.adjust_brightness(TF.adjust_contrast(IMAGES[0], 0.6), 1.3)
+    torch.testing.assert_close(second, theirs, atol=1e-5, rtol=0)
+    assert torch.equal(left, IMAGES[0])
+
+
+@pytest.mark.parametrize("which", [[], [1, 4], [0, 1, 2, 3, 4]])
+def test_only_the_chosen_images_change_each_by_its_own_amount(which):
+    factors = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5])
+    changed = augment.change(IMAGES.clone(), which, augment.brightness, factors)
+    for number, (image, factor) in enumerate(zip(IMAGES, factors)):
+        wanted = image * factor if number in which else image
+        torch.testing.assert_close(changed[number], wanted)
+
+
+AMOUNT = torch.full((5,), 0.7)
 
 
 @pytest.mark.parametrize(
@@ -106,11 +149,12 @@ def test_colour_jitter_is_drawn_by_the_law_of_torchvision():
     [
         augment.solarize,
         augment.grey,
-        lambda image: augment.gaussian_blur(image, 1.1),
-        lambda image: augment.color_jitter(image, (0.4, 0.4, 0.2, 0.1)),
+        lambda images: augment.gaussian_blur(images, AMOUNT),
+        lambda images: augment.hue(images, AMOUNT / 2),
+        lambda images: augment.contrast(images, AMOUNT),
     ],
 )
-def test_no_operation_changes_the_image_that_it_is_given(operation):
-    image = IMAGE.clone()
-    operation(image)
-    assert torch.equal(image, IMAGE)
+def test_no_operation_changes_the_images_that_it_is_given(operation):
+    images = IMAGES.clone()
+    operation(images)
+    assert torch.equal(images, IMAGES)

@@ -8,6 +8,7 @@ from torch import nn
 
 from multicrop import MultiCrop, MultiCropNetwork, forward_crops
 from runtime.augment import grey
+from runtime.creatures import make_creatures
 
 IMAGE = torch.rand(3, 41, 37, generator=torch.Generator().manual_seed(0))
 
@@ -50,7 +51,7 @@ def test_views_are_normalised_by_mean_and_std():
         20, 10, jitter=(0, 0, 0, 0), solarize=0, mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3)
     )
     expected = (128 / 255 - torch.tensor([0.5, 0.4, 0.3])) / torch.tensor([0.1, 0.2, 0.3])
-    gen_grey = grey(torch.full((3, 1, 1), 128 / 255)).item()
+    gen_grey = grey(torch.full((1, 3, 1, 1), 128 / 255)).item()
     for view in plain(image):
         was_greyed = abs(view[0, 0, 0].item() * 0.1 + 0.5 - gen_grey) < 1e-6
         wanted = (
@@ -125,6 +126,32 @@ def test_crops_cover_areas_within_their_scale():
                 areas[number >= 2].append((width * height).item())
     assert 0.33 < min(areas[0]) and max(areas[0]) <= 1.0 and max(areas[0]) > 0.9
     assert 0.03 < min(areas[1]) < 0.1 and 0.3 < max(areas[1]) < 0.42
+
+
+def test_views_of_a_batch_are_those_of_its_images():
+    """From the same draws; bytes are rounded and cut at 0 and 255 between the two axes.
+
+    Without what makes a difference of some levels larger.
+    """
+    images = make_creatures(5, side=41).images
+    sides = torch.tensor([[41, 41], [29, 41], [41, 17], [31, 31], [37, 23]])
+    crop = MultiCrop(
+        23, 13, local_number=3, mean=(0, 0, 0), std=(1, 1, 1), jitter=(0, 0, 0, 0), solarize=0
+    )
+    one_by_one, draws = [], []
+    for seed, (image, (height, width)) in enumerate(zip(images, sides.tolist())):
+        torch.manual_seed(seed)
+        one_by_one.append(crop(image[:, :height, :width]))
+        torch.manual_seed(seed)
+        draws.append(crop.draw())
+    together = crop.of_batch(images, sides, torch.stack(draws))
+    assert len(together) == 5
+    for number, views in enumerate(together):
+        theirs = torch.stack([one[number] for one in one_by_one])
+        levels = 255 * (views - theirs).abs()
+        assert levels.mean() < 0.4 and levels.max() < 16, (
+            f"view {number} differs by {levels.mean():.2f} levels, {levels.max():.1f} at most"
+        )
 
 
 class CountingBackbone(nn.Module):

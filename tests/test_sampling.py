@@ -6,7 +6,8 @@ import torch
 
 from data import Images
 from multicrop import MultiCrop
-from runtime.sampling import CropsDataset, EpochBatches
+from runtime.creatures import make_creatures
+from runtime.sampling import CropsDataset, CropsInMemory, EpochBatches
 
 
 def crops_of(epoch: int, index: int, seed: int = 0) -> torch.Tensor:
@@ -24,6 +25,27 @@ def test_crops_depend_on_seed_epoch_and_image_and_on_nothing_else():
     assert torch.equal(first, crops_of(2, 3))
     for other in (crops_of(3, 3), crops_of(2, 4), crops_of(2, 3, seed=1)):
         assert not torch.equal(first, other)
+
+
+def test_crops_of_images_in_memory_are_those_of_the_loader():
+    """The same images in the same steps, from the same draws, whatever the number of processes."""
+    images = Images(make_creatures(29, side=24).images)
+    crop = MultiCrop(16, 8, local_number=1, jitter=(0, 0, 0, 0))
+    batches = EpochBatches(29, 7, 1, rank=1, world_size=2, seed=3)
+    batches.epoch = 5
+    batches.first_step = 1
+    sides = torch.tensor([[24, 24]] * 29)
+    dataset = CropsDataset(images, crop, seed=3)
+    in_memory = CropsInMemory(images.source, sides, crop, batches, seed=3)
+    steps = 0
+    for keys, views in zip(batches, in_memory, strict=True):
+        one_by_one = [dataset[key] for key in keys]
+        for ours, theirs in zip(views, zip(*one_by_one, strict=True), strict=True):
+            # levels are rounded otherwise; another image or box would differ by far more
+            difference = (ours - torch.stack(theirs)).abs().mean().item()
+            assert difference < 0.02, f"the views differ by {difference}"
+        steps += 1
+    assert steps == len(batches) == 1
 
 
 def batches_of(

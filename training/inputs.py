@@ -1,15 +1,20 @@
 """What a training reads: its images, and their crops in the order of the run."""
 
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from torch.utils.data import DataLoader
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2.functional import resize
 
 from data import Images, open_images, without_unreadable
 from multicrop import MultiCrop
-from runtime import sampling
+from runtime import hardware, sampling
 from runtime.commandline import InputError
 from runtime.hardware import World
-from runtime.sampling import CropsDataset, EpochBatches
+from runtime.sampling import CropsDataset, CropsInMemory, EpochBatches
 from settings import Settings, written
 from training.checkpoint import checkpoint_args, read_checkpoint
 
@@ -54,8 +59,11 @@ def keep_levels(train: Images, val: Images | None, settings: Settings) -> None:
 
 def make_loader(
     images: Images, settings: Settings, world: World
-) -> tuple[DataLoader, EpochBatches]:
-    """Return a loader of this process's micro-batches of crops, and the order that it follows."""
+) -> tuple[Iterable[list[Tensor]], EpochBatches]:
+    """Return a loader of this process's micro-batches of crops, and the order that it follows.
+
+    Images in memory are cropped in batches, on the device; others one by one, by workers.
+    """
     batches = EpochBatches(
         len(images),
         settings.batch_size_per_gpu,
@@ -81,5 +89,52 @@ def make_loader(
         settings.blur,
         settings.solarize,
     )
+    side = 2 * settings.global_crops_size
+    if images.in_memory or fits_in_memory(len(images), side, settings.in_memory, world):
+        hardware.share_cores(settings.num_workers, world.device, most=0)  # no workers
+        pixels, sides = stored(images, side)
+        pixels = pixels.to(world.device)
+        return CropsInMemory(pixels, sides, multicrop, batches, settings.seed), batches
     crops = CropsDataset(images, multicrop, settings.seed)
     return sampling.make_loader(crops, batches, settings.num_workers, world), batches
+
+
+def fits_in_memory(number: int, side: int, wanted: str, world: World) -> bool:
+    """Return whether to keep so many images, uint8 (3, side, side), in memory.
+
+    wanted: true, false, or auto, which takes a quarter of the free memory at most.
+    """
+    if wanted != "auto":
+        return wanted == "true"
+    too_many = number * 3 * side**2 > hardware.free_memory(world.device) / 4
+    return not world.any(too_many)  # all processes or none
+
+
+def stored(images: Images, side: int) -> tuple[Tensor, Tensor]:
+    """Return all images as one uint8 tensor (n, 3, H, W), and their heights and widths (n, 2).
+
+    Images longer than `side` pixels are shrunk to that. Each keeps its shape and stands in the
+    left upper corner; what is right of it and below is 0.
+    """
+    if images.in_memory:
+        sides = torch.tensor([images.source.shape[-2:]])
+        return images.source, sides.expand(len(images), -1)
+
+    def read(index: int) -> Tensor:
+        image, _ = images[index]
+        height, width = image.shape[-2:]
+        shrink = side / max(height, width)
+        if shrink >= 1:
+            return image
+        size = [max(1, round(height * shrink)), max(1, round(width * shrink))]
+        return resize(image, size, InterpolationMode.BICUBIC, antialias=True)
+
+    with ThreadPoolExecutor() as pool:
+        read_images = list(pool.map(read, range(len(images))))
+    sides = torch.tensor([image.shape[-2:] for image in read_images])
+    H, W = sides.amax(dim=0).tolist()
+    pixels = torch.zeros(len(images), 3, H, W, dtype=torch.uint8)
+    for i, image in enumerate(read_images):
+        _, height, width = image.shape
+        pixels[i, :, :height, :width] = image
+    return pixels, sides

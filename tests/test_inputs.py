@@ -1,0 +1,60 @@
+"""What a training reads: images kept in memory, or a loader's."""
+
+import pytest
+import torch
+from torchvision.transforms.v2.functional import to_pil_image
+
+from data import Images, open_images
+from runtime.creatures import make_creatures
+from runtime.hardware import World, free_memory
+from runtime.sampling import CropsInMemory
+from settings import parse_settings
+from training.inputs import fits_in_memory, make_loader, stored
+
+ALONE = World(0, 1, torch.device("cpu"), torch.float32)
+SHAPES = [(41, 29), (13, 17), (23, 46)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i, (height, width) in enumerate(SHAPES):
+        image = make_creatures(1, side=47, seed=i).images[0]
+        to_pil_image(image[:, :height, :width]).save(tmp_path / f"{i}.png")
+    return tmp_path
+
+
+def test_images_of_any_shape_are_stored_as_they_are_or_shrunk(folder):
+    images, _ = open_images(str(folder))
+    pixels, sides = stored(images, side=23)
+    assert sides.tolist() == [[23, 16], [13, 17], [12, 23]]
+    assert pixels.shape == (3, 3, 23, 23) and pixels.dtype == torch.uint8
+    small, _ = images[1]
+    assert torch.equal(pixels[1, :, :13, :17], small), "a small image is no other one"
+    assert not pixels[1, :, 13:].any() and not pixels[1, :, :, 17:].any()
+
+
+def test_images_that_are_in_memory_stay_as_they_are():
+    images = Images(make_creatures(5, side=19).images)
+    pixels, sides = stored(images, side=8)
+    assert pixels is images.source and sides.tolist() == [[19, 19]] * 5
+
+
+def test_what_fits_is_kept_and_what_does_not_is_loaded():
+    a_quarter = free_memory(ALONE.device) / 4
+    assert a_quarter > 2**20, "a MiB at least is free here"
+    most = int(a_quarter / (3 * 64**2))
+    assert fits_in_memory(int(0.9 * most), 64, "auto", ALONE)
+    assert not fits_in_memory(int(1.1 * most), 64, "auto", ALONE)
+    assert fits_in_memory(10**9, 64, "true", ALONE)
+    assert not fits_in_memory(1, 64, "false", ALONE)
+
+
+@pytest.mark.parametrize("wanted", ["true", "false"])
+def test_a_folder_is_kept_in_memory_or_loaded_by_workers(wanted, folder):
+    flags = "--preset demo --batch_size_per_gpu 3 --num_workers 0 --in_memory".split()
+    settings = parse_settings([*flags, wanted])
+    images, _ = open_images(str(folder))
+    loader, batches = make_loader(images, settings, ALONE)
+    assert isinstance(loader, CropsInMemory) == (wanted == "true")
+    (views,) = list(loader)
+    assert [len(view) for view in views] == [3] * len(views) and batches.steps == 1
