@@ -5,14 +5,16 @@ r"""Train on images that stay on the device, with crops made there; print JSON l
         --precision auto --output_dir runs/record
 
 --data_path holds train/ and val/, with class folders. The flags are train.py's, and three more.
-Step, schedules, networks and k-NN are train.py's too. On CUDA the step is one CUDA graph.
+Crops, step, schedules, networks and k-NN are train.py's too. On CUDA the step, crops apart, is
+one CUDA graph.
 At the end the teacher's backbone is saved as teacher.pth in --output_dir.
 
-train.py itself still crops on the CPU. docs/log.md has what was measured (2026-11-26).
+docs/log.md has what was measured with an earlier form, whose crops were part of the graph
+(2026-11-26).
 There is one process, no continuing, and no checkpoint on the way.
 So the flags about loading, checkpoints, the log and --knn_every change nothing.
 
-Shapes: n images of H x H pixels, kept as uint8 (n, H, 3, H); B of them are a step's.
+Shapes: n images of H x H pixels, kept as uint8 (n, 3, H, H); B of them are a step's.
 """
 
 import json
@@ -29,17 +31,18 @@ from torchvision.transforms.v2.functional import resize
 
 import train
 from bench import measure
-from bench.device_crops import DeviceMultiCrop
 from data import Images, knn_split, open_images
 from features import EvaluationView, LabelledFeatures, Pixels, knn_accuracies
 from optimizer import parameter_groups
 from runtime import hardware
 from runtime.commandline import InputError, errors_in_one_line
 from runtime.hardware import World
+from runtime.sampling import CropsInMemory, EpochBatches
 from settings import Settings, parse_settings, refuse, setting
 from teacher import update_teacher
 from train import Schedules, schedules, set_schedules, train_step
 from training.checkpoint import save_checkpoint
+from training.inputs import make_multicrop
 from training.run_state import RunState, start_run
 
 WARMUP_STEPS = 4  # before a capture: libraries and the optimizer allocate in their first steps
@@ -55,7 +58,7 @@ class RecordSettings(Settings):
 
 
 class Stored(NamedTuple):
-    """Images on the device (n, H, 3, H), uint8, and their labels on the CPU, (n,)."""
+    """Images on the device (n, 3, H, H), uint8, and their labels on the CPU, (n,)."""
 
     pixels: Tensor
     labels: Tensor
@@ -71,8 +74,7 @@ def store(images: Images, side: int, device: torch.device) -> Stored:
 
     with ThreadPoolExecutor() as pool:
         decoded = list(pool.map(read, range(len(images))))
-    pixels = torch.stack(decoded).transpose(1, 2)  # rows, colours, columns
-    return Stored(pixels.contiguous().to(device), images.labels)
+    return Stored(torch.stack(decoded).to(device), images.labels)
 
 
 def load(settings: RecordSettings, device: torch.device) -> tuple[Stored, Stored]:
@@ -100,11 +102,11 @@ def make_view(settings: Settings, device: torch.device) -> EvaluationView:
 
 @torch.no_grad()
 def features(network: nn.Module, pixels: Tensor, view: EvaluationView, world: World) -> Tensor:
-    """Return the network's features of stored images, on the CPU: (n, H, 3, H) -> (n, D)."""
+    """Return the network's features of stored images, on the CPU: (n, 3, H, H) -> (n, D)."""
     network.eval()
     found = []
     for batch in pixels.split(256):
-        views = view(batch.transpose(1, 2))
+        views = view(batch)
         with world.autocast():
             found.append(network(views).float())
     network.train()  # as make_teacher leaves the teacher too; its paths are all kept
@@ -177,35 +179,18 @@ class TensorAdamW(torch.optim.AdamW):
 
 
 class EagerStep:
-    """A step on the stored images of these numbers (B,); returns train_step's metrics (4,)."""
+    """A step on V crops (B, 3, S, S); returns train_step's metrics (4,)."""
 
-    def __init__(self, run: RunState, pixels: Tensor, settings: Settings, world: World):
+    def __init__(self, run: RunState, settings: Settings, world: World):
         self.run = run
-        self.pixels = pixels
         self.settings = settings
         self.world = world
-        on_cuda = world.device.type == "cuda"
-        self.multicrop = DeviceMultiCrop(
-            settings.global_crops_size,
-            settings.local_crops_size,
-            settings.global_crops_scale,
-            settings.local_crops_scale,
-            settings.local_crops_number,
-            settings.mean,
-            settings.std,
-            settings.color_jitter,
-            settings.blur,
-            settings.solarize,
-            device=world.device,
-            compile=on_cuda and settings.compile != "false",
-        )
 
-    def __call__(self, batch: Tensor, now: Schedules) -> Tensor:
+    def __call__(self, crops: list[Tensor], now: Schedules) -> Tensor:
         set_schedules(self.run.optimizer, now)
-        return self.train(batch, now, update_teacher)
+        return self.train(crops, now, update_teacher)
 
-    def train(self, batch: Tensor, now: Schedules, follow: Callable) -> Tensor:
-        crops = self.multicrop(self.pixels[batch])
+    def train(self, crops: list[Tensor], now: Schedules, follow: Callable) -> Tensor:
         run = self.run
         return train_step(
             run.student, run.teacher, run.dino_loss, run.optimizer,
@@ -216,11 +201,11 @@ class EagerStep:
 class GraphStep(EagerStep):
     """The same step as one CUDA graph: the processor launches it as a whole."""
 
-    def __init__(self, run: RunState, pixels: Tensor, settings: Settings, world: World):
-        super().__init__(run, pixels, settings, world)
+    def __init__(self, run: RunState, settings: Settings, world: World):
+        super().__init__(run, settings, world)
         device = world.device
         # what a captured step reads, and what each step writes anew
-        self.batch = torch.zeros(settings.batch_size_per_gpu, dtype=torch.long, device=device)
+        self.crops: list[Tensor] = []
         lr, weight_decay, momentum, temp = torch.zeros(4, device=device).unbind()
         self.now = Schedules(lr, weight_decay, momentum, temp)
         run.optimizer = TensorAdamW(parameter_groups(run.student), lr, weight_decay)
@@ -228,14 +213,17 @@ class GraphStep(EagerStep):
         self.warmed_up = {True: 0, False: 0}  # steps, with the last layer frozen and not
         self.graphs = {}
 
-    def write_inputs(self, batch: Tensor, now: Schedules) -> None:
-        """Put a step's images and values where the captured step reads them."""
-        self.batch.copy_(batch)
+    def write_inputs(self, crops: list[Tensor], now: Schedules) -> None:
+        """Put a step's crops and values where the captured step reads them."""
+        if not self.crops:
+            self.crops = [torch.empty_like(crop) for crop in crops]
+        for place, crop in zip(self.crops, crops, strict=True):
+            place.copy_(crop)
         for tensor, value in zip(self.now[:4], now[:4]):
             tensor.fill_(value)
 
-    def __call__(self, batch: Tensor, now: Schedules) -> Tensor:
-        self.write_inputs(batch, now)
+    def __call__(self, crops: list[Tensor], now: Schedules) -> Tensor:
+        self.write_inputs(crops, now)
         frozen = now.last_layer_frozen  # the two differ in which gradients there are
         if self.warmed_up[frozen] < WARMUP_STEPS:
             self.warmed_up[frozen] += 1
@@ -252,7 +240,7 @@ class GraphStep(EagerStep):
     def captured(self, frozen: bool) -> Tensor:
         """Make a step from the tensors."""
         now = self.now._replace(last_layer_frozen=frozen)
-        return self.train(self.batch, now, update_teacher_at_once)
+        return self.train(self.crops, now, update_teacher_at_once)
 
     def warm_up(self, frozen: bool) -> Tensor:
         """Make a step on a stream of its own, as captures want it."""
@@ -277,14 +265,14 @@ def compile_each_shape(run: RunState) -> None:
     run.dino_loss.compile(dynamic=False)
 
 
-def make_step(run: RunState, pixels: Tensor, settings: Settings, world: World) -> EagerStep:
+def make_step(run: RunState, settings: Settings, world: World) -> EagerStep:
     """Return the step for this device."""
     if world.device.type != "cuda":
-        return EagerStep(run, pixels, settings, world)
+        return EagerStep(run, settings, world)
     torch.set_float32_matmul_precision("high")  # what is left in fp32: TF32
     if settings.compile != "false":
         compile_each_shape(run)
-    return GraphStep(run, pixels, settings, world)
+    return GraphStep(run, settings, world)
 
 
 def require_supported(settings: Settings, world: World) -> None:
@@ -314,21 +302,22 @@ def record(settings: RecordSettings, world: World) -> Iterator[dict]:
         "settings": asdict(settings),
     }
 
-    make_one_step = make_step(run, train_part.pixels, settings, world)
+    one_step = make_step(run, settings, world)
     B = settings.batch_size_per_gpu
     images = len(train_part.pixels)
-    steps = images // B
-    torch.manual_seed(settings.seed)  # of crops and dropped paths
-    generator = torch.Generator(device).manual_seed(settings.seed)
+    batches = EpochBatches(images, B, 1, rank=0, world_size=1, seed=settings.seed)
+    sides = torch.tensor([[settings.side, settings.side]]).expand(images, -1)
+    crops = CropsInMemory(
+        train_part.pixels, sides, make_multicrop(settings), batches, settings.seed
+    )
     began = measure.now(device)
     for epoch in range(settings.epochs):
         epoch_began = measure.now(device)
-        order = torch.randperm(images, device=device, generator=generator)
-        batches = order[: steps * B].view(steps, B)
+        batches.epoch = epoch
         metrics = []
-        for step, batch in enumerate(batches):
-            now = schedules(settings, epoch * steps + step, steps, B)
-            metrics.append(make_one_step(batch, now))
+        for step, views in enumerate(crops):
+            now = schedules(settings, epoch * batches.steps + step, batches.steps, B)
+            metrics.append(one_step(views, now))
 
         loss, entropy, kl, norm = torch.stack(metrics).mean(dim=0).tolist()
         ended = measure.now(device)
@@ -340,7 +329,7 @@ def record(settings: RecordSettings, world: World) -> Iterator[dict]:
             "entropy": round(entropy, 4),
             "kl": round(kl, 4),
             "gradient_norm": round(norm, 3),
-            "images_per_s": round(steps * B / (ended - epoch_began), 1),
+            "images_per_s": round(batches.steps * B / (ended - epoch_began), 1),
         }
         late = ended - began > settings.limit
         last = late or epoch + 1 == settings.epochs

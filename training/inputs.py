@@ -57,6 +57,22 @@ def keep_levels(train: Images, val: Images | None, settings: Settings) -> None:
         val.levels = train.levels
 
 
+def make_multicrop(settings: Settings) -> MultiCrop:
+    """Return what turns an image into its views."""
+    return MultiCrop(
+        settings.global_crops_size,
+        settings.local_crops_size,
+        settings.global_crops_scale,
+        settings.local_crops_scale,
+        settings.local_crops_number,
+        settings.mean,
+        settings.std,
+        settings.color_jitter,
+        settings.blur,
+        settings.solarize,
+    )
+
+
 def make_loader(
     images: Images, settings: Settings, world: World
 ) -> tuple[Iterable[list[Tensor]], EpochBatches]:
@@ -77,18 +93,7 @@ def make_loader(
             f"{len(images)} images are fewer than one step of {batches.images_per_step}: lower "
             "--batch_size_per_gpu, or add images"
         )
-    multicrop = MultiCrop(
-        settings.global_crops_size,
-        settings.local_crops_size,
-        settings.global_crops_scale,
-        settings.local_crops_scale,
-        settings.local_crops_number,
-        settings.mean,
-        settings.std,
-        settings.color_jitter,
-        settings.blur,
-        settings.solarize,
-    )
+    multicrop = make_multicrop(settings)
     side = 2 * settings.global_crops_size
     if images.in_memory or fits_in_memory(len(images), side, settings.in_memory, world):
         hardware.share_cores(settings.num_workers, world.device, most=0)  # no workers
