@@ -165,20 +165,12 @@ def train(
     with world.main_first(bool(settings.init_from)):  # which may be downloaded
         run = start_run(settings, world)
     run.images_per_step = batches.images_per_step
-    step_of = train_step
-    if world.dtype == torch.float16:
-        from training.half import scaled_step  # here: old GPUs alone need it
-
-        step_of = scaled_step(train_step, run, world)
+    make_step = run_state.step_for(train_step, run, world)  # train_step, but in fp16
 
     # 3. Continue where a run was stopped, or start from other weights
-    checkpoint = output / "checkpoint.pth"
-    if world.all_see(checkpoint):
-        say(run_state.load_run(checkpoint, run, settings))
-    elif settings.init_from:
-        from training.start import load_center  # here, since most runs start from fresh weights
-
-        say(load_center(run, settings))
+    begun = run_state.begin(output / "checkpoint.pth", run, settings, world)
+    if begun:
+        say(begun)
     follow = update_teacher
     if make_follow:
         follow = make_follow(run, batches.steps, run.images // batches.images_per_step)
@@ -237,7 +229,7 @@ def train(
                 set_schedules(run.optimizer, now)
                 # a step's own seed: a resumed run drops the same paths as an uninterrupted one
                 torch.manual_seed(seed_of(settings.seed, global_step, world.rank))
-                recent[unread] = step_of(
+                recent[unread] = make_step(
                     student, run.teacher, run.dino_loss, run.optimizer,
                     micro_batches, now, settings, world, follow,
                 )

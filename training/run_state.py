@@ -5,7 +5,7 @@ No random generator is part of it: each step and each image seeds its own (runti
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -200,6 +200,28 @@ def write_log(path: Path, history: list[dict]) -> None:
     """Write log.txt: a JSON object an epoch; the first line, epoch -1, has the baselines."""
     lines = [json.dumps(record) + "\n" for record in history]
     write_whole(path, lambda part: part.write_text("".join(lines)))
+
+
+def begin(path: Path, run: RunState, settings: Settings, world: World) -> str:
+    """Fill a fresh run from its checkpoint, or from --init_from; return a line about it, or ""."""
+    if world.all_see(path):
+        return load_run(path, run, settings)
+    if not settings.init_from:
+        return ""
+    # imported here, since most runs start from fresh weights
+    from training.start import load_center
+
+    return load_center(run, settings)
+
+
+def step_for(train_step: Callable, run: RunState, world: World) -> Callable:
+    """Return train_step, or in fp16 one with the same arguments that scales the loss."""
+    if world.dtype != torch.float16:
+        return train_step
+    # imported here: old GPUs alone need it
+    from training.half import scaled_step
+
+    return scaled_step(train_step, run, world)
 
 
 def load_run(path: Path, run: RunState, settings: Settings) -> str:
