@@ -234,7 +234,7 @@ class Settings:
     )
     precision: str = setting(
         "auto",
-        "auto, fp32, bf16 or fp16 (V100, T4); auto: bf16 where the hardware multiplies it",
+        "auto, fp32, bf16 or fp16 (V100, T4); auto: bf16 where it is faster",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
     compile: str = setting(

@@ -186,7 +186,7 @@ def train(
     outputs = f"K = {settings.out_dim}"
     if run.dino_loss.has_entropy:  # it lies between 0 and ln K
         outputs += f", ln K = {math.log(settings.out_dim):.4f}"
-    say(f"{world.size} x {world.device.type}, {dtype}, {compiled}")
+    say(f"{world.size} x {world.device.type}, {dtype}{world.rates}, {compiled}")
     say(f"{len(images)} images, "
         f"{batches.steps} steps of {batches.images_per_step} an epoch; {outputs}")
     if not split:
@@ -281,11 +281,13 @@ def train(
 
 def launch(settings: Settings, **parts) -> None:
     """Train in this process and those beside it, which torchrun has started; parts: train's."""
+    run_state.keep_choices(settings)
     with (
         hardware.start(settings.device, settings.precision, settings.patience) as world,
         hardware.stop_signals() as signals,
         run_state.claimed(Path(settings.output_dir), world),  # by one training at a time
     ):
+        settings.precision = hardware.name_of(world.dtype)  # auto is decided now, and kept
         train(settings, world, signals, **parts)
 
 

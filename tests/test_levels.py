@@ -140,7 +140,7 @@ def test_a_continued_run_keeps_its_levels_whatever_was_added(tmp_path, capsys, m
     save(tmp_path / "xrays/5.png", ramp(0, 60000, np.uint16))
     train.main([*flags, "--epochs", "2"])
     said = capsys.readouterr().out
-    assert "kept from this run's start: --levels 0.0 1023.0" in said
+    assert "--levels 0 1023 are black and white" in said
     assert "changed since: epochs 2" in said and "levels 0" not in said.split("changed since")[1]
 
     train.main([*flags, "--epochs", "3", "--levels", "0", "65535"])

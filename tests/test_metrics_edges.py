@@ -11,7 +11,7 @@ from test_linear import trained
 from attention import jaccard, keep_mass, mass_on_object, object_scores
 from evals.attention_segmentation import MaskedImages, mean_scores
 from evals.davis import contour_accuracy, region_similarity
-from evals.image_retrieval import same_class_map
+from evals.image_retrieval import same_class_scores
 from evals.linear import accuracies
 from evals.retrieval import average_precisions
 from features import LabelledFeatures, knn_accuracies, top_accuracy
@@ -148,7 +148,7 @@ def test_constant_features_rank_by_chance_though_the_images_stand_class_by_class
     """Equal cosines: the order of the files must not answer. Chance is about 1/C."""
     classes, each = 10, 12
     labels = torch.arange(classes).repeat_interleave(each)
-    found = same_class_map(torch.full((classes * each, 3), value), labels)
+    found = same_class_scores(torch.full((classes * each, 3), value), labels)["mAP %"]
     rng = np.random.default_rng(0)
     chance = []
     for _ in range(300):

@@ -15,6 +15,7 @@ from PIL import Image
 
 import settings
 import train
+from runtime import hardware
 from training import backbone, report
 from vit import VisionTransformer
 
@@ -370,6 +371,19 @@ def test_reading_the_metrics_every_few_steps_changes_nothing_but_when_they_are_r
         run(photos, tmp_path / "broken", "--log_every", "4")
     assert stopped.value.code == 2
     assert torch.load(tmp_path / "broken" / "checkpoint.pth", weights_only=True)["epoch"] == 1
+
+
+def test_a_continued_run_keeps_the_type_that_auto_chose(photos, tmp_path, capsys, monkeypatch):
+    """Another machine would choose another one; the settings say nothing of a change."""
+    auto = ("--precision", "auto", "--epochs")
+    for name in ("bf16", "fp32"):
+        chosen = (hardware.DTYPES[name], " (measured)")
+        monkeypatch.setattr(hardware, "faster_dtype", lambda chosen=chosen: chosen)
+        checkpoint = run(photos, tmp_path, *auto, "1" if name == "bf16" else "2")
+        assert checkpoint["args"]["precision"] == "bf16"
+        printed = capsys.readouterr().out
+        assert "1 x cpu, bfloat16" in printed and "precision" not in printed
+    assert checkpoint["epoch"] == 2
 
 
 @pytest.fixture

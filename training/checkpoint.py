@@ -35,6 +35,7 @@ READ_FLAGS = {
     "eval_crop": (int, float),
     "mean": tuple,
     "std": tuple,
+    "precision": str,
 }
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,8 +14,7 @@ from runtime import hardware, sampling
 from runtime.commandline import InputError
 from runtime.hardware import World
 from runtime.sampling import CropsDataset, CropsInMemory, EpochBatches
-from settings import Settings, written
-from training.checkpoint import checkpoint_args, read_checkpoint
+from settings import Settings
 
 
 def read_images(settings: Settings, world: World) -> tuple[Images, Images | None]:
@@ -29,7 +27,7 @@ def read_images(settings: Settings, world: World) -> tuple[Images, Images | None
     with world.main_first(settings.download):
         train, val = open_images(*source, levels=settings.levels)
     if train.levels:  # images of more than 8 bits
-        keep_levels(train, val, settings)
+        settings.levels = train.levels
     if world.is_main:
         for note in train.notes:
             print(note)
@@ -41,20 +39,6 @@ def read_images(settings: Settings, world: World) -> tuple[Images, Images | None
         if world.is_main:
             print(*messages, f"skipped {len(messages)} images that cannot be read", sep="\n")
     return train, val
-
-
-def keep_levels(train: Images, val: Images | None, settings: Settings) -> None:
-    """Set --levels: to those of the run to continue, so that it reads its images as before."""
-    checkpoint = Path(settings.output_dir, "checkpoint.pth")
-    if not any(settings.levels) and checkpoint.exists():
-        args = checkpoint_args(read_checkpoint(checkpoint), checkpoint)
-        kept = tuple(args.get("levels", settings.levels))
-        if any(kept) and kept != train.levels:
-            train.notes.append(f"kept from this run's start: --levels {written(kept)}")
-            train.levels = kept
-    settings.levels = train.levels
-    if val is not None:
-        val.levels = train.levels
 
 
 def make_multicrop(settings: Settings) -> MultiCrop:

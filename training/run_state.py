@@ -21,7 +21,7 @@ from multicrop import MultiCropNetwork
 from optimizer import make_optimizer
 from runtime.commandline import InputError, brief, write_whole
 from runtime.hardware import World
-from settings import Settings, marked, written
+from settings import Settings, check, marked, written
 from teacher import make_teacher
 from training.backbone import build_backbone
 from training.checkpoint import (
@@ -200,6 +200,19 @@ def write_log(path: Path, history: list[dict]) -> None:
     """Write log.txt: a JSON object an epoch; the first line, epoch -1, has the baselines."""
     lines = [json.dumps(record) + "\n" for record in history]
     write_whole(path, lambda part: part.write_text("".join(lines)))
+
+
+def keep_choices(settings: Settings) -> None:
+    """Take over what the run to continue found by itself: its --precision and --levels."""
+    path = Path(settings.output_dir, "checkpoint.pth")
+    if not path.is_file():
+        return
+    args = checkpoint_args(read_checkpoint(path), path)
+    if settings.precision == "auto":
+        settings.precision = args.get("precision", "auto")
+    if not any(settings.levels):
+        settings.levels = args.get("levels", settings.levels)
+    check(settings)
 
 
 def begin(path: Path, run: RunState, settings: Settings, world: World) -> str:
