@@ -1,5 +1,5 @@
-"""The faults wait more than they compute: two of their files run at a time, unless -n says
-otherwise; none may hang.
+"""Plain `pytest` and the faults run two files at a time, each on a core, unless -n says otherwise;
+no fault may hang.
 """
 
 import os
@@ -11,13 +11,11 @@ import pytest
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
+    whole_suite = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     started_by_another = "PYTEST_XDIST_WORKER" in os.environ
-    if (
-        config.option.markexpr == "faults"
-        and config.option.numprocesses is None
-        and not started_by_another
-    ):
+    if whole_suite and config.option.numprocesses is None and not started_by_another:
         config.option.numprocesses, config.option.dist = 2, "loadfile"
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # two of them would wait for each other
 
 
 @pytest.fixture(autouse=True)
