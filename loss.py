@@ -19,8 +19,7 @@ class DINOLoss(nn.Module):
     `teacher_entropy` and `kl` are the two parts (Eq. 5) of the last loss, without gradient.
     """
 
-    has_entropy = True  # a loss without such parts, as in the ablations, says False
-    compiles = True  # a forward() that talks to other processes, or keeps a list, says False
+    has_entropy = True  # whether there are these parts: not every loss of the field has them
 
     def __init__(self, out_dim: int, student_temp: float = 0.1, center_momentum: float = 0.9):
         super().__init__()

@@ -125,15 +125,16 @@ def evaluate(
     num_workers: int,
     settings: Settings,
     world: World,
-) -> bool:
-    """Add the k-NN accuracies that are due to the last line of the log; return if there are any."""
+) -> dict[str, float]:
+    """Return the k-NN accuracies that are due now, in %, by their key in log.txt."""
     due = networks_for_knn(run, settings) if split else {}
+    accuracies = {}
     for name, network in due.items():
         # in every process: each has a part of the images
         features = extract(network, split, view, world, num_workers=num_workers)
         top1, _ = knn_accuracies(features, world=world)[20]
-        run.history[-1][name] = round(top1, 2)
-    return bool(due)
+        accuracies[name] = round(top1, 2)
+    return accuracies
 
 
 def train(
@@ -177,7 +178,7 @@ def train(
 
     # 4. Compile what is slow, in place; DDP, which averages the gradients over the processes
     hot_path = [run.student.backbone, run.teacher.backbone]
-    if run.dino_loss.compiles:
+    if getattr(run.dino_loss, "compiles", True):  # some of the ablations' losses do not
         hot_path.append(run.dino_loss)
     compiled = hardware.compile_hot_path(hot_path, settings.compile, world)
     student = hardware.average_gradients(run.student, world)
@@ -192,11 +193,15 @@ def train(
     if not split:
         say("no labels, so no k-NN on the way")
 
-    # 5. What the features are worth before the first step: k-NN untrained, and of raw pixels
+    # 5. k-NN before the first step: the untrained network, and raw pixels
     if run.epoch < settings.epochs:
         run_state.save(run, settings, world, before_save)  # an evaluation may take long
-    if evaluate(run, split, view, loader.num_workers, settings, world):
+    accuracies = evaluate(run, split, view, loader.num_workers, settings, world)
+    if accuracies:
+        run.history[-1].update(accuracies)
         run_state.save(run, settings, world, before_save)
+        if run.epoch > 0:  # a run stopped in its evaluation
+            say(report.line(run.history[-1], settings.epochs, settings.out_dim))
 
     # 6. Train
     # metrics not yet read: loss, entropy, KL, gradient norm
@@ -266,7 +271,9 @@ def train(
             run.seconds = 0.0
             run.metrics = run.metrics[:0]
             run_state.save(run, settings, world, before_save)
-            if evaluate(run, split, view, loader.num_workers, settings, world):
+            accuracies = evaluate(run, split, view, loader.num_workers, settings, world)
+            if accuracies:
+                run.history[-1].update(accuracies)
                 run_state.save(run, settings, world, before_save)
             say(report.line(run.history[-1], settings.epochs, settings.out_dim))
             if world.is_main:
