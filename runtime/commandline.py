@@ -84,9 +84,13 @@ def bar_style(seconds: float = 60) -> dict:
     if sys.stderr.isatty():
         return {}
     text = "{desc} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
-    # miniters: else a thread of tqdm's prints slow bars every ten seconds
-    wait = {"miniters": 1, "mininterval": seconds, "delay": seconds}
-    return {"file": Lines(), "bar_format": text, **wait}
+    return {
+        "file": Lines(),
+        "bar_format": text,
+        "delay": seconds,
+        "mininterval": seconds,
+        "miniters": 1,  # else a thread of tqdm's prints slow bars every ten seconds
+    }
 
 
 def true_or_false(text: str) -> bool:

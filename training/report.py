@@ -3,6 +3,7 @@
 Shapes: B images, S pixels, h heads, r x c patches.
 """
 
+import gc
 import math
 from pathlib import Path
 
@@ -136,6 +137,8 @@ def draw_epochs(output: Path, history: list[dict], settings: Settings) -> None:
     """Draw curves.png of all epochs, and write the last one's numbers where --tensorboard is."""
     figure = draw_curves(history, settings.out_dim)
     write_whole(output / "curves.png", figure.savefig)
+    del figure
+    gc.collect()  # its parts refer to one another: many epochs' figures would wait in memory
     if settings.tensorboard:
         from training.scalars import write_scalars  # here, since the package may be missing
 
@@ -150,13 +153,12 @@ def draw_curves(history: list[dict], out_dim: int) -> Figure:
         draw_curve(losses, history, key)
     if "train_kl" in history[-1]:
         losses.axhline(math.log(out_dim), color="grey", linestyle=":", label="ln K")
-        losses.set_ylabel("nats: loss = entropy + KL")
     for key in ("knn_teacher", "knn_student", "knn_untrained", "knn_pixels"):
         draw_curve(knn, history, key)
     for key in ("train_lr", "train_wd", "teacher_momentum", "teacher_temp"):
         draw_curve(schedules, history, key, normalised=True)
 
-    losses.set(title="loss", ylim=(0, None))
+    losses.set(title="loss (DINO: entropy + KL, in nats)", ylim=(0, None))
     knn.set(title="k-NN top-1, %")
     schedules.set(title="schedules, each over its largest value")
     for axes in figure.axes:
