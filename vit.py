@@ -199,7 +199,8 @@ class VisionTransformer(nn.Module):
         B, rows, cols, _ = patches.shape
         cls = self.cls_token.expand(B, -1, -1)
         x = torch.cat([cls, patches.flatten(1, 2)], dim=1)
-        return x + self.positions(rows, cols)  # else attention could not tell where a patch was
+        # else attention could not tell where a patch was; int: torch.jit.trace has tensors here
+        return x + self.positions(int(rows), int(cols))
 
     def positions(self, rows: int, cols: int) -> Tensor:
         """Return the positions of rows x cols patches: (1, 1 + rows * cols, D).
@@ -212,8 +213,7 @@ class VisionTransformer(nn.Module):
         cls = self.pos_embed[:, :1]
         learnt = rearrange(self.pos_embed[:, 1:], "1 (r c) D -> 1 D r c", r=self.grid)
         # paper: bicubic; release: + 0.1, lest rounding lose a row; it moves the points slightly
-        # int: torch.jit.trace hands tensors in, which interpolate does not take
-        scale = ((int(rows) + 0.1) / self.grid, (int(cols) + 0.1) / self.grid)
+        scale = ((rows + 0.1) / self.grid, (cols + 0.1) / self.grid)
         resized = F.interpolate(learnt, scale_factor=scale, mode="bicubic")
         return torch.cat([cls, rearrange(resized, "1 D r c -> 1 (r c) D")], dim=1)
 

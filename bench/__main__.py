@@ -116,7 +116,8 @@ def make_loaders(bench: Bench) -> tuple[DataLoader, DataLoader]:
         files = files + files
     files = files[:images]
 
-    ours, _ = make_loader(Images(files), replace(settings, num_workers=workers), world)
+    loaded = replace(settings, num_workers=workers, in_memory="false")
+    ours, _ = make_loader(Images(files), loaded, world)
     plain = DataLoader(
         PlainImages(files, make_crops(settings)[1]),
         settings.batch_size_per_gpu,

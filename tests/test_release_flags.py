@@ -41,8 +41,12 @@ def test_each_flag_of_main_dino_means_here_what_it_means_there():
             values[name].append(word)
     for name, words in values.items():
         value = getattr(settings, name)
-        found = list(map(str, value)) if isinstance(value, tuple) else [str(value)]
-        assert [word.lower() for word in found] == words, f"--{name}"
+        found = value if isinstance(value, tuple) else (value,)
+        for one, word in zip(found, words, strict=True):
+            if isinstance(one, (int, float)) and not isinstance(one, bool):
+                assert one == float(word), f"--{name}"
+            else:
+                assert str(one).lower() == word, f"--{name}"
 
 
 @pytest.mark.parametrize("flag", ["--local_rank=3", "--local-rank=3", "--local_rank 3"])

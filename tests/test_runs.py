@@ -24,7 +24,7 @@ TINY = (
     "--arch vit_nano --patch_size 16 --global_crops_size 32 --local_crops_size 16 "
     "--local_crops_number 2 --eval_size 32 --eval_crop 1 --out_dim 31 --head_hidden_dim 29 "
     "--head_bottleneck_dim 7 --batch_size_per_gpu 4 --epochs 3 --warmup_epochs 1 "
-    "--warmup_teacher_temp_epochs 0 --num_workers 0 --device cpu --precision fp32 "
+    "--warmup_teacher_temp_epochs 0 --num_workers 0 --in_memory false --device cpu --precision fp32 "
     "--knn_every 1 --saveckp_freq 2 --init_std 0.06"
 ).split()
 
@@ -371,6 +371,17 @@ def test_reading_the_metrics_every_few_steps_changes_nothing_but_when_they_are_r
         run(photos, tmp_path / "broken", "--log_every", "4")
     assert stopped.value.code == 2
     assert torch.load(tmp_path / "broken" / "checkpoint.pth", weights_only=True)["epoch"] == 1
+
+
+def test_images_in_memory_give_the_same_run_after_a_stop_in_mid_epoch(
+    photos, tmp_path, monkeypatch
+):
+    """The crops of a batch are made at once there; each is still a function of its image."""
+    in_memory = ("--in_memory", "true")
+    straight = run(photos, tmp_path / "straight", *in_memory)
+    run_until(8, photos, tmp_path / "stopped", monkeypatch, *in_memory)
+    stopped = run(photos, tmp_path / "stopped", *in_memory)
+    assert all(equal(stopped[name], straight[name]) for name in STATE)
 
 
 def test_a_continued_run_keeps_the_type_that_auto_chose(photos, tmp_path, capsys, monkeypatch):
