@@ -40,8 +40,8 @@ for i in range(100):
 world = World(0, 1, torch.device("cpu"), torch.float32)
 settings = parse_settings("--preset demo --patch_size 8 --global_crops_size 8 --local_crops_size 8 \
 --eval_size 8 "
-                          "--local_crops_number 0 --batch_size_per_gpu 1 --num_workers 1 --in_memory false \
---device cpu --epochs 50 "
+                          "--local_crops_number 0 --batch_size_per_gpu 1 --num_workers 1 \
+--in_memory false --device cpu --epochs 50 "
                           "--warmup_epochs 1 --knn_every 0 --saveckp_freq 0 --out_dim 7".split()
                           + ["--data_path", str(folder), "--output_dir", str(folder / "run")])
 
