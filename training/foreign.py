@@ -146,8 +146,11 @@ def read_foreign(path: str | Path) -> object:
             f"no checkpoint at {str(path)!r}: check the path (the authors' weights by name: "
             f"{', '.join(PRETRAINED)})"
         )
-    with open(path, "rb") as file:
-        start = file.read(64)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise InputError(f"cannot read {str(path)!r} ({brief(error)}): use another copy") from None
     if start[8:10] == b'{"':
         return read_safetensors(path)
     for beginning, reason in BEGINNINGS:

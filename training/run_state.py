@@ -5,6 +5,7 @@ No random generator is part of it: each step and each image seeds its own (runti
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -205,7 +206,7 @@ def write_log(path: Path, history: list[dict]) -> None:
 def keep_choices(settings: Settings) -> None:
     """Take over what the run to continue found by itself: its --precision and --levels."""
     path = Path(settings.output_dir, "checkpoint.pth")
-    if not path.is_file():
+    if not os.path.isfile(path):  # also where the name is too long for a file
         return
     args = checkpoint_args(read_checkpoint(path), path)
     if settings.precision == "auto":
