@@ -23,9 +23,9 @@ from ablations.variants import SinkhornLoss
 from loss import DINOLoss
 from runtime.commandline import InputError
 from runtime.hardware import World
-from settings import parse_settings
+from settings import Settings, parse_settings
 from train import Schedules, train_step
-from training import run_state
+from training import ablated, run_state
 from training.run_state import build_student, load_run, save_run
 
 B, V, K, T = 3, 5, 7, 0.07
@@ -375,26 +375,56 @@ def test_a_predictor_starts_fresh_on_weights_that_have_none(tmp_path):
 @pytest.mark.parametrize(
     ("made", "now", "named"),
     [
-        ("--head_l2_bottleneck false", "", "--head_l2_bottleneck False"),
+        ("--head_l2_bottleneck false", "", "--head_l2_bottleneck false"),
         ("--head_activation relu", "", "--head_activation relu"),
-        ("--predictor", "", "--predictor True"),
-        (" ".join(as_flags(BYOL_DEMO)), "", "--head_l2_bottleneck False"),
+        (
+            " ".join(as_flags(BYOL_DEMO)),
+            "",
+            "--head_l2_bottleneck false --head_activation relu",
+        ),
         ("--head_activation relu", "--head_activation gelu --predictor", "--head_activation relu"),
-        ("", "--head_l2_bottleneck false", "--head_l2_bottleneck True"),
+        ("", "--head_l2_bottleneck false", "--head_l2_bottleneck true"),
     ],
 )
 def test_a_run_does_not_start_from_another_kind_of_head(made, now, named, tmp_path):
-    """By either command, in a line that names the flag. relu and gelu have the same shapes."""
+    """By either command, in a line that names all flags. relu and gelu have the same shapes."""
     path = tmp_path / "checkpoint.pth"
     settings = parse([*FLAGS, *made.split(), "--output_dir", str(tmp_path)])
     save_run(path, start_run(settings, HERE), settings)
-    said = f"made with {named}, not .*ablations.train {named}"
+    said = f"made with {named}: .*ablations.train {named} \\.\\.\\."
     flags = [*FLAGS, *now.split(), "--init_from", str(path)]
     with pytest.raises(InputError, match=said):
         make_student(parse(flags), HERE)
     if not now:
         with pytest.raises(InputError, match=said):
             build_student(parse_settings(flags))
+
+
+@pytest.mark.parametrize("now", ["", "--predictor"])
+def test_a_run_starts_from_the_teacher_of_a_student_with_a_predictor(now, tmp_path):
+    """The teacher has none, and its head is the one that is read."""
+    settings = parse([*FLAGS, "--predictor", "--output_dir", str(tmp_path)])
+    made = start_run(settings, HERE)
+    save_run(tmp_path / "checkpoint.pth", made, settings)
+    flags = [*FLAGS, *now.split(), "--init_from", str(tmp_path / "checkpoint.pth")]
+    student = make_student(parse(flags), HERE)
+    heads = [student.head]
+    if not now:
+        heads.append(build_student(parse_settings(flags)).head)
+    for head in heads:
+        found = head.state_dict()
+        for name, value in made.teacher.head.state_dict().items():
+            assert torch.equal(found[name], value), name
+
+
+def test_each_setting_of_the_ablations_has_its_plain_value_in_one_table():
+    """Else train.py would continue an ablation's checkpoint as plain DINO."""
+    plain_dino = {one.name for one in dataclasses.fields(Settings)}
+    more = {}
+    for one in dataclasses.fields(AblationSettings):
+        if one.name not in plain_dino:
+            more[one.name] = one.default
+    assert ablated.PLAIN_DINO == more
 
 
 def test_dino_starts_from_the_head_of_another_loss_or_teacher(tmp_path):

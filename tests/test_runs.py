@@ -435,14 +435,21 @@ def test_a_run_of_another_method_is_not_continued_as_plain_dino(
     small_vit, photos, tmp_path, capsys
 ):
     """One line names the command that does."""
-    for name, value in (("loss", "infonce"), ("teacher", "student"), ("head_l2_bottleneck", False)):
+    for other, flags in (
+        ({"loss": "infonce"}, "--loss infonce"),
+        ({"teacher": "student"}, "--teacher student"),
+        ({"queue_length": 17}, "--queue_length 17"),
+        ({"head_l2_bottleneck": False}, "--head_l2_bottleneck false"),
+        ({"predictor": True, "loss": "mse"}, "--loss mse --predictor true"),
+    ):
         stored = torch.load(STORED, weights_only=True)
-        stored["args"][name] = value
+        stored["args"] |= other
         torch.save(stored, tmp_path / "checkpoint.pth")
         with pytest.raises(SystemExit):
             run(photos, tmp_path, *OF_STORED)
         error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert f"python -m ablations.train --{name} {value}" in error
+        assert f"made with {flags}: " in error
+        assert f"python -m ablations.train {flags} ..." in error
 
 
 def test_a_stopped_run_has_the_curves_of_its_completed_epochs(photos, tmp_path, monkeypatch):
