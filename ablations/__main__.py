@@ -18,6 +18,7 @@ machine be idle then; without a run's costs.json they are measured again.
 """
 
 import argparse
+import errno
 import json
 import sys
 from dataclasses import fields
@@ -44,6 +45,8 @@ from runtime.commandline import CommandLine, InputError, errors_in_one_line, wri
 from settings import Settings
 from training import report
 
+# exit statuses of the bench: its own, and that of a process which Linux kills to get memory
+FULL_MEMORY = (errno.ENOMEM, -9)
 KEYS = ("knn_teacher", "knn_student", "train_entropy", "train_kl", "images_per_s")  # in log.txt
 
 
@@ -117,10 +120,10 @@ def linear(run: Run, flags: argparse.Namespace, signals: list[int]) -> dict | No
 
 
 def costs(run: Run, signals: list[int]) -> dict[str, float | None]:
-    """Return those of report's COSTS that the paper has for this row; {} if the bench fails.
+    """Return those of report's COSTS that the paper has for this row; {} if the memory is full.
 
     They are measured once, and kept in the run's folder. mib is None where the system does not
-    give it.
+    give it. Raises InputError if the bench fails for another reason.
     """
     wanted = [cost for cost, (name, _) in ablation_report.COSTS.items() if name in run.row.paper]
     if not wanted:
@@ -130,8 +133,14 @@ def costs(run: Run, signals: list[int]) -> dict[str, float | None]:
         found = next(iter(read_lines(kept)), {})
         if not set(wanted) <= found.keys():
             print(f"measuring what {run.row.name} costs, some 15 s")
-            if execute(cost_command(run), signals):
+            status = execute(cost_command(run), signals)
+            if status in FULL_MEMORY:
                 return {}
+            if status:
+                raise InputError(
+                    f"measuring what {run.row.name} costs failed with exit status {status}: its "
+                    "own words are above; the runs stay, and the same command continues there"
+                )
             found = read_lines(kept)[0]
     return {name: found[name] for name in wanted}
 

@@ -4,9 +4,12 @@
 
 It takes the settings of train.py, makes a few steps on noise, and writes costs.json into the output
 folder. On a CPU the memory is that of the whole process, so each measurement needs one of its own.
+The exit status is errno.ENOMEM if the memory does not suffice, and 2 after other errors.
 """
 
+import errno
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -31,9 +34,14 @@ def costs(settings: Settings) -> dict[str, float | None]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    with errors_in_one_line(), measure.full_memory_in_one_line("--batch_size_per_gpu"):
+    with errors_in_one_line():
         settings = parse_settings(argv)
-        line = json.dumps(costs(settings))
+        try:
+            with measure.full_memory_in_one_line("--batch_size_per_gpu"):
+                line = json.dumps(costs(settings))
+        except measure.FullMemory as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(errno.ENOMEM)
         path = Path(settings.output_dir, "costs.json")
         write_whole(path, lambda part: part.write_text(line + "\n"))
         print(line)

@@ -25,6 +25,10 @@ from runtime.commandline import InputError, brief
 from runtime.hardware import World
 
 
+class FullMemory(InputError):
+    """The memory does not suffice; the message names the flag to lower."""
+
+
 def now(device: torch.device) -> float:
     """Return the clock's seconds, after all that the device was given to do."""
     if device.type != "cpu":
@@ -121,12 +125,12 @@ def memory_errors() -> Iterator[None]:
 
 @contextmanager
 def full_memory_in_one_line(flag: str = "--batch_size") -> Iterator[None]:
-    """Turn a MemoryError into an InputError that names the flag to lower."""
+    """Turn a MemoryError into a FullMemory that names the flag to lower."""
     try:
         with memory_errors():
             yield
     except MemoryError as error:
-        raise InputError(
+        raise FullMemory(
             f"the memory does not suffice ({brief(error)}): lower {flag}"
         ) from None
 

@@ -280,12 +280,33 @@ def test_costs_are_measured_once_and_training_s_speed_is_that_of_a_step(tmp_path
 
 
 @pytest.mark.slow
-def test_a_row_whose_costs_cannot_be_measured_has_none(tmp_path, capfd):
+def test_a_row_whose_costs_need_more_memory_has_none(tmp_path, capfd):
     """The bench says why, and the table stands."""
-    run = a_run(tmp_path, None, warmup_epochs=0, patch_size=17)
+    small = {"arch": "vit_nano", "global_crops_size": 32, "local_crops_size": 16}
+    run = a_run(tmp_path, None, warmup_epochs=0, batch_size_per_gpu=10**10, **small)
     assert ablations.costs(run._replace(row=STUDIES["crops"].rows[0]), []) == {}
-    assert "is no multiple of --patch_size 17" in capfd.readouterr().err
+    said = capfd.readouterr().err.strip()
+    assert said.startswith("error: the memory does not suffice") and "\n" not in said
+    assert "lower --batch_size_per_gpu" in said
     assert not (tmp_path / "costs.json").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signal")
+def test_a_bench_that_was_killed_is_taken_for_full_memory(tmp_path, monkeypatch):
+    """Linux kills the process that takes too much."""
+    kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    monkeypatch.setattr(ablations, "cost_command", lambda run: [sys.executable, "-c", kill])
+    run = a_run(tmp_path, None)
+    assert ablations.costs(run._replace(row=STUDIES["crops"].rows[0]), []) == {}
+
+
+@pytest.mark.slow
+def test_costs_that_fail_for_another_reason_stop_the_study(tmp_path, capfd):
+    """Else the table would lack a column, and exit status 0 would say that all is well."""
+    run = a_run(tmp_path, None, warmup_epochs=0, patch_size=17)
+    with pytest.raises(InputError, match=r"costs failed with exit status 2: .* above"):
+        ablations.costs(run._replace(row=STUDIES["crops"].rows[0]), [])
+    assert "is no multiple of --patch_size 17" in capfd.readouterr().err
 
 
 def test_sigterm_is_passed_on_and_the_line_says_that_the_same_command_goes_on(capsys):
