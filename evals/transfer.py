@@ -50,6 +50,7 @@ from runtime.hardware import World
 from runtime.sampling import seed_of
 from settings import PRESETS, Settings
 from training import evaluation
+from training.averages import load_averages
 from training.backbone import VITS, build_backbone
 from training.checkpoint import load_strictly, read_checkpoint, save_checkpoint
 from training.run_state import claimed
@@ -111,6 +112,7 @@ EMBEDDED = {
 REGULARISED = {"weight_decay": 0.05, "smoothing": 0.1}
 # flags that may change when a stopped training continues; those of other fractions among them
 QUIET = ("output_dir", "results", "fraction", "device", "precision", "num_workers", "download")
+PATHS = ("data_path", "pretrained_weights")  # the same file or folder may be written differently
 
 
 class Classifier(nn.Module):
@@ -260,8 +262,7 @@ def fine_tune(
     first_epoch = 0
     saved = saved_training(path, flags, world)
     if saved:
-        load_strictly(network, saved["student"], path)
-        optimizer.load_state_dict(saved["optimizer"])
+        load_training(network, optimizer, saved, path)
         first_epoch = saved["epoch"]
         if world.is_main:
             print(f"continuing {path} after {first_epoch} of {flags.epochs} epochs")
@@ -349,12 +350,29 @@ def saved_training(path: Path, flags: Namespace, world: World) -> dict | None:
         )
     for name, value in training_flags(flags).items():
         old = saved["transfer"].get(name, value)
-        if old != value:
+        same = old == value
+        if name in PATHS and old and value:
+            same = Path(old).resolve() == Path(value).resolve()
+        if not same:
             raise InputError(
                 f"{str(path)!r} was made with --{name} {brief(old)}, not {brief(value)}: choose "
                 "another --output_dir, or the old value"
             )
     return saved
+
+
+def load_training(
+    network: Classifier, optimizer: torch.optim.Optimizer, saved: dict, path: Path
+) -> None:
+    """Give network and optimizer what saved_training read; raises InputError if it does not fit."""
+    load_strictly(network, saved["student"], path)
+    try:
+        load_averages(optimizer, saved["optimizer"]["state"])
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+        raise InputError(
+            f"the optimizer's averages in {str(path)!r} do not fit, or are not finite: choose "
+            "another --output_dir, or remove it"
+        ) from None
 
 
 def fill_in(flags: Namespace) -> None:
@@ -404,7 +422,7 @@ def checkpoint_path(flags: Namespace, fraction: float) -> Path:
     """Return the file of the network that is trained with this fraction of the labels."""
     folder = Path(flags.output_dir)
     if fraction < 1:
-        folder = folder / f"{fraction:g}"
+        folder = folder / str(fraction)
     return folder / "checkpoint.pth"
 
 

@@ -5,6 +5,7 @@ again.
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -398,6 +399,40 @@ def test_a_training_is_not_continued_with_other_flags(flag, photos, tmp_path, ca
     here = ("--data_path", photos, "--output_dir", tmp_path, "--from_scratch", "--epochs", "1")
     error = error_of(transfer.main, capsys, *TINY, *here, "--warmup_epochs", "0", f"--{flag}", "2")
     assert f"was made with --{flag} " in error and "choose another --output_dir" in error
+
+
+def test_a_training_continues_however_its_folder_is_written(photos, tmp_path, capsys, monkeypatch):
+    short = ("--epochs", "1", "--warmup_epochs", "0", "--from_scratch")
+    monkeypatch.chdir(photos.parent)
+    run(Path(photos.name), tmp_path, *short)
+    for way in (f"{photos.name}/", f"./{photos.name}", str(photos)):
+        run(photos, tmp_path, *short, "--data_path", way)
+        assert "after 1 of 1 epochs" in capsys.readouterr().out
+    other = write_photos(tmp_path / "other")
+    here = (*TINY, *short, "--output_dir", tmp_path, "--data_path", other)
+    assert "was made with --data_path " in error_of(transfer.main, capsys, *here)
+
+
+@pytest.mark.parametrize("value", [torch.tensor([float("nan")]), torch.zeros(3, dtype=torch.int)])
+def test_averages_that_do_not_fit_are_one_line(value, photos, tmp_path, capsys):
+    """As where train.py continues."""
+    short = ("--epochs", "1", "--warmup_epochs", "0", "--from_scratch")
+    run(photos, tmp_path, *short)
+    path = tmp_path / "checkpoint.pth"
+    saved = torch.load(path, weights_only=True)
+    saved["optimizer"]["state"][0]["exp_avg"] = value
+    torch.save(saved, path)
+    here = (*TINY, *short, "--output_dir", tmp_path, "--data_path", photos)
+    error = error_of(transfer.main, capsys, *here)
+    assert str(path) in error and "choose another --output_dir" in error
+
+
+def test_each_fraction_has_a_checkpoint_of_its_own():
+    """However near they are: 1/3 with seven and with eight digits are other images."""
+    flags = Namespace(output_dir="out")
+    fractions = (1.0, 0.5, 0.3333333, 0.33333339)
+    found = [transfer.checkpoint_path(flags, fraction).parent.as_posix() for fraction in fractions]
+    assert found == ["out", "out/0.5", "out/0.3333333", "out/0.33333339"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such locks")
