@@ -140,7 +140,7 @@ def draw_epochs(output: Path, history: list[dict], settings: Settings) -> None:
     del figure
     gc.collect()  # its parts refer to one another: many epochs' figures would wait in memory
     if settings.tensorboard:
-        from training.scalars import write_scalars  # here, since the package may be missing
+        from training.scalars import write_scalars  # here: few runs ask for it
 
         write_scalars(output, history)
 

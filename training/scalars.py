@@ -3,14 +3,14 @@
 from functools import cache
 from pathlib import Path
 
-from torch.utils.tensorboard import SummaryWriter
-
 from runtime.commandline import InputError, brief
 
 
 @cache
-def writer_of(folder: Path) -> SummaryWriter:
+def writer_of(folder: Path):
     """Return what writes into the folder: a program has one file there, not one an epoch."""
+    from torch.utils.tensorboard import SummaryWriter  # here, since the package may be missing
+
     return SummaryWriter(str(folder))
 
 
