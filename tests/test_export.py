@@ -45,6 +45,10 @@ def backbone_and_images(arch: str, size: int) -> tuple[nn.Module, Tensor, Tensor
 NETWORKS = [("vit_nano", 64), ("vit_nano", 40), ("resnet18", 32)]
 
 
+@pytest.mark.skipif(
+    torch.__version__ < torch.torch_version.TorchVersion("2.11"),
+    reason="torch.export of 2.6 and 2.7 wants bounds of the batch; 2.8 to 2.10 were not tried",
+)
 @pytest.mark.parametrize("arch, size", NETWORKS)
 def test_an_exported_program_takes_any_batch(arch, size):
     backbone, two, five = backbone_and_images(arch, size)
