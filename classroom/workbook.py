@@ -129,11 +129,14 @@ def error_of_blank(number: int) -> str:
 
 
 def is_blank(source: str, one: Exercise) -> bool:
-    """Return whether the blank's error still stands in the function; in a comment it is none."""
-    for statement in find_function(source, one.name).body:
-        if isinstance(statement, ast.Raise) and f"write {one.name} in " in ast.unparse(statement):
-            return True
-    return False
+    """Return whether the function begins with the blank's error; below an answer it may stay."""
+    function = find_function(source, one.name)
+    body = list(function.body)
+    if ast.get_docstring(function) is not None:
+        del body[0]
+    if not body or not isinstance(body[0], ast.Raise):
+        return False
+    return f"write {one.name} in " in ast.unparse(body[0])
 
 
 def read_record() -> dict[str, str]:
