@@ -25,8 +25,25 @@ def failed_tests(report: str, file: str, numbers: dict[int, int]) -> dict[str, l
     return found
 
 
+def all_passed(report: str) -> bool:
+    """Return whether a test of pytest's report passed, and none failed."""
+    outcomes = set()
+    for case in ElementTree.fromstring(report).iter("testcase"):
+        outcomes |= {part.tag for part in case} or {"passed"}
+    return "passed" in outcomes and not outcomes & {"failure", "error"}
+
+
+def last_words(output: str, file: str, numbers: dict[int, int]) -> list[str]:
+    """Return what pytest printed last, where no failed test says what is wrong."""
+    said = message(output, file, numbers)
+    if not said:
+        lines = [line.strip() for line in output.splitlines()]
+        said = [line for line in lines if line][-MOST_LINES:]
+    return said or ["Python ended without a word, as by sys.exit()"]
+
+
 def message(text: str, file: str, numbers: dict[int, int]) -> list[str]:
-    """Return the last message of pytest's text, and the student's line that raised it."""
+    """Return the last message of pytest's text, and the last line of the student's behind it."""
     blocks = re.findall(r"(?:^E .*\n?)+", text, re.MULTILINE)
     lines = re.findall(r"^E +(.*)", "".join(blocks[-1:]), re.MULTILINE)
     said = []
@@ -35,13 +52,10 @@ def message(text: str, file: str, numbers: dict[int, int]) -> list[str]:
             break
         said.append(line.removeprefix("AssertionError: "))
 
-    places = re.findall(r"^(\S+\.py):(\d+): ", text, re.MULTILINE)
-    if places:
-        raised_in, line = places[-1]
-        if raised_in == file and int(line) in numbers:
-            said.append(f"raised in workbook/{file}, line {numbers[int(line)]}")
-    if not said:
-        said.append("Python ended without a word, as by sys.exit()")
+    places = re.findall(rf"^{re.escape(file)}:(\d+): ", text, re.MULTILINE)
+    mine = [numbers[int(line)] for line in places if int(line) in numbers]
+    if mine:  # the error may come from what this line calls, such as PyTorch
+        said.append(f"raised in workbook/{file}, line {mine[-1]}")
     return said
 
 
@@ -60,6 +74,8 @@ def matching_lines(copied: str, mine: str) -> dict[int, int]:
 
 def claim(test: str) -> str:
     """Return a test's name as the sentence that it is."""
+    if not test:
+        return "the tests did not run to their end"
     if not test.startswith("test_"):
         return "the tests did not start"
     return test.removeprefix("test_").replace("_", " ")

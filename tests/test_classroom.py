@@ -364,6 +364,7 @@ def test_a_broken_file_does_not_stand_in_another_exercises_way(workbook, monkeyp
         assert "pass  # mine" in (Path(cwd) / "teacher.py").read_text(), (
             "the other file is the student's"
         )
+        (Path(cwd) / exercises.REPORT).write_text('<testsuite><testcase name="a"/></testsuite>')
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(exercises.subprocess, "run", look)
@@ -384,6 +385,16 @@ def test_the_check_of_a_blank_is_one_friendly_line(workbook, capsys):
         f"line {line}: it is still blank\n",
         "",
     )
+
+
+def test_an_answer_above_the_blanks_left_over_error_is_tested(workbook):
+    command("start", CENTER)
+    source = (workbook / "loss.py").read_text()
+    name = NUMBERED[CENTER].name
+    assert attempts.is_blank(source, NUMBERED[CENTER])
+    answered = with_body(source, name, "        return\n" + body_of(source, name))
+    assert "raise NotImplementedError" in function_text(answered, name)
+    assert not attempts.is_blank(answered, NUMBERED[CENTER])
 
 
 REPORT = """
@@ -422,6 +433,40 @@ def test_a_failed_test_is_its_claim_its_own_words_and_the_students_line():
             "raised in workbook/loss.py, line 3",
         ],
     }
+
+
+def test_the_students_line_is_named_where_the_error_ends_in_other_code():
+    text = """
+tests/test_head.py:9: in test_it
+    head(x)
+head.py:31: in forward
+    x = F.normalize(x, dim=7)
+/lib/torch/nn/functional.py:99: in normalize
+    denom = input.norm(p, dim)
+E   IndexError: Dimension out of range
+"""
+    assert verdict.message(text, "head.py", {31: 29}) == [
+        "IndexError: Dimension out of range",
+        "raised in workbook/head.py, line 29",
+    ]
+    assert verdict.message(text, "ahead.py", {31: 29}) == ["IndexError: Dimension out of range"]
+
+
+def test_a_report_passes_only_if_a_test_did_and_none_failed():
+    passed = '<testcase name="a"/>'
+    skipped = '<testcase name="b"><skipped/></testcase>'
+    for cases, want in {passed: True, passed + skipped: True, skipped: False, "": False}.items():
+        assert verdict.all_passed(f"<testsuite>{cases}</testsuite>") == want, cases
+    assert not verdict.all_passed(REPORT.strip())
+
+
+def test_without_a_failed_test_pytests_own_last_lines_are_shown():
+    output = "x\n\n!!!!! KeyboardInterrupt !!!!!\nloss.py:3: KeyboardInterrupt\n"
+    assert verdict.last_words(output, "loss.py", {})[-2:] == [
+        "!!!!! KeyboardInterrupt !!!!!",
+        "loss.py:3: KeyboardInterrupt",
+    ]
+    assert "without a word" in verdict.last_words("", "loss.py", {})[0]
 
 
 def test_a_line_of_the_copy_has_the_number_of_the_students_line():
@@ -633,6 +678,11 @@ def test_check_and_run_take_the_students_file_also_in_a_process_that_imports_it(
     assert ran.returncode == 1 and ran.stderr.splitlines()[-1] == "mine", (
         "the current folder's modules came first"
     )
+    (workbook / "optimizer.py").write_text(
+        "import os\nos._exit(0)\n" + (workbook / "optimizer.py").read_text()
+    )
+    quit_early = in_process(workbook, "check", str(schedules))
+    assert quit_early.returncode == 1 and "ended without a word" in quit_early.stdout, quit_early
     script = workbook / "start_exercises.py"
     script.write_text(
         f"import sys\nsys.path.insert(0, {str(REPO)!r})\n"
