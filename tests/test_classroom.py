@@ -678,11 +678,6 @@ def test_check_and_run_take_the_students_file_also_in_a_process_that_imports_it(
     assert ran.returncode == 1 and ran.stderr.splitlines()[-1] == "mine", (
         "the current folder's modules came first"
     )
-    (workbook / "optimizer.py").write_text(
-        "import os\nos._exit(0)\n" + (workbook / "optimizer.py").read_text()
-    )
-    quit_early = in_process(workbook, "check", str(schedules))
-    assert quit_early.returncode == 1 and "ended without a word" in quit_early.stdout, quit_early
     script = workbook / "start_exercises.py"
     script.write_text(
         f"import sys\nsys.path.insert(0, {str(REPO)!r})\n"
@@ -696,3 +691,9 @@ def test_check_and_run_take_the_students_file_also_in_a_process_that_imports_it(
     assert "mine" in ran.stderr.splitlines(), (
         "what torchrun starts must meet the student's file too"
     )
+
+    (workbook / "optimizer.py").write_text(
+        "import os\nos._exit(0)\n" + (workbook / "optimizer.py").read_text()
+    )
+    quit_early = in_process(workbook, "check", str(schedules))
+    assert quit_early.returncode == 1 and "ended without a word" in quit_early.stdout, quit_early
