@@ -39,9 +39,9 @@ class CommandLine(argparse.ArgumentParser):
         self.add_argument("--local_rank", "--local-rank", default=hidden, help=hidden)
 
     def error(self, message: str) -> None:
-        from runtime.suggestions import suggestions  # here: most command lines have no error
+        from runtime.suggestions import explained  # here: most command lines have no error
 
-        message += suggestions(message, self._option_string_actions)
+        message = explained(message, self._option_string_actions)
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
 
@@ -64,9 +64,9 @@ def errors_in_one_line() -> Iterator[None]:
 
 
 def whole_number(text: str) -> int:
-    """Return an integer that a float can stand for, too."""
+    """Return an integer of 64 bits, as PyTorch has them."""
     number = int(text)
-    if abs(number) > 10**100:
+    if abs(number) >= 2**63:
         raise argparse.ArgumentTypeError(f"{brief(text)} is too large")
     return number
 

@@ -1,9 +1,19 @@
 """What an unknown flag was meant to be. Read only after a command line has failed."""
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 from runtime.release_flags import ANSWERS
+
+SYNONYMS = {"learning_rate": "lr", "wd": "weight_decay", "weights": "pretrained_weights"}
+LONGEST_WORD = 200  # characters of a value in a message
+
+
+def explained(message: str, flags: Iterable[str]) -> str:
+    """Return argparse's message, with a number of 5,000 digits cut, and with suggestions."""
+    cut = re.sub(rf"(\S{{{LONGEST_WORD}}})\S+", r"\1 ...", message)
+    return cut + suggestions(message, flags)
 
 
 def suggestions(message: str, flags: Iterable[str]) -> str:
@@ -12,14 +22,37 @@ def suggestions(message: str, flags: Iterable[str]) -> str:
     What takes the place of a flag of the release's, or the flag that is spelt nearly so.
     flags: those that there are.
     """
+    known = {plain(flag) for flag in flags if flag.startswith("--")} - {"local_rank"}
     _, _, unknown = message.partition("unrecognized arguments: ")
     text = ""
     for word in unknown.split():
+        if not word.startswith("--"):  # the value of an unknown flag
+            continue
         flag, _, _ = word.partition("=")
-        name = flag.removeprefix("--").replace("-", "_")
-        if flag.startswith("--") and name in ANSWERS:
+        name = plain(flag)
+        if name in ANSWERS:
             text += f"; instead of the release's {flag}: {ANSWERS[name]}"
             continue
-        for meant in get_close_matches(flag, flags, n=1, cutoff=0.7):
-            text += f"; did you mean {meant}?"
+        meant = nearest(name, known)
+        if meant:
+            text += f"; did you mean --{meant}?"
     return text
+
+
+def plain(flag: str) -> str:
+    """Return a flag's name without its dashes: --data-path is meant as --data_path."""
+    return flag.removeprefix("--").replace("-", "_")
+
+
+def nearest(name: str, known: set[str]) -> str:
+    """Return the known name that is most like this one, or "".
+
+    One that it is the start of, the shortest, comes before one that is spelt nearly so.
+    """
+    if SYNONYMS.get(name) in known:
+        return SYNONYMS[name]
+    if len(name) > 1:
+        begun = sorted(one for one in known if one.startswith(name))
+        if begun:
+            return min(begun, key=len)
+    return "".join(get_close_matches(name, known, n=1, cutoff=0.7))

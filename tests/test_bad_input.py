@@ -67,8 +67,16 @@ def error_of(main, capsys, *flags: str) -> str:
             "--warmup_epoch 3 --lrr=1",
             "--warmup_epoch 3 --lrr=1; did you mean --warmup_epochs?; did you mean --lr?",
         ),
+        ("--data_pth=/very/long/path", "--data_pth=/very/long/path; did you mean --data_path? ("),
+        ("--learning-rate 3", "--learning-rate 3; did you mean --lr? ("),
+        ("--batch 3", "--batch 3; did you mean --batch_size_per_gpu? ("),
+        ("--batch-size-per-gpu 3", "did you mean --batch_size_per_gpu? ("),
+        ("--zzz 3 arch", "unrecognized arguments: --zzz 3 arch ("),
         ("--epochs three", "--epochs: invalid int value: 'three'"),
         (f"--epochs {400 * '7'}", f"argument --epochs: {100 * '7'} is too large"),
+        (f"--epochs {2**63}", f"argument --epochs: {2**63} is too large"),
+        (f"--out_dim -{2**63}", f"argument --out_dim: -{2**63} is too large"),
+        (f"--epochs {5003 * '7'}", f"--epochs: invalid int value: '{199 * '7'} ... (--help"),
         (f"--lr {400 * '7'}", "--lr inf must be finite"),
         ("--epochs 0", "--epochs 0 must be at least 1"),
         (
@@ -119,6 +127,11 @@ def test_a_bad_flag_is_named_with_its_fix(flags, said, photos, capsys, tmp_path)
     assert said in error_of(
         train.main, capsys, *given, "--device", "cpu", "--output_dir", tmp_path / "out"
     )
+
+
+def test_a_flag_cut_short_is_answered_with_the_shortest_that_begins_so(capsys):
+    line = error_of(eval_knn.main, capsys, "--batch", 3)
+    assert "--batch 3; did you mean --batch_size? (" in line
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
