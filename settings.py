@@ -18,10 +18,10 @@ VITS = ("vit_nano", "vit_tiny", "vit_small", "vit_base")
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 LIMITS = {  # what a setting's metadata may demand of its value, or of each of its values
-    "at_least": (operator.ge, "must be at least"),
-    "above": (operator.gt, "must be above"),
-    "at_most": (operator.le, "must be at most"),
-    "below": (operator.lt, "must be below"),
+    "at_least": operator.ge,
+    "above": operator.gt,
+    "at_most": operator.le,
+    "below": operator.lt,
 }
 
 
@@ -71,6 +71,7 @@ class Settings:
         "processes that decode and augment; 0: the training's own; -1: one a core, at most 10, "
         "and without a GPU one in four cores, since the network needs the others",
         at_least=-1,
+        at_most=1024,
         quiet=True,
     )
     in_memory: str = setting(
@@ -114,6 +115,7 @@ class Settings:
         3,
         "layers of the head before the prototypes (appendix C counts these too: 4)",
         at_least=1,
+        at_most=100,
         fixed=True,
     )
     norm_last_layer: bool = setting(
@@ -193,7 +195,9 @@ class Settings:
     local_crops_scale: tuple[float, float] = setting(
         (0.05, 0.4), "fractions of the image's area", above=0, at_most=1
     )
-    local_crops_number: int = setting(8, "local views an image; 0: no multi-crop", at_least=0)
+    local_crops_number: int = setting(
+        8, "local views an image; 0: no multi-crop", at_least=0, at_most=1000
+    )
     color_jitter: tuple[float, float, float, float] = setting(
         (0.4, 0.4, 0.2, 0.1),
         "brightness, contrast, saturation, hue (0.5: the whole circle)",
@@ -228,7 +232,7 @@ class Settings:
         "keep checkpoint0020.pth and so on every so many epochs; 0: only checkpoint.pth",
         at_least=0,
     )
-    seed: int = setting(0, "of weights, order, crops and dropped paths", at_least=0, below=2**63)
+    seed: int = setting(0, "of weights, order, crops and dropped paths", at_least=0)
     device: str = setting(
         "auto", "auto, cuda, mps or cpu", choices=("auto", "cuda", "mps", "cpu"), quiet=True
     )
@@ -483,6 +487,6 @@ def check_limits(settings: Settings, name: str, value: Any, metadata: dict) -> N
     for number in numbers:
         if not math.isfinite(number):
             refuse(settings, name, "must be finite")
-        for limit, (holds, words) in LIMITS.items():
-            if limit in metadata and not holds(number, metadata[limit]):
-                refuse(settings, name, f"{words} {metadata[limit]}")
+        for limit, bound in metadata.items():
+            if limit in LIMITS and not LIMITS[limit](number, bound):
+                refuse(settings, name, f"must be {limit.replace('_', ' ')} {bound}")

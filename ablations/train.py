@@ -68,6 +68,7 @@ class AblationSettings(Settings):
         3,
         "layers of the head before the prototypes (appendix C counts these too: 4)",
         at_least=0,
+        at_most=100,
         fixed=True,
     )
 

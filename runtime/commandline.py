@@ -47,7 +47,10 @@ class CommandLine(argparse.ArgumentParser):
 
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
-    """Print an InputError as one line and exit with status 2; Ctrl-C: one line and status 130."""
+    """Print an InputError, or that memory is full, as one line and exit with status 2.
+
+    Ctrl-C: one line and status 130.
+    """
     if hasattr(sys.stdout, "reconfigure"):
         # for names of folders that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -58,6 +61,11 @@ def errors_in_one_line() -> Iterator[None]:
         text = str(error).rsplit("InputError: ", 1)[-1].strip()
         print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
+    except Exception as error:
+        from runtime.memory import exit_if_full  # here: most runs fit
+
+        exit_if_full(error)
+        raise
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
@@ -83,13 +91,12 @@ def bar_style(seconds: float = 60) -> dict:
     """Return tqdm's options: a bar on a terminal; in a file a line, at most one in so long."""
     if sys.stderr.isatty():
         return {}
-    text = "{desc} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
     return {
         "file": Lines(),
-        "bar_format": text,
-        "delay": seconds,
-        "mininterval": seconds,
+        "bar_format": "{desc} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
         "miniters": 1,  # else a thread of tqdm's prints slow bars every ten seconds
+        "mininterval": seconds,
+        "delay": seconds,
     }
 
 

@@ -23,8 +23,10 @@ from evals import (
     transfer,
     video_segmentation,
 )
-from runtime.commandline import errors_in_one_line
+from runtime.commandline import InputError, errors_in_one_line
 from runtime.hardware import losses_in_one_line
+from settings import Settings, check
+from training import evaluation
 
 REPO = Path(__file__).parent.parent
 
@@ -98,6 +100,9 @@ def error_of(main, capsys, *flags: str) -> str:
         ),
         ("--local_crops_size 20", "--local_crops_size 20 is no multiple"),
         ("--out_dim 1", "--out_dim 1 must be at least 2"),
+        (f"--out_dim {10**18}", "the memory does not suffice ("),
+        (f"--local_crops_number {10**9}", f"--local_crops_number {10**9} must be at most 1000"),
+        (f"--head_nlayers {10**9}", f"--head_nlayers {10**9} must be at most 100"),
         ("--teacher_temp 0", "--teacher_temp 0.0 must be above 0"),
         ("--student_temp -1", "--student_temp -1.0 must be above 0"),
         ("--loss mse", "unrecognized arguments: --loss mse"),
@@ -137,6 +142,41 @@ def test_a_flag_cut_short_is_answered_with_the_shortest_that_begins_so(capsys):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_asking_for_cuda_where_there_is_none(capsys):
     assert "--device cuda is not available here" in error_of(train.main, capsys, "--device", "cuda")
+
+
+def test_more_workers_than_any_machine_has_are_refused_before_a_process_starts():
+    workers = 10**9
+    with pytest.raises(InputError, match=f"--num_workers {workers} must be at most 1024"):
+        check(Settings(num_workers=workers))
+    flags = evaluation.command_line("").parse_args(["--device", "cpu", "--num_workers", "1025"])
+    with pytest.raises(SystemExit), evaluation.start(flags):
+        pytest.fail("the evaluation began")
+
+
+@pytest.mark.parametrize(
+    "full",
+    [
+        MemoryError(),
+        MemoryError("Unable to allocate 3.00 TiB for an array"),
+        RuntimeError("[enforce fail] not enough memory: you tried to allocate 7 bytes."),
+        RuntimeError("CUDA out of memory. Tried to allocate 7 GiB."),
+    ],
+)
+def test_full_memory_is_one_line_and_status_2(full, capsys):
+    with pytest.raises(SystemExit) as stopped, errors_in_one_line():
+        raise full
+    assert stopped.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: the memory does not suffice (")
+
+
+@pytest.mark.parametrize(
+    "other", [RuntimeError("CUDA error: an illegal memory access"), KeyError("x")]
+)
+def test_an_error_about_something_else_keeps_its_traceback(other):
+    with pytest.raises(type(other)) as raised, errors_in_one_line():
+        raise other
+    assert raised.value is other
 
 
 def test_ctrl_c_is_one_line_and_status_130(capsys):

@@ -80,7 +80,8 @@ def start(flags: Namespace) -> Iterator[World]:
         if hasattr(flags, "batch_size"):
             require(flags, "batch_size", flags.batch_size >= 1, "at least 1, such as 64")
         if hasattr(flags, "num_workers"):
-            require(flags, "num_workers", flags.num_workers >= -1, "at least 0, or -1 to choose")
+            in_range = -1 <= flags.num_workers <= 1024
+            require(flags, "num_workers", in_range, "at least 0 and at most 1024, or -1 to choose")
         yield world
 
 
