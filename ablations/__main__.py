@@ -314,8 +314,10 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         if f"--{name}" in given:
             fix = "move it before, or leave it out"
             raise InputError(f"--{name} stands behind --, but each row has its own: {fix}")
-    if flags.nproc_per_node < 1:
-        raise InputError(f"--nproc_per_node {flags.nproc_per_node} must be at least 1")
+    if not 1 <= flags.nproc_per_node <= 1024:
+        raise InputError(
+            f"--nproc_per_node {flags.nproc_per_node} must be at least 1 and at most 1024"
+        )
     if len(set(flags.seeds)) < len(flags.seeds):
         seeds = " ".join(map(str, flags.seeds))
         raise InputError(f"--seeds {seeds} has one twice, the same run: leave it out")

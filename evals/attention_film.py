@@ -117,8 +117,8 @@ def write_frame(output: Path, panels: list[Panel], number: int) -> None:
 
 def draw_film(flags: Namespace) -> None:
     """Look at each frame, and write its panels and the animation."""
-    if flags.fps < 1:
-        raise InputError(f"--fps {flags.fps} must be at least 1, such as 10")
+    if not 1 <= flags.fps <= 100:  # a GIF's frames last a hundredth of a second or more
+        raise InputError(f"--fps {flags.fps} must be at least 1 and at most 100, such as 10")
     backbone, args = load_network(flags)
     output = Path(flags.output_dir)
     writer, path = animation_writer(output / "attention", flags.fps)

@@ -466,6 +466,7 @@ def test_fig_4_s_table_is_of_the_seeds_of_all_calls(tmp_path):
     [
         ("epoch", "invalid choice: 'epoch'"),
         ("center --nproc_per_node 0", "--nproc_per_node 0 must be at least 1"),
+        ("center --nproc_per_node 1025", "--nproc_per_node 1025 must be at least 1 and at most"),
         ("center --seeds 1 0 1", "--seeds 1 0 1 has one twice"),
         ("center --data_path nowhere", "nowhere"),
         ("center -- --seed 3", "--seed stands behind --"),

@@ -193,6 +193,7 @@ def test_memory_that_does_not_suffice_is_named():
         ("--seconds -1", "--seconds -1.0 must be at least 0"),
         ("--seconds nan", "--seconds nan must be at least 0"),
         ("--threads -2", "--threads -2 must be at least 0"),
+        ("--threads 1025", "--threads 1025 must be at most 1024"),
         ("--num_workers -2", "--num_workers -2 must be"),
         ("--data_path nowhere", "'nowhere' is not there"),
         ("--drop_path_rate 1", "--drop_path_rate 1.0 must be below 1"),
