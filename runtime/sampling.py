@@ -76,7 +76,7 @@ class EpochBatches(Sampler):
 class CropsInMemory:
     """The crops of an epoch from images in memory: a batch at once, on the images' device.
 
-    They are the views that CropsDataset gives, but for the rounding of bytes.
+    They are the views that CropsDataset gives of these pixels, but for the rounding of bytes.
     pixels: uint8 (n, 3, H, W); sides (n, 2): the height and width that each image fills.
     """
 

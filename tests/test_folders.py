@@ -80,6 +80,7 @@ MAY_BE_EITHER = {
     "images beside masks": ["images/1.png", "masks/1.png"],
     "photographs beside labels": ["JPEGImages/1.jpg", "SegmentationClass/1.png", "GT/1.png"],
     "flat test parts": ["val/1.png", "test/2.png"],
+    "a flat train beside an unknown name": ["train/1.png", "holdout/2.png"],
 }  # fmt: skip
 
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torchvision.transforms.v2.functional import to_pil_image
 
+import train
 from data import Images, open_images
+from runtime import hardware
 from runtime.creatures import make_creatures
 from runtime.hardware import World, free_memory
 from runtime.sampling import CropsInMemory
@@ -58,3 +60,18 @@ def test_a_folder_is_kept_in_memory_or_loaded_by_workers(wanted, folder):
     assert isinstance(loader, CropsInMemory) == (wanted == "true")
     (views,) = list(loader)
     assert [len(view) for view in views] == [3] * len(views) and batches.steps == 1
+
+
+def test_a_run_keeps_where_its_images_are(folder, tmp_path, monkeypatch, capsys):
+    """Shrunk images have other crops, so a continued run must not choose anew."""
+    flags = (
+        "--preset demo --batch_size_per_gpu 3 --num_workers 0 --warmup_epochs 0 --device cpu "
+        "--warmup_teacher_temp_epochs 0 --knn_every 0 --precision fp32"
+    ).split()
+    flags += ["--data_path", str(folder), "--output_dir", str(tmp_path / "run")]
+    for memory, epochs in ((0.0, "1"), (1e12, "2")):
+        monkeypatch.setattr(hardware, "free_memory", lambda device, memory=memory: memory)
+        train.main([*flags, "--epochs", epochs])
+        assert "kept in memory" not in capsys.readouterr().out
+    args = torch.load(tmp_path / "run/checkpoint.pth", weights_only=True)["args"]
+    assert args["in_memory"] == "false"

@@ -146,6 +146,16 @@ def test_a_teacher_that_swings_as_measured_is_not_called_healthy(tmp_path):
     assert verdict in text and "No collapse" not in text
 
 
+@pytest.mark.parametrize("place", [0, 7])
+def test_a_collapse_that_is_met_once_and_left_is_none(place):
+    """Targets of entropy 5.54 of ln 256 = 5.545 in one part of twenty, the others healthy."""
+    parts = [(3.0, 1.0)] * 20
+    parts[place] = (5.54, 0.01)
+    assert report.collapse(record_of(parts), 256) == ""
+    parts[15] = (5.54, 0.01)
+    assert "swinging" in report.collapse(record_of(parts), 256)
+
+
 def test_a_uniform_teacher_is_described_and_nothing_is_said_of_what_is_learnt(tmp_path):
     text = finish(tmp_path, *UNIFORM)
     assert "the teacher's targets are as good as uniform, with an entropy of 4.155" in text

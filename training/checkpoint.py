@@ -36,6 +36,7 @@ READ_FLAGS = {
     "mean": tuple,
     "std": tuple,
     "precision": str,
+    "in_memory": str,
 }
 
 

@@ -6,10 +6,12 @@ from itertools import groupby
 def verdict(kinds: list[str], entropies: list[float], kls: list[float], log_k: float) -> str:
     """Return the line for an epoch's parts, each uniform, one-hot or "" by report.kind_of_collapse.
 
-    "" where the epoch began in a collapse and left it for good. entropies and kls: of the parts.
+    "" where the epoch began in a collapse and left it for good, or met one in a single part.
+    entropies and kls: of the parts.
     """
     course = [kind for kind, _ in groupby(kinds)]  # as in ["", "one-hot", "", "one-hot"]
-    if course[1:] == [""]:
+    collapsed = [kind for kind in kinds if kind]
+    if course[1:] == [""] or (len(collapsed) == 1 and not kinds[-1]):
         return ""
 
     entropy, kl = entropies[-1], kls[-1]

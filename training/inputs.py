@@ -79,13 +79,19 @@ def make_loader(
         )
     multicrop = make_multicrop(settings)
     side = 2 * settings.global_crops_size
-    if images.in_memory or fits_in_memory(len(images), side, settings.in_memory, world):
-        hardware.share_cores(settings.num_workers, world.device, most=0)  # no workers
-        pixels, sides = stored(images, side)
-        pixels = pixels.to(world.device)
-        return CropsInMemory(pixels, sides, multicrop, batches, settings.seed), batches
-    crops = CropsDataset(images, multicrop, settings.seed)
-    return sampling.make_loader(crops, batches, settings.num_workers, world), batches
+    in_memory = images.in_memory
+    if not in_memory:
+        in_memory = fits_in_memory(len(images), side, settings.in_memory, world)
+        settings.in_memory = str(in_memory).lower()  # auto is decided now, and kept
+        if in_memory and world.is_main:
+            print(f"the images are kept in memory, at most {side} pixels a side")
+    if not in_memory:
+        crops = CropsDataset(images, multicrop, settings.seed)
+        return sampling.make_loader(crops, batches, settings.num_workers, world), batches
+    hardware.share_cores(settings.num_workers, world.device, most=0)  # no workers
+    pixels, sides = stored(images, side)
+    pixels = pixels.to(world.device)
+    return CropsInMemory(pixels, sides, multicrop, batches, settings.seed), batches
 
 
 def fits_in_memory(number: int, side: int, wanted: str, world: World) -> bool:
@@ -95,7 +101,9 @@ def fits_in_memory(number: int, side: int, wanted: str, world: World) -> bool:
     """
     if wanted != "auto":
         return wanted == "true"
-    too_many = number * 3 * side**2 > hardware.free_memory(world.device) / 4
+    # they stand on the host first, then on the device
+    free = min(hardware.free_memory(device) for device in (torch.device("cpu"), world.device))
+    too_many = number * 3 * side**2 > free / 4
     return not world.any(too_many)  # all processes or none
 
 

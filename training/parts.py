@@ -128,10 +128,12 @@ def find_parts(root: Path, files: list[Path]) -> tuple[Path, Path | None, list[s
     masks = any(MASKS.fullmatch(name) for name in lower)
     beside_masks = masks and any(IMAGES.fullmatch(name) for name in lower)
     nested_train = any(len(inside[name]) > 1 for name in trains)
-    if len(common) > 1 or only_parts or beside_masks or nested_train:
+    one_beside_train = bool(trains) and len(names) == 2  # train and holdout
+    if len(common) > 1 or only_parts or beside_masks or nested_train or one_beside_train:
+        one = (trains or names)[0]
         raise InputError(
             f"the folders of {str(root)!r}, {listed(names)}, may be parts or classes: name parts "
-            f"train and val, or choose one with --data_path {str(root / names[0])!r}; put classes "
+            f"train and val, or choose one with --data_path {str(root / one)!r}; put classes "
             "into a folder named train"
         )
     return root, None, []

@@ -204,13 +204,15 @@ def write_log(path: Path, history: list[dict]) -> None:
 
 
 def keep_choices(settings: Settings) -> None:
-    """Take over what the run to continue found by itself: its --precision and --levels."""
+    """Take over what the run to continue found by itself: --precision, --in_memory, --levels."""
     path = Path(settings.output_dir, "checkpoint.pth")
     if not os.path.isfile(path):  # also where the name is too long for a file
         return
     args = checkpoint_args(read_checkpoint(path), path)
     if settings.precision == "auto":
         settings.precision = args.get("precision", "auto")
+    if settings.in_memory == "auto":
+        settings.in_memory = args.get("in_memory", "false")  # older runs had a loader
     if not any(settings.levels):
         settings.levels = args.get("levels", settings.levels)
     check(settings)
