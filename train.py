@@ -172,6 +172,12 @@ def train(
     begun = run_state.begin(output / "checkpoint.pth", run, settings, world)
     if begun:
         say(begun)
+    # the optimizer's rate and decay as the last step had them, which a checkpoint shows
+    steps_done = run.epoch * batches.steps + run.images // batches.images_per_step
+    last = max(0, steps_done - 1)
+    set_schedules(
+        run.optimizer, schedules(settings, last, batches.steps, batches.images_per_step)
+    )
     follow = update_teacher
     if make_follow:
         follow = make_follow(run, batches.steps, run.images // batches.images_per_step)
