@@ -58,7 +58,7 @@ def photos(tmp_path_factory) -> Path:
 
 
 def command(photos: Path, output: Path) -> list[str]:
-    learning = ["--lr", "0.02", "--momentum_teacher", "0.9"]  # so that k-NN moves
+    learning = ["--lr", "0.03", "--momentum_teacher", "0.9"]  # so that k-NN moves
     return [*TINY, *learning, "--data_path", str(photos), "--output_dir", str(output)]
 
 
