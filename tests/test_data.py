@@ -131,9 +131,10 @@ def test_a_path_without_images_is_named(tmp_path, missing):
 
 
 def test_a_class_called_train_is_a_class(tmp_path):
-    for name in ("train/a.png", "car/b.png"):
+    """Beside two others: beside one alone it may be a part, which is refused."""
+    for name in ("train/a.png", "car/b.png", "bus/c.png"):
         save(tmp_path / name, noise())
-    assert data.open_images(str(tmp_path))[0].classes == ["car", "train"]
+    assert data.open_images(str(tmp_path))[0].classes == ["bus", "car", "train"]
 
 
 def test_what_a_mac_leaves_behind_is_no_image(tmp_path):
