@@ -174,10 +174,9 @@ def train(
         say(begun)
     # the optimizer's rate and decay as the last step had them, which a checkpoint shows
     steps_done = run.epoch * batches.steps + run.images // batches.images_per_step
-    last = max(0, steps_done - 1)
-    set_schedules(
-        run.optimizer, schedules(settings, last, batches.steps, batches.images_per_step)
-    )
+    step = max(0, steps_done - 1)
+    now = schedules(settings, step, batches.steps, batches.images_per_step)
+    set_schedules(run.optimizer, now)
     follow = update_teacher
     if make_follow:
         follow = make_follow(run, batches.steps, run.images // batches.images_per_step)
