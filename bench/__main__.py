@@ -40,6 +40,7 @@ from runtime import hardware
 from runtime.commandline import CommandLine, errors_in_one_line
 from runtime.creatures import make_creatures
 from runtime.hardware import World
+from runtime.threads import share_cores
 from settings import Settings
 from teacher import make_teacher, update_teacher
 from training.inputs import make_loader
@@ -107,7 +108,7 @@ def time_crops(bench: Bench) -> Iterator[dict]:
 def make_loaders(bench: Bench) -> tuple[DataLoader, DataLoader]:
     """Return train.py's loader and a stock one: as many batches, as many workers."""
     flags, settings, world, files = bench
-    workers = hardware.share_cores(settings.num_workers, world.device)
+    workers = share_cores(settings.num_workers, world.device)
     if flags.threads:
         torch.set_num_threads(flags.threads)  # share_cores may have set them
     batches = max(2, min(32, 8 * workers))

@@ -40,6 +40,7 @@ from features import mean_and_std, normalise
 from runtime import hardware
 from runtime.commandline import InputError, bar_style, brief
 from runtime.hardware import World
+from runtime.threads import share_cores
 from training import checkpoint, evaluation
 from training.datasets import torchvision_part
 
@@ -182,7 +183,7 @@ def mean_scores(
         images,
         batch_size=None,  # each image has a size of its own
         sampler=mine,
-        num_workers=hardware.share_cores(flags.num_workers, world.device),
+        num_workers=share_cores(flags.num_workers, world.device),
         worker_init_fn=hardware.leave_signals_to_training,
     )
     mean, std = mean_and_std(args)

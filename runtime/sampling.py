@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from runtime import hardware
 from runtime.hardware import World
+from runtime.threads import share_cores
 
 
 def seed_of(*numbers: int) -> int:
@@ -107,7 +108,7 @@ def make_loader(
 
     num_workers: as share_cores takes it.
     """
-    workers = hardware.share_cores(num_workers, world.device)
+    workers = share_cores(num_workers, world.device)
     return DataLoader(
         dataset,
         batch_sampler=batches,

@@ -21,6 +21,7 @@ from features import EvaluationView
 from runtime import hardware
 from runtime.commandline import CommandLine, InputError, brief, errors_in_one_line
 from runtime.hardware import World
+from runtime.threads import share_cores
 from training.backbone import build_backbone
 from training.checkpoint import load_backbone as read_backbone
 from training.pretrained import PRETRAINED, add_weights_flags, weights_path
@@ -198,7 +199,7 @@ def loading(flags: Namespace, world: World) -> dict:
     """Return the arguments of extract_features that are about loading images."""
     return {
         "batch_size": flags.batch_size,
-        "num_workers": hardware.share_cores(flags.num_workers, world.device),
+        "num_workers": share_cores(flags.num_workers, world.device),
         "progress": "features",
     }
 

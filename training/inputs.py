@@ -14,6 +14,7 @@ from runtime import hardware, sampling
 from runtime.commandline import InputError
 from runtime.hardware import World
 from runtime.sampling import CropsDataset, CropsInMemory, EpochBatches
+from runtime.threads import share_cores
 from settings import Settings
 
 
@@ -88,7 +89,7 @@ def make_loader(
     if not in_memory:
         crops = CropsDataset(images, multicrop, settings.seed)
         return sampling.make_loader(crops, batches, settings.num_workers, world), batches
-    hardware.share_cores(settings.num_workers, world.device, most=0)  # no workers
+    share_cores(settings.num_workers, world.device, most=0)  # no workers
     pixels, sides = stored(images, side)
     pixels = pixels.to(world.device)
     return CropsInMemory(pixels, sides, multicrop, batches, settings.seed), batches
