@@ -26,6 +26,7 @@ from runtime import hardware
 from runtime.commandline import bar_style, errors_in_one_line
 from runtime.hardware import World
 from runtime.sampling import seed_of
+from runtime.threads import FreeCores
 from settings import Settings, parse_settings
 from teacher import update_teacher
 from training import report, run_state
@@ -213,6 +214,7 @@ def train(
     recent = torch.zeros(min(settings.log_every, batches.steps), 4, device=world.device)
     per_epoch = batches.steps * batches.images_per_step
     done = run.epoch * per_epoch + run.images
+    free_cores = FreeCores(world.device)
     with tqdm(
         total=settings.epochs * per_epoch,
         initial=done,
@@ -229,6 +231,7 @@ def train(
             unread = 0
 
             for step in range(batches.first_step, batches.steps):
+                free_cores.take()  # on a CPU that other programs use too
                 micro_batches = []
                 for _ in range(settings.accumulate):
                     views = next(crops)

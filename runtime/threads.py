@@ -1,8 +1,34 @@
-"""How a process's cores are divided between its network and its loader."""
+"""A CPU's cores: how many the network's threads and the loader's workers take.
+
+The threads of one operation wait for each other, and spin while they wait. One whose core another
+program has taken holds up all. So beside one busy program a training on two threads of two cores
+is several times slower than on one thread.
+"""
 
 import os
+import re
+import time
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
+
+STAT = Path("/proc/stat")  # where Linux counts what each core has done
+
+
+def own_cores() -> set[int]:
+    """Return the cores that this process may run on: fewer in a container or a Slurm job."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def may_choose() -> bool:
+    """Return whether the number of threads is ours to choose, and not set by OMP_NUM_THREADS."""
+    threads = os.environ.get("OMP_NUM_THREADS")
+    several = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1
+    set_by_torchrun = threads == "1" and several  # which nobody asked it to
+    return threads is None or set_by_torchrun
 
 
 def share_cores(wanted: int, device: torch.device, most: int = 10) -> int:
@@ -14,16 +40,66 @@ def share_cores(wanted: int, device: torch.device, most: int = 10) -> int:
     if wanted >= 0:
         return wanted
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    cores = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))  # fewer in a container or a Slurm job
-    cores = max(1, cores // processes)
+    cores = max(1, len(own_cores()) // processes)
     if device.type != "cpu":
         return min(most, cores)
-
     workers = min(most, cores // 4)
-    threads = os.environ.get("OMP_NUM_THREADS")
-    set_by_torchrun = threads == "1" and processes > 1  # which nobody asked it to
-    if threads is None or set_by_torchrun:
+    if may_choose():
         torch.set_num_threads(cores - workers)
     return workers
+
+
+def busy_seconds(stat: str, cores: set[int]) -> float:
+    """Return how long these cores have worked, for all programs. stat: the text of STAT."""
+    ticks = 0
+    for line in stat.splitlines():
+        name, *numbers = line.split()
+        if not re.fullmatch(r"cpu\d+", name) or int(name.removeprefix("cpu")) not in cores:
+            continue
+        user, nice, system, _idle, _waiting, irq, softirq, stolen = map(int, numbers[:8])
+        ticks += user + nice + system + irq + softirq + stolen
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+class Look(NamedTuple):
+    """What was spent up to a moment, in seconds: by the clock, by all programs, by this process."""
+
+    clock: float
+    everyone: float
+    own: float
+
+
+def look(cores: set[int]) -> Look:
+    """Return what was spent up to now, on these cores."""
+    return Look(time.monotonic(), busy_seconds(STAT.read_text(), cores), time.process_time())
+
+
+def free_cores(before: Look, after: Look, cores: int) -> int:
+    """Return how many of the cores other programs left free between two looks, 1 at least."""
+    everyone = after.everyone - before.everyone
+    own = after.own - before.own
+    others = (everyone - own) / (after.clock - before.clock)
+    return max(1, round(cores - others))
+
+
+class FreeCores:
+    """Keeps a network on the CPU to the cores that other programs leave free.
+
+    Does nothing on other devices, on other systems than Linux, and where OMP_NUM_THREADS is set.
+    """
+
+    def __init__(self, device: torch.device):
+        self.cores = own_cores()
+        self.most = torch.get_num_threads()
+        self.chooses = device.type == "cpu" and self.most > 1 and may_choose() and STAT.exists()
+        if self.chooses:
+            self.last = look(self.cores)
+
+    def take(self) -> None:
+        """Set the number of threads, once a second, by what happened since the last time."""
+        if not self.chooses or time.monotonic() < self.last.clock + 1:
+            return
+        now = look(self.cores)
+        free = free_cores(self.last, now, len(self.cores))
+        torch.set_num_threads(min(self.most, free))
+        self.last = now
