@@ -14,8 +14,10 @@ from typing import Any
 from runtime.augment import IMAGENET_MEAN, IMAGENET_STD
 from runtime.commandline import CommandLine, InputError, true_or_false
 
-VITS = ("vit_nano", "vit_tiny", "vit_small", "vit_base")
+# and their widths, the D of a token
+VITS = {"vit_nano": 128, "vit_tiny": 192, "vit_small": 384, "vit_base": 768}
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+ARCHS = (*VITS, *RESNETS)
 
 LIMITS = {  # what a setting's metadata may demand of its value, or of each of its values
     "at_least": operator.ge,
@@ -83,9 +85,7 @@ class Settings:
     )
 
     # -- network
-    arch: str = setting(
-        "vit_small", f"{', '.join(VITS + RESNETS)}", choices=VITS + RESNETS, fixed=True
-    )
+    arch: str = setting("vit_small", ", ".join(ARCHS), choices=ARCHS, fixed=True)
     patch_size: int = setting(
         16, "pixels; smaller patches are better and slower (Fig. 5)", at_least=1, fixed=True
     )

@@ -155,15 +155,15 @@ def choose_device(wanted: str) -> torch.device:
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, str]:
+def choose_dtype(wanted: str, device: torch.device, width: int) -> tuple[torch.dtype, str]:
     """Return the type that a --precision means, and words about it.
 
-    auto: bf16 where the hardware is faster with it.
+    auto: bf16 where the hardware is faster with it, in a ViT of this width.
     """
     if wanted != "auto":
         return DTYPES[wanted], ""
     if device.type == "cpu":
-        return faster_dtype()
+        return faster_dtype(width)
     has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
     return DTYPES["bf16" if has_bf16 else "fp32"], ""
 
@@ -173,13 +173,13 @@ def name_of(dtype: torch.dtype) -> str:
     return next(name for name in DTYPES if DTYPES[name] == dtype)
 
 
-def faster_dtype() -> tuple[torch.dtype, str]:
+def faster_dtype(width: int) -> tuple[torch.dtype, str]:
     """Return fp32, or bf16 where this CPU multiplies it at least 10 % faster, and both rates.
 
     There are CPUs that have instructions for bf16 and are half as fast with them.
-    Measured on one thread, on the product of 197 tokens and an MLP's weights (ViT-S).
+    Measured on one thread, on the product of an image's tokens and the weights of a ViT's MLP.
     """
-    tokens, width = 197, 384
+    tokens = 197  # of an image of 224 pixels
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # several wait for each other on a busy machine
     seconds = {"fp32": [], "bf16": []}
@@ -200,14 +200,16 @@ def faster_dtype() -> tuple[torch.dtype, str]:
 
 
 @contextmanager
-def start(device: str = "auto", precision: str = "auto", patience: float = 30) -> Iterator[World]:
+def start(
+    device: str = "auto", precision: str = "auto", patience: float = 30, width: int = 384
+) -> Iterator[World]:
     """Join the processes that torchrun started, if it did, and leave them at the end.
 
-    patience: minutes to wait for a process that is late.
+    patience: minutes to wait for a process that is late. width: of the ViT; others are a ViT-S.
     Raises InputError if another process, or one of the loader, is lost.
     """
     chosen = choose_device(device)
-    dtype, rates = choose_dtype(precision, chosen)
+    dtype, rates = choose_dtype(precision, chosen, width)
     launched = int(os.environ.get("WORLD_SIZE", 1)) > 1
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)

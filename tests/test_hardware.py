@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from runtime import hardware
+from settings import VITS
+from training.backbone import build_backbone
 
 CPU = torch.device("cpu")
 
@@ -20,7 +22,7 @@ def test_auto_takes_the_type_that_this_cpu_multiplies_faster(slower, monkeypatch
 
     monkeypatch.setattr(torch.Tensor, "__matmul__", slow)
     threads = torch.get_num_threads()
-    dtype, rates = hardware.choose_dtype("auto", CPU)
+    dtype, rates = hardware.choose_dtype("auto", CPU, 128)
     assert dtype != hardware.DTYPES[slower]
     assert "fp32" in rates and "bf16" in rates
     assert torch.get_num_threads() == threads
@@ -28,5 +30,10 @@ def test_auto_takes_the_type_that_this_cpu_multiplies_faster(slower, monkeypatch
 
 @pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_a_type_that_is_asked_for_is_taken_unmeasured(name, dtype):
-    assert hardware.choose_dtype(name, CPU) == (dtype, "")
+    assert hardware.choose_dtype(name, CPU, 128) == (dtype, "")
     assert hardware.name_of(dtype) == name
+
+
+@pytest.mark.parametrize("arch", VITS)
+def test_auto_multiplies_matrices_as_wide_as_the_vit(arch):
+    assert VITS[arch] == build_backbone(arch).embed_dim

@@ -389,7 +389,7 @@ def test_a_continued_run_keeps_the_type_that_auto_chose(photos, tmp_path, capsys
     auto = ("--precision", "auto", "--epochs")
     for name in ("bf16", "fp32"):
         chosen = (hardware.DTYPES[name], " (measured)")
-        monkeypatch.setattr(hardware, "faster_dtype", lambda chosen=chosen: chosen)
+        monkeypatch.setattr(hardware, "faster_dtype", lambda width, chosen=chosen: chosen)
         checkpoint = run(photos, tmp_path, *auto, "1" if name == "bf16" else "2")
         assert checkpoint["args"]["precision"] == "bf16"
         printed = capsys.readouterr().out
