@@ -134,7 +134,7 @@ def draw_film(flags: Namespace) -> None:
         if figure is None:
             figure, drawn = draw_figure(panels)
             writer.setup(figure, unfinished)
-        in_figure = [panel for panel in panels if panel.kind != "binary"]
+        in_figure = [panel for panel in panels if panel.row is not None]
         for panel, artist in zip(in_figure, drawn, strict=True):
             artist.set_data(panel.image.numpy())
             artist.autoscale()  # each frame's map from its own least to its own most
