@@ -16,8 +16,8 @@ Every panel is also a file, named as in the release: img.png, attn-head0.png ...
 mask_th0.6_head0.png .... The masks themselves, 0 or 255 and of the image's own size, are
 binary_th0.6_head0.png .... Those of --query are query0_attn-head0.png ... and query0_cosine.png.
 Of several images each has a folder of its own, and the first 20 share one more attention.png.
-Files that cannot be read are skipped and counted.
-For films see python -m evals.attention_film.
+Files that cannot be read are skipped and counted. Files of these names that an earlier call left
+in --output_dir are removed. For films see python -m evals.attention_film.
 
 Shapes: H x W pixels, r x c patches, h heads, D numbers a token, Q queries.
 """
@@ -25,7 +25,7 @@ import gc
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -51,6 +51,9 @@ from training.evaluation import fit_to_patches
 from training.pretrained import add_weights_flags, weights_path
 
 MOST_IN_A_FIGURE = 20  # images: more make a figure that no program shows
+# what the files of panels and figures are called
+OUR_NAMES = ["attention", "query", "img", "pca", "attn-*", "mask_th*", "binary_th*"]
+OUR_NAMES += ["query[0-9]*_*"]
 RED = torch.tensor([1.0, 0.0, 0.0])
 
 
@@ -480,6 +483,31 @@ def draw_queries(
     return figure_pixels(in_figure)
 
 
+def earlier_files(output: Path, places: Sequence[str], inputs: Iterable[Path]) -> set[Path]:
+    """Return the files of our names in the output folder.
+
+    places: where in it, with {} for the name. Raises InputError where an input is one of them.
+    """
+    found = set()
+    for place in places:
+        for name in OUR_NAMES:
+            found.update(output.glob(place.format(name)))
+    read = {file.resolve() for file in inputs}
+    for file in found:
+        if file.resolve() in read:
+            raise InputError(f"{str(file)!r} would be overwritten: choose another --output_dir")
+    return found
+
+
+def remove(files: Iterable[Path], output: Path) -> None:
+    """Remove files, and what folders in the output folder this empties."""
+    for file in files:
+        file.unlink()
+        if file.parent != output:
+            with suppress(OSError):  # other files are in it
+                file.parent.rmdir()
+
+
 def write_panels(folder: Path, panels: list[Panel]) -> None:
     """Write each panel into the folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -493,6 +521,7 @@ def draw_attention(flags: Namespace) -> None:
     backbone, args = load_network(flags)
     files = image_files(flags.image_path)
     output = Path(flags.output_dir)
+    earlier = earlier_files(output, ("{}.png", "[0-9]*-*/{}.png"), files)
     colours = None
     if flags.pca:
         colours = common_colours(files, backbone, args, flags.image_size)
@@ -512,6 +541,8 @@ def draw_attention(flags: Namespace) -> None:
                 raise InputError(f"--query is a point of the first image: {error}") from None
             tqdm.write(f"skipped: {error}", file=sys.stderr)
             continue
+        if not drawn:
+            remove(earlier, output)  # else they would pass for this call's
         write_panels(folder, panels)
         figure = figure_pixels(panels)
         Image.fromarray(figure).save(folder / "attention.png")

@@ -34,9 +34,11 @@ from visualize_attention import (
     attention_command_line,
     attention_of,
     draw_figure,
+    earlier_files,
     enough_memory,
     load_network,
     make_panels,
+    remove,
     write_panel,
 )
 
@@ -109,9 +111,6 @@ def write_frame(output: Path, panels: list[Panel], number: int) -> None:
     for panel in panels:
         folder = output / panel.file_name
         folder.mkdir(parents=True, exist_ok=True)
-        if number == 0:  # an earlier film may have been longer
-            for old in folder.glob("[0-9][0-9][0-9][0-9][0-9].png"):
-                old.unlink()
         write_panel(folder / f"{number:05}.png", panel)
 
 
@@ -121,15 +120,20 @@ def draw_film(flags: Namespace) -> None:
         raise InputError(f"--fps {flags.fps} must be at least 1 and at most 100, such as 10")
     backbone, args = load_network(flags)
     output = Path(flags.output_dir)
+    video = Path(flags.video)
+    places = ("{}/[0-9][0-9][0-9][0-9][0-9].png", "attention.mp4", "attention.gif")
+    earlier = earlier_files(output, places, [video, *find_images(video)])
     writer, path = animation_writer(output / "attention", flags.fps)
     unfinished = path.with_name(f".part{path.suffix}")
     figure = None
-    frames = tqdm(film_frames(Path(flags.video)), "frames", leave=False, **bar_style())
+    frames = tqdm(film_frames(video), "frames", leave=False, **bar_style())
     for number, frame in enumerate(frames):
         image = fit_to_patches(frame, flags.image_size, backbone.patch_size)
         with enough_memory(image):
             attention = attention_of(backbone, image, args)
         panels = make_panels(frame, image, attention, backbone.patch_size, flags.threshold)
+        if number == 0:
+            remove(earlier, output)  # else they would pass for this film's
         write_frame(output, panels, number)
         if figure is None:
             figure, drawn = draw_figure(panels)

@@ -485,6 +485,56 @@ def test_a_resnet_has_no_patch_to_ask(tmp_path, capsys):
     assert stopped.value.code == 2 and "no attention to draw" in said, said
 
 
+def test_an_earlier_calls_files_do_not_stay_and_other_files_do(weights, tmp_path):
+    one, other = photo(tmp_path / "one.png", (32, 40)), photo(tmp_path / "other.png", (40, 32))
+    out = tmp_path / "out"
+    size = ["--image_size", "32"]
+    more = ["--threshold", "0.6", "--pca", "--query", "0.4", "0.6"]
+    draw(weights, out, "--image_path", one, other, *size, *more)
+    draw(weights, out, "--image_path", one, *size, *more)
+    (out / "notes.txt").write_text("mine")
+    (out / "query_of_mine.png").write_text("mine")
+    draw(weights, out, "--image_path", one, *size)
+    maps = {f"attn-{name}.png" for name in ("mean", "head0", "head1", "head2", "head3")}
+    names = {path.name for path in out.iterdir()}
+    assert names == {"attention.png", "img.png", "notes.txt", "query_of_mine.png", *maps}
+
+
+def test_a_call_that_draws_nothing_leaves_an_earlier_calls_files(weights, tmp_path):
+    out = tmp_path / "out"
+    draw(weights, out, "--image_path", photo(tmp_path / "a.png", (32, 40)), "--image_size", "32")
+    before = {path.name for path in out.iterdir()}
+    (tmp_path / "torn.png").write_text("no image")
+    with pytest.raises(SystemExit):
+        draw(weights, out, "--image_path", str(tmp_path / "torn.png"))
+    assert {path.name for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["img.png", "attn-head0.png", "0-cat/pca.png"])
+def test_an_image_is_not_overwritten_by_what_is_drawn_of_it(weights, tmp_path, capsys, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    photo(path, (50, 70))
+    before = path.read_bytes()
+    with pytest.raises(SystemExit) as stopped:
+        draw(weights, tmp_path, "--image_path", str(path), "--image_size", "32")
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and name in said and "--output_dir" in said, said
+    assert path.read_bytes() == before
+
+
+def test_a_films_frames_are_not_overwritten_by_what_is_drawn_of_them(weights, tmp_path, capsys):
+    (tmp_path / "img").mkdir()
+    for number, frame in enumerate(frames_of(48, 2)):
+        frame.save(tmp_path / "img" / f"0000{number}.png")
+    before = (tmp_path / "img" / "00000.png").read_bytes()
+    flags = ["--pretrained_weights", str(weights), "--video", str(tmp_path / "img")]
+    with pytest.raises(SystemExit) as stopped:
+        attention_film.main([*flags, "--output_dir", str(tmp_path), "--device", "cpu"])
+    assert stopped.value.code == 2 and "--output_dir" in capsys.readouterr().err
+    assert (tmp_path / "img" / "00000.png").read_bytes() == before
+
+
 def frames_of(side: int, count: int) -> list[Image.Image]:
     """A white square that steps to the right, a patch a frame."""
     frames = np.zeros((count, side, 2 * side, 3), dtype=np.uint8)
@@ -568,8 +618,9 @@ def test_a_video_file_gives_its_frames_and_an_mp4(weights, tmp_path, pixels):
 
 
 def test_frames_of_a_longer_film_before_do_not_stay(weights, tmp_path, monkeypatch):
+    """Nor do the masks of another threshold."""
     monkeypatch.setenv("PATH", "")
-    for count in (3, 2):
+    for count, threshold in ((3, "0.6"), (2, "0.8")):
         first, *others = frames_of(48, count)
         first.save(tmp_path / "film.gif", save_all=True, append_images=others)
         attention_film.main(
@@ -584,9 +635,13 @@ def test_frames_of_a_longer_film_before_do_not_stay(weights, tmp_path, monkeypat
                 str(tmp_path / "out"),
                 "--device",
                 "cpu",
+                "--threshold",
+                threshold,
             ]
         )
     assert len(list((tmp_path / "out" / "attn-head0").iterdir())) == 2
+    assert (tmp_path / "out" / "mask_th0.8_head0").exists()
+    assert not list((tmp_path / "out").glob("*_th0.6_*"))
 
 
 @pytest.mark.parametrize(
