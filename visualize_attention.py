@@ -21,22 +21,17 @@ in --output_dir are removed. For films see python -m evals.attention_film.
 
 Shapes: H x W pixels, r x c patches, h heads, D numbers a token, Q queries.
 """
-import gc
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure  # not pyplot, which would change the plots of a notebook
-from matplotlib.image import AxesImage, imsave
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -46,30 +41,13 @@ from data import decode, find_images
 from features import mean_and_std, normalise
 from runtime import hardware
 from runtime.commandline import CommandLine, InputError, bar_style, brief, errors_in_one_line
+from runtime.panels import Panel, earlier_files, figure_pixels, remove, write_panels
 from training.checkpoint import load_backbone
 from training.evaluation import fit_to_patches
 from training.pretrained import add_weights_flags, weights_path
 
 MOST_IN_A_FIGURE = 20  # images: more make a figure that no program shows
-# what the files of panels and figures are called
-OUR_NAMES = ["attention", "query", "img", "pca", "attn-*", "mask_th*", "binary_th*"]
-OUR_NAMES += ["query[0-9]*_*"]
 RED = torch.tensor([1.0, 0.0, 0.0])
-
-
-class Panel(NamedTuple):
-    """One drawing of an image.
-
-    title: what stands above it in the figure, and colour the title's. file_name: the release's.
-    image: (H, W, 3) in 0 ... 1, a map (H, W), or uint8 0 or 255 (H, W).
-    row: of the figure; None for a file alone.
-    """
-
-    title: str
-    file_name: str
-    image: Tensor
-    row: int | None = 0
-    colour: Sequence[float] = (0, 0, 0)
 
 
 def attention_command_line(description: str | None) -> CommandLine:
@@ -254,43 +232,6 @@ def make_panels(
     return panels
 
 
-def draw_figure(panels: list[Panel]) -> tuple[Figure, list[AxesImage]]:
-    """Draw the panels of each row side by side, so that each mask is below its map.
-
-    Return the figure, and what is drawn in it, panel by panel.
-    """
-    by_row: dict[int, list[Panel]] = {}
-    for panel in panels:
-        if panel.row is not None:
-            by_row.setdefault(panel.row, []).append(panel)
-    rows = list(by_row.values())
-    columns = len(rows[0])
-    shapes = [panel.image.shape for row in rows for panel in row]
-    tallest = max(height / width for height, width, *_ in shapes)
-    row_height = 2 * min(tallest, 2) + 0.25  # with the title
-    figure_size = (2 * columns, row_height * len(rows))
-    figure = Figure(figure_size, dpi=110, layout="constrained")
-    grid = figure.subplots(len(rows), columns, squeeze=False)
-    drawn = []
-    for line, row in zip(grid, rows, strict=True):
-        for axes in line:
-            axes.axis("off")
-        below_the_maps = line[columns - len(row):]  # "heads" is below the image, or --pca's panel
-        for axes, panel in zip(below_the_maps, row, strict=True):
-            axes.set_title(panel.title, fontsize=9, color=panel.colour)
-            # nearest: a patch is a square, not a blur that the network never computed
-            drawn.append(axes.imshow(panel.image.numpy(), interpolation="nearest"))
-    return figure, drawn
-
-
-def write_panel(path: Path, panel: Panel) -> None:
-    """Write a panel as a file of its own; maps in colours, each from its least to its most."""
-    if panel.image.dtype == torch.uint8:
-        Image.fromarray(panel.image.numpy()).save(path)
-    else:
-        imsave(path, panel.image.numpy())
-
-
 @contextmanager
 def enough_memory(image: Tensor) -> Iterator[None]:
     """Raise InputError where the memory is too short for an image (3, H, W)."""
@@ -353,18 +294,6 @@ def panels_of(
             of_patches = colours.of(patch_tokens_of(backbone, image, args))
             panels.insert(1, Panel("pca", "pca", grow_colours(of_patches, patch_size)))
     return panels
-
-
-def figure_pixels(panels: list[Panel]) -> np.ndarray:
-    """Draw the figure, and return its pixels: uint8 (height, width, 4)."""
-    figure, _ = draw_figure(panels)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    pixels = np.array(canvas.buffer_rgba())
-    # the parts of a figure refer to one another: uncollected, many images' panels would stay
-    del figure, canvas
-    gc.collect()
-    return pixels
 
 
 def check_query(numbers: Sequence[float]) -> None:
@@ -481,38 +410,6 @@ def draw_queries(
         write_panels(folder, panels)
         in_figure += [panel for panel in panels if panel.row is not None]
     return figure_pixels(in_figure)
-
-
-def earlier_files(output: Path, places: Sequence[str], inputs: Iterable[Path]) -> set[Path]:
-    """Return the files of our names in the output folder.
-
-    places: where in it, with {} for the name. Raises InputError where an input is one of them.
-    """
-    found = set()
-    for place in places:
-        for name in OUR_NAMES:
-            found.update(output.glob(place.format(name)))
-    read = {file.resolve() for file in inputs}
-    for file in found:
-        if file.resolve() in read:
-            raise InputError(f"{str(file)!r} would be overwritten: choose another --output_dir")
-    return found
-
-
-def remove(files: Iterable[Path], output: Path) -> None:
-    """Remove files, and what folders in the output folder this empties."""
-    for file in files:
-        file.unlink()
-        if file.parent != output:
-            with suppress(OSError):  # other files are in it
-                file.parent.rmdir()
-
-
-def write_panels(folder: Path, panels: list[Panel]) -> None:
-    """Write each panel into the folder, which is made."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for panel in panels:
-        write_panel(folder / f"{panel.file_name}.png", panel)
 
 
 def draw_attention(flags: Namespace) -> None:

@@ -28,18 +28,14 @@ from tqdm import tqdm
 
 from data import EXTENSIONS, UNREADABLE, decode, find_images, to_rgb
 from runtime.commandline import InputError, bar_style, brief, errors_in_one_line
+from runtime.panels import Panel, draw_figure, earlier_files, remove, write_panel
 from training.evaluation import fit_to_patches
 from visualize_attention import (
-    Panel,
     attention_command_line,
     attention_of,
-    draw_figure,
-    earlier_files,
     enough_memory,
     load_network,
     make_panels,
-    remove,
-    write_panel,
 )
 
 
