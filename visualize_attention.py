@@ -275,14 +275,14 @@ def common_colours(
     return colours
 
 
-def panels_of(
+def look_at(
     file: Path,
     backbone: nn.Module,
     args: dict,
     colours: PrincipalColours | None,
     flags: Namespace,
-) -> list[Panel]:
-    """Read an image, and return its panels."""
+) -> tuple[list[Panel], np.ndarray]:
+    """Read an image, and return its panels and its figure's pixels."""
     patch_size = backbone.patch_size
     original = decode(file)
     # an image of any shape keeps its shape, in whole patches
@@ -293,7 +293,7 @@ def panels_of(
         if colours:
             of_patches = colours.of(patch_tokens_of(backbone, image, args))
             panels.insert(1, Panel("pca", "pca", grow_colours(of_patches, patch_size)))
-    return panels
+        return panels, figure_pixels(panels)
 
 
 def check_query(numbers: Sequence[float]) -> None:
@@ -387,7 +387,6 @@ def draw_queries(
     in_figure = []
     for number, (file, folder) in enumerate(images):
         image = fit_to_patches(decode(file), flags.image_size, patch_size)
-        pixels = as_pixels(image)
         panels = []
         with enough_memory(image):
             tokens = patch_tokens_of(backbone, image, args)
@@ -398,15 +397,15 @@ def draw_queries(
             maps = cosines(features, tokens)
             if number == 0:
                 least = maps.amin(dim=(1, 2))  # one scale for all images: their colours compare
-        for query, values in enumerate(maps):
-            drawn = lay_over(pixels, values, least[query], 1.0, patch_size)
-            if number == 0:
-                drawn = frame_patch(drawn, *patches[query], patch_size)
-            title = f"cosine, up to {values.max():.2f}"
-            row = None
-            if number < MOST_IN_A_FIGURE:
-                row = query
-            panels.append(Panel(title, f"query{query}_cosine", drawn, row))
+            for query, values in enumerate(maps):
+                drawn = lay_over(as_pixels(image), values, least[query], 1.0, patch_size)
+                if number == 0:
+                    drawn = frame_patch(drawn, *patches[query], patch_size)
+                title = f"cosine, up to {values.max():.2f}"
+                row = None
+                if number < MOST_IN_A_FIGURE:
+                    row = query
+                panels.append(Panel(title, f"query{query}_cosine", drawn, row))
         write_panels(folder, panels)
         in_figure += [panel for panel in panels if panel.row is not None]
     return figure_pixels(in_figure)
@@ -430,7 +429,7 @@ def draw_attention(flags: Namespace) -> None:
         if len(files) > 1:  # several images have files of the same names
             folder = output / f"{number}-{file.stem}"
         try:
-            panels = panels_of(file, backbone, args, colours, flags)
+            panels, figure = look_at(file, backbone, args, colours, flags)
         except InputError as error:
             if len(files) == 1:
                 raise
@@ -441,7 +440,6 @@ def draw_attention(flags: Namespace) -> None:
         if not drawn:
             remove(earlier, output)  # else they would pass for this call's
         write_panels(folder, panels)
-        figure = figure_pixels(panels)
         Image.fromarray(figure).save(folder / "attention.png")
         drawn.append((file, folder))
         if len(strips) < MOST_IN_A_FIGURE:

@@ -21,8 +21,9 @@ from torch import Tensor
 from runtime.commandline import InputError
 
 # what the files of panels and figures are called
-OUR_NAMES = ["attention", "query", "img", "pca", "attn-*", "mask_th*", "binary_th*"]
-OUR_NAMES += ["query[0-9]*_*"]
+OUR_NAMES = (
+    "attention", "img", "pca", "attn-*", "mask_th*", "binary_th*", "query", "query[0-9]*_*"
+)
 
 
 class Panel(NamedTuple):
@@ -45,14 +46,13 @@ def draw_figure(panels: list[Panel]) -> tuple[Figure, list[AxesImage]]:
 
     Return the figure, and what is drawn in it, panel by panel.
     """
+    shown = [panel for panel in panels if panel.row is not None]
     by_row: dict[int, list[Panel]] = {}
-    for panel in panels:
-        if panel.row is not None:
-            by_row.setdefault(panel.row, []).append(panel)
+    for panel in shown:
+        by_row.setdefault(panel.row, []).append(panel)
     rows = list(by_row.values())
     columns = len(rows[0])
-    shapes = [panel.image.shape for row in rows for panel in row]
-    tallest = max(height / width for height, width, *_ in shapes)
+    tallest = max(panel.image.shape[0] / panel.image.shape[1] for panel in shown)
     row_height = 2 * min(tallest, 2) + 0.25  # with the title
     figure_size = (2 * columns, row_height * len(rows))
     figure = Figure(figure_size, dpi=110, layout="constrained")
