@@ -7,7 +7,8 @@ Not in the paper: the release's video_generation.py draws attention on films.
 
 The panels are those of visualize_attention.py. Each becomes a folder of frames: img/00000.png,
 attn-mean/00000.png, attn-head0/00000.png .... attention.mp4 shows all side by side, or
-attention.gif where ffmpeg is not installed.
+attention.gif where ffmpeg is not installed. Frames and animations of these names that an earlier
+call left in --output_dir are removed.
 
 --video: a folder of frames, an animated image, or, where ffmpeg is installed, a film.
 """
