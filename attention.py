@@ -1,11 +1,12 @@
-"""The [CLS] token's self-attention (Fig. 1 and 3), and its masks (Sec. 4.2.2, Fig. 4).
+"""Self-attention of [CLS] (Fig. 1 and 3) and of patches (Fig. 8), and masks (Sec. 4.2.2, Fig. 4).
 
 A mask keeps a fraction of the attention's mass, the heaviest patches first:
 60 % in Fig. 4, 80 % in appendix D. Fig. 4's number is the Jaccard of the best head's mask.
 The best of several heads flatters diffuse maps, so two numbers stand beside it:
 the mask of the heads' mean, and the fraction of the attention that falls on the object.
 
-Shapes: B images, O objects of one image, h heads, r x c patches, H x W pixels.
+Shapes: B images, O objects of one image, h heads, Q tokens that look, N = r x c patches,
+H x W pixels.
 """
 
 from collections.abc import Sequence
@@ -15,11 +16,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-@torch.no_grad()
 def cls_attention(backbone: nn.Module, images: Tensor) -> Tensor:
     """Return where [CLS] looks in the last block: (B, C, H, W) -> (B, h, r, c)."""
-    probs = backbone.get_last_selfattention(images, queries=1)  # the row of [CLS]: (B, h, 1, 1 + N)
-    patches = probs[:, :, 0, 1:]  # without what [CLS] gives to itself: maps sum to less than 1
+    maps = token_attention(backbone, images, [0])
+    return maps[:, :, 0]
+
+
+@torch.no_grad()
+def token_attention(backbone: nn.Module, images: Tensor, tokens: list[int]) -> Tensor:
+    """Return where Q tokens look in the last block: (B, C, H, W) -> (B, h, Q, r, c).
+
+    Token 0 is [CLS], and token 1 + i patch i, counted row by row (Fig. 8).
+    """
+    probs = backbone.get_last_selfattention(images, tokens)  # (B, h, Q, 1 + N)
+    patches = probs[..., 1:]  # without what [CLS] gets: maps sum to less than 1
     rows = images.shape[-2] // backbone.patch_size
     return patches.unflatten(-1, (rows, -1))
 

@@ -1,81 +1,53 @@
-"""Draw where the [CLS] token looks (Fig. 1, 3 and 10), on images of your own.
+"""Draw where [CLS] and chosen patches look (Fig. 1, 3, 8 and 10), on images of your own.
 
     python visualize_attention.py --pretrained_weights runs/mine/checkpoint.pth --image_path cat.jpg
     python visualize_attention.py --pretrained dino_vits16 --image_path cat.jpg --threshold 0.6
     python visualize_attention.py --pretrained dino_vits8 --image_path cat.jpg dog.jpg --pca
     python visualize_attention.py --pretrained dino_vits8 --image_path photos/ --threshold 0.6
+    python visualize_attention.py --pretrained dino_vits8 --image_path a.jpg b.jpg --query 0.4 0.6
 
 The figure attention.png shows the image, the mean over the last block's heads, and each head.
---threshold adds masks that keep that fraction of the attention. --pca shows as colours what the
-patches' features have in common. Every panel is also a file, named as in the release: img.png,
-attn-head0.png ..., mask_th0.6_head0.png .... The masks themselves, 0 or 255 and of the image's own
-size, are binary_th0.6_head0.png .... Of several images each has a folder of its own, and the first
-20 share one more attention.png. Files that cannot be read are skipped and counted.
-For films see python -m evals.attention_film.
+--threshold adds masks that keep that fraction of the attention, and the panel "heads": each head's
+mask in a colour of its own (Fig. 3). --pca shows as colours what the patches' features have in
+common. --query writes a second figure, query.png: where a patch of the first image looks (Fig. 8),
+and how similar all images' patches are to it (cosine of the last block's features).
 
-Shapes: H x W pixels, r x c patches, h heads, D numbers a token.
+Every panel is also a file, named as in the release: img.png, attn-head0.png ...,
+mask_th0.6_head0.png .... The masks themselves, 0 or 255 and of the image's own size, are
+binary_th0.6_head0.png .... Those of --query are query0_attn-head0.png ... and query0_cosine.png.
+Of several images each has a folder of its own, and the first 20 share one more attention.png.
+Files that cannot be read are skipped and counted. Files of these names that an earlier call left
+in --output_dir are removed. For films see python -m evals.attention_film.
+
+Shapes: H x W pixels, r x c patches, h heads, D numbers a token, Q queries.
 """
-import gc
 import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure  # not pyplot, which would change the plots of a notebook
-from matplotlib.image import AxesImage, imsave
+from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from attention import cls_attention, keep_mass, overlay, to_pixels
+from attention import cls_attention, keep_mass, overlay, to_pixels, token_attention
 from data import decode, find_images
 from features import mean_and_std, normalise
 from runtime import hardware
 from runtime.commandline import CommandLine, InputError, bar_style, brief, errors_in_one_line
+from runtime.panels import Panel, earlier_files, figure_pixels, remove, write_panels
 from training.checkpoint import load_backbone
 from training.evaluation import fit_to_patches
 from training.pretrained import add_weights_flags, weights_path
 
 MOST_IN_A_FIGURE = 20  # images: more make a figure that no program shows
-
-
-class Panel(NamedTuple):
-    """One drawing of an image.
-
-    kind: image, pca, attn, mask, or binary, which is a file alone. head: mean, head0 ..., of attn,
-    mask and binary. image: (H, W, 3) in 0 ... 1, an attention map (H, W), or, of binary, uint8
-    0 or 255 of the image's own size. mass: the fraction of the attention that a mask keeps.
-    """
-
-    kind: str
-    head: str
-    image: Tensor
-    mass: float = 0.0
-
-    @property
-    def title(self) -> str:
-        """What stands above it in the figure."""
-        if self.kind == "mask":
-            return f"{self.head}, {self.mass:.0%}"
-        return self.head or self.kind
-
-    @property
-    def file_name(self) -> str:
-        """The release's name of its file."""
-        if self.kind == "image":
-            return "img"
-        if self.kind in ("mask", "binary"):
-            return f"{self.kind}_th{self.mass}_{self.head}"
-        if self.kind == "attn":
-            return f"attn-{self.head}"
-        return self.kind
+RED = torch.tensor([1.0, 0.0, 0.0])
 
 
 def attention_command_line(description: str | None) -> CommandLine:
@@ -187,6 +159,50 @@ def binary_mask(kept: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(grid, (height, width), mode="nearest")[0, 0]
 
 
+def as_pixels(image: Tensor) -> Tensor:
+    """Return an image as it is drawn: uint8 (3, H, W) -> (H, W, 3) in 0 ... 1."""
+    return image.movedim(0, -1).float() / 255
+
+
+def named_maps(attention: Tensor) -> dict[str, Tensor]:
+    """Return the heads' mean and each head by name: (h, r, c) -> (r, c) each."""
+    maps = {"mean": attention.mean(dim=0)}
+    for number, head in enumerate(attention):
+        maps[f"head{number}"] = head
+    return maps
+
+
+def head_colours(heads: int) -> Tensor:
+    """Return a colour for each head, as far apart as they can be: (h, 3) in 0 ... 1."""
+    hues = np.linspace(0, 1, heads)
+    return torch.from_numpy(colormaps["gist_rainbow"](hues)[:, :3]).float()
+
+
+def tint(pixels: Tensor, colours: Tensor) -> Tensor:
+    """Lay colours over an image without its own: two of (H, W, 3) in 0 ... 1 -> (H, W, 3)."""
+    grey = pixels.mean(dim=-1, keepdim=True)
+    return 0.4 * grey + 0.6 * colours
+
+
+def paint_heads(pixels: Tensor, attention: Tensor, kept: Tensor, patch_size: int) -> Tensor:
+    """Lay each head's kept patches over the image in the head's colour (Fig. 3).
+
+    (H, W, 3), (h, r, c), bool (h, r, c) -> (H, W, 3). A patch that several heads keep takes the
+    colour of the head that gives it the largest part of its attention.
+    """
+    parts = attention / attention.sum(dim=(-2, -1), keepdim=True)
+    strongest = (parts * kept).argmax(dim=0)
+    colours = head_colours(len(attention))[strongest]  # (r, c, 3)
+    painted = tint(pixels, grow_colours(colours, patch_size))
+    anyones = to_pixels(kept.any(dim=0), patch_size)
+    return torch.where(anyones.unsqueeze(-1), painted, overlay(pixels, anyones))
+
+
+def grow_colours(patches: Tensor, patch_size: int) -> Tensor:
+    """Repeat each patch's colour over its pixels: (r, c, 3) -> (H, W, 3)."""
+    return to_pixels(patches.movedim(-1, 0), patch_size).movedim(0, -1)
+
+
 def make_panels(
     original: Tensor, image: Tensor, attention: Tensor, patch_size: int, mass: float | None
 ) -> list[Panel]:
@@ -195,54 +211,25 @@ def make_panels(
     original: uint8 (3, height, width), and image: (3, H, W), as the network reads it.
     attention: (h, r, c). mass: what a mask keeps; None draws no masks.
     """
-    height, width = original.shape[-2:]
-    pixels = image.movedim(0, -1).float() / 255
-    maps = {"mean": attention.mean(dim=0)}
-    for number, head in enumerate(attention):
-        maps[f"head{number}"] = head
-    panels = [Panel("image", "", pixels)]
+    pixels = as_pixels(image)
+    maps = named_maps(attention)
+    panels = [Panel("image", "img", pixels)]
     for name, patches in maps.items():
-        panels.append(Panel("attn", name, to_pixels(patches, patch_size)))
-    if mass is not None:
-        for name, patches in maps.items():
-            kept = keep_mass(patches, mass)
-            dark = overlay(pixels, to_pixels(kept, patch_size))
-            panels.append(Panel("mask", name, dark, mass))
-            panels.append(Panel("binary", name, binary_mask(kept, height, width), mass))
+        panels.append(Panel(name, f"attn-{name}", to_pixels(patches, patch_size)))
+    if mass is None:
+        return panels
+
+    coloured = paint_heads(pixels, attention, keep_mass(attention, mass), patch_size)
+    panels.append(Panel("heads", f"mask_th{mass}_heads", coloured, row=1))
+    colours = [(0, 0, 0), *head_colours(len(attention)).tolist()]  # the mean's title is black
+    for (name, patches), colour in zip(maps.items(), colours, strict=True):
+        kept = keep_mass(patches, mass)
+        title = f"{name}, {mass:.0%}"
+        dark = overlay(pixels, to_pixels(kept, patch_size))
+        panels.append(Panel(title, f"mask_th{mass}_{name}", dark, 1, colour))
+        binary = binary_mask(kept, *original.shape[-2:])
+        panels.append(Panel("", f"binary_th{mass}_{name}", binary, row=None))
     return panels
-
-
-def draw_figure(panels: list[Panel]) -> tuple[Figure, list[AxesImage]]:
-    """Draw an image beside its maps, and the masks below their maps; binary masks are left out.
-
-    Return the figure, and what is drawn in it, panel by panel.
-    """
-    rows = [[panel for panel in panels if panel.kind not in ("mask", "binary")]]
-    masks = [panel for panel in panels if panel.kind == "mask"]
-    if masks:
-        rows.append(masks)
-    columns = len(rows[0])
-    size = (2 * columns, 2.2 * len(rows) + 0.2)
-    figure = Figure(size, dpi=110, layout="constrained")
-    grid = figure.subplots(len(rows), columns, squeeze=False)
-    drawn = []
-    for line, row in zip(grid, rows, strict=True):
-        for axes in line:
-            axes.axis("off")
-        below_the_maps = line[columns - len(row):]  # there is no mask of the image itself
-        for axes, panel in zip(below_the_maps, row, strict=True):
-            axes.set_title(panel.title, fontsize=9)
-            # nearest: a patch is a square, not a blur that the network never computed
-            drawn.append(axes.imshow(panel.image.numpy(), interpolation="nearest"))
-    return figure, drawn
-
-
-def write_panel(path: Path, panel: Panel) -> None:
-    """Write a panel as a file of its own; maps in colours, each from its least to its most."""
-    if panel.kind == "binary":
-        Image.fromarray(panel.image.numpy()).save(path)
-    else:
-        imsave(path, panel.image.numpy())
 
 
 @contextmanager
@@ -288,15 +275,14 @@ def common_colours(
     return colours
 
 
-def draw_image(
-    folder: Path,
+def look_at(
     file: Path,
     backbone: nn.Module,
     args: dict,
     colours: PrincipalColours | None,
     flags: Namespace,
-) -> np.ndarray:
-    """Write the panels of one image into the folder; return the figure's pixels."""
+) -> tuple[list[Panel], np.ndarray]:
+    """Read an image, and return its panels and its figure's pixels."""
     patch_size = backbone.patch_size
     original = decode(file)
     # an image of any shape keeps its shape, in whole patches
@@ -306,55 +292,168 @@ def draw_image(
         panels = make_panels(original, image, attention, patch_size, flags.threshold)
         if colours:
             of_patches = colours.of(patch_tokens_of(backbone, image, args))
-            grown = to_pixels(of_patches.movedim(-1, 0), patch_size).movedim(0, -1)
-            panels.insert(1, Panel("pca", "", grown))  # beside the image
+            panels.insert(1, Panel("pca", "pca", grow_colours(of_patches, patch_size)))
+        return panels, figure_pixels(panels)
 
-        folder.mkdir(parents=True, exist_ok=True)
-        for panel in panels:
-            write_panel(folder / f"{panel.file_name}.png", panel)
-        figure, _ = draw_figure(panels)
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        pixels = np.array(canvas.buffer_rgba())
-    # the parts of a figure refer to one another: uncollected, many images' panels would stay
-    del figure, canvas
-    gc.collect()
-    return pixels
+
+def check_query(numbers: Sequence[float]) -> None:
+    """Raise InputError where --query is not x y of points in the image."""
+    if len(numbers) % 2:
+        raise InputError(
+            f"--query takes x and y of each point, but has {len(numbers)} numbers: give pairs, "
+            "such as 0.4 0.6"
+        )
+    for number in numbers:
+        if not 0 <= number <= 1:
+            raise InputError(
+                f"--query {number:g} must be a fraction of the image's width or height, 0 ... 1: "
+                "try 0.4 0.6"
+            )
+
+
+def query_patches(numbers: Sequence[float], rows: int, columns: int) -> list[tuple[int, int]]:
+    """Return the row and the column of the patch at each point x y of --query."""
+    patches = []
+    for x, y in zip(numbers[::2], numbers[1::2], strict=True):
+        row = min(int(y * rows), rows - 1)  # 1.0 is in the last patch
+        column = min(int(x * columns), columns - 1)
+        patches.append((row, column))
+    return patches
+
+
+def cosines(queries: Tensor, tokens: Tensor) -> Tensor:
+    """Return how similar each patch is to each query: (Q, D), (r, c, D) -> (Q, r, c), -1 ... 1."""
+    units = F.normalize(tokens, dim=-1)
+    return torch.einsum("q d, r c d -> q r c", F.normalize(queries, dim=-1), units)
+
+
+def lay_over(
+    pixels: Tensor, values: Tensor, least: float, most: float, patch_size: int
+) -> Tensor:
+    """Lay a map over its image in colours, from blue for `least` to yellow for `most`.
+
+    (H, W, 3), (r, c) -> (H, W, 3).
+    """
+    scaled = (values - least) / max(most - least, 1e-12)  # of a map of one value: 0
+    colours = torch.from_numpy(colormaps["viridis"](scaled.numpy())[..., :3]).float()
+    return tint(pixels, grow_colours(colours, patch_size))
+
+
+def frame_patch(pixels: Tensor, row: int, column: int, patch_size: int) -> Tensor:
+    """Return the image with a red frame around one patch: (H, W, 3) -> (H, W, 3)."""
+    edge = max(1, min(pixels.shape[:2]) // 60)  # seen in a small panel too
+    top = row * patch_size
+    left = column * patch_size
+    bottom = top + patch_size
+    right = left + patch_size
+    framed = pixels.clone()
+    framed[max(0, top - edge):bottom + edge, max(0, left - edge):right + edge] = RED
+    framed[top:bottom, left:right] = pixels[top:bottom, left:right]
+    return framed
+
+
+def attention_panels(
+    image: Tensor, patches: list[tuple[int, int]], backbone: nn.Module, args: dict
+) -> list[Panel]:
+    """Return where patches of an image look (Fig. 8): a row each, with the heads as files alone."""
+    patch_size = backbone.patch_size
+    columns = image.shape[-1] // patch_size
+    tokens = [1 + row * columns + column for row, column in patches]  # token 0 is [CLS]
+    attention = token_attention(backbone, network_input(image, args, backbone), tokens)
+    attention = attention[0].cpu()  # (h, Q, r, c)
+    pixels = as_pixels(image)
+    panels = []
+    for query, patch in enumerate(patches):
+        framed = frame_patch(pixels, *patch, patch_size)
+        panels.append(Panel(f"query {query}", f"query{query}_img", framed, query))
+        for name, values in named_maps(attention[:, query]).items():
+            row = None
+            if name == "mean":
+                row = query
+            drawn = lay_over(pixels, values, values.min(), values.max(), patch_size)
+            drawn = frame_patch(drawn, *patch, patch_size)
+            panels.append(Panel("attention", f"query{query}_attn-{name}", drawn, row))
+    return panels
+
+
+def draw_queries(
+    images: list[tuple[Path, Path]], backbone: nn.Module, args: dict, flags: Namespace
+) -> np.ndarray:
+    """Write the panels of --query into the images' folders; return the figure's pixels.
+
+    images: each one's file and folder. The queries are patches of the first.
+    """
+    patch_size = backbone.patch_size
+    in_figure = []
+    for number, (file, folder) in enumerate(images):
+        image = fit_to_patches(decode(file), flags.image_size, patch_size)
+        panels = []
+        with enough_memory(image):
+            tokens = patch_tokens_of(backbone, image, args)
+            if number == 0:
+                patches = query_patches(flags.query, *tokens.shape[:2])
+                features = torch.stack([tokens[patch] for patch in patches])  # (Q, D)
+                panels = attention_panels(image, patches, backbone, args)
+            maps = cosines(features, tokens)
+            if number == 0:
+                least = maps.amin(dim=(1, 2))  # one scale for all images: their colours compare
+            for query, values in enumerate(maps):
+                drawn = lay_over(as_pixels(image), values, least[query], 1.0, patch_size)
+                if number == 0:
+                    drawn = frame_patch(drawn, *patches[query], patch_size)
+                title = f"cosine, up to {values.max():.2f}"
+                row = None
+                if number < MOST_IN_A_FIGURE:
+                    row = query
+                panels.append(Panel(title, f"query{query}_cosine", drawn, row))
+        write_panels(folder, panels)
+        in_figure += [panel for panel in panels if panel.row is not None]
+    return figure_pixels(in_figure)
 
 
 def draw_attention(flags: Namespace) -> None:
     """Read one image after the other, look at it, and write its figure and files."""
+    check_query(flags.query)
     backbone, args = load_network(flags)
     files = image_files(flags.image_path)
+    output = Path(flags.output_dir)
+    earlier = earlier_files(output, ("{}.png", "[0-9]*-*/{}.png"), files)
     colours = None
     if flags.pca:
         colours = common_colours(files, backbone, args, flags.image_size)
 
-    output = Path(flags.output_dir)
     strips = []  # the first images' figures, one below the other
-    drawn = 0
+    drawn = []  # the images' files and folders
     for number, file in enumerate(tqdm(files, "images", leave=False, **bar_style())):
         folder = output
         if len(files) > 1:  # several images have files of the same names
             folder = output / f"{number}-{file.stem}"
         try:
-            figure = draw_image(folder, file, backbone, args, colours, flags)
+            panels, figure = look_at(file, backbone, args, colours, flags)
         except InputError as error:
             if len(files) == 1:
                 raise
+            if flags.query and number == 0:
+                raise InputError(f"--query is a point of the first image: {error}") from None
             tqdm.write(f"skipped: {error}", file=sys.stderr)
             continue
+        if not drawn:
+            remove(earlier, output)  # else they would pass for this call's
+        write_panels(folder, panels)
         Image.fromarray(figure).save(folder / "attention.png")
-        drawn += 1
+        drawn.append((file, folder))
         if len(strips) < MOST_IN_A_FIGURE:
             strips.append(figure)
 
     if not drawn:
         raise InputError(f"none of the {len(files)} files could be drawn: give other images")
     Image.fromarray(np.concatenate(strips)).save(output / "attention.png")
+    if flags.query:
+        Image.fromarray(draw_queries(drawn, backbone, args, flags)).save(output / "query.png")
+        print(f"wrote {output / 'query.png'}, and its single images beside it")
     text = f"wrote {output / 'attention.png'}, and the single images beside it"
     if len(files) > 1:
-        text += f": {drawn} of {len(files)} drawn, {len(files) - drawn} skipped"
+        text += f": {len(drawn)} of {len(files)} drawn, {len(files) - len(drawn)} skipped"
     print(text)
 
 
@@ -365,6 +464,9 @@ def main(argv: list[str] | None = None) -> None:
         help="images, or folders of images")
     add("--pca", action="store_true",
         help="the patch tokens' first three principal components over all images, as colours")
+    add("--query", type=float, nargs="+", default=[], metavar="X Y",
+        help="points of the first image, fractions of its width and height, 0 ... 1: where the "
+        "patch at each looks, and which patches of all images are like it")
     flags = parser.parse_args(argv)
     with errors_in_one_line():
         try:

@@ -35,13 +35,15 @@ class Attention(nn.Module):
         qkv = self.qkv(x)
         return rearrange(qkv, "B T (three h d) -> three B h T d", three=3, h=self.num_heads)
 
-    def probs(self, x: Tensor, queries: int | None = None) -> Tensor:
-        """Return the attention itself: (B, T, D) -> (B, h, T or queries, T), rows sum to 1.
+    def probs(self, x: Tensor, rows: list[int] | None = None) -> Tensor:
+        """Return the attention itself: (B, T, D) -> (B, h, T or len(rows), T), rows sum to 1.
 
         The fused kernel above never holds this matrix; figures need it.
         """
         q, k, _ = self.queries_keys_values(x)
-        return attention_probs(q[:, :, :queries], k)
+        if rows is not None:
+            q = q[:, :, rows]
+        return attention_probs(q, k)
 
 
 def attention_probs(q: Tensor, k: Tensor) -> Tensor:
@@ -217,15 +219,15 @@ class VisionTransformer(nn.Module):
         resized = F.interpolate(learnt, scale_factor=scale, mode="bicubic")
         return torch.cat([cls, rearrange(resized, "1 D r c -> 1 (r c) D")], dim=1)
 
-    def get_last_selfattention(self, images: Tensor, queries: int | None = None) -> Tensor:
+    def get_last_selfattention(self, images: Tensor, rows: list[int] | None = None) -> Tensor:
         """Return the last block's attention: (B, C, H, W) -> (B, h, 1 + N, 1 + N), rows sum to 1.
 
         Row 0 is [CLS] looking (Fig. 1, 3 and 10), row 1 + i patch i (Fig. 8).
-        queries=1: row 0 alone, since large images have large matrices.
+        rows: these alone, since large images have large matrices.
         """
         last = self.blocks[-1]
         x = self.before_last_block(images)
-        return last.attn.probs(last.norm1(x), queries)
+        return last.attn.probs(last.norm1(x), rows)
 
     def get_intermediate_layers(self, images: Tensor, n: int = 1) -> list[Tensor]:
         """Return the normalised outputs of the last n blocks: n of (B, 1 + N, D)."""

@@ -7,7 +7,8 @@ Not in the paper: the release's video_generation.py draws attention on films.
 
 The panels are those of visualize_attention.py. Each becomes a folder of frames: img/00000.png,
 attn-mean/00000.png, attn-head0/00000.png .... attention.mp4 shows all side by side, or
-attention.gif where ffmpeg is not installed.
+attention.gif where ffmpeg is not installed. Frames and animations of these names that an earlier
+call left in --output_dir are removed.
 
 --video: a folder of frames, an animated image, or, where ffmpeg is installed, a film.
 """
@@ -28,16 +29,14 @@ from tqdm import tqdm
 
 from data import EXTENSIONS, UNREADABLE, decode, find_images, to_rgb
 from runtime.commandline import InputError, bar_style, brief, errors_in_one_line
+from runtime.panels import Panel, draw_figure, earlier_files, remove, write_panel
 from training.evaluation import fit_to_patches
 from visualize_attention import (
-    Panel,
     attention_command_line,
     attention_of,
-    draw_figure,
     enough_memory,
     load_network,
     make_panels,
-    write_panel,
 )
 
 
@@ -109,9 +108,6 @@ def write_frame(output: Path, panels: list[Panel], number: int) -> None:
     for panel in panels:
         folder = output / panel.file_name
         folder.mkdir(parents=True, exist_ok=True)
-        if number == 0:  # an earlier film may have been longer
-            for old in folder.glob("[0-9][0-9][0-9][0-9][0-9].png"):
-                old.unlink()
         write_panel(folder / f"{number:05}.png", panel)
 
 
@@ -121,20 +117,25 @@ def draw_film(flags: Namespace) -> None:
         raise InputError(f"--fps {flags.fps} must be at least 1 and at most 100, such as 10")
     backbone, args = load_network(flags)
     output = Path(flags.output_dir)
+    video = Path(flags.video)
+    places = ("{}/[0-9][0-9][0-9][0-9][0-9].png", "attention.mp4", "attention.gif")
+    earlier = earlier_files(output, places, [video, *find_images(video)])
     writer, path = animation_writer(output / "attention", flags.fps)
     unfinished = path.with_name(f".part{path.suffix}")
     figure = None
-    frames = tqdm(film_frames(Path(flags.video)), "frames", leave=False, **bar_style())
+    frames = tqdm(film_frames(video), "frames", leave=False, **bar_style())
     for number, frame in enumerate(frames):
         image = fit_to_patches(frame, flags.image_size, backbone.patch_size)
         with enough_memory(image):
             attention = attention_of(backbone, image, args)
         panels = make_panels(frame, image, attention, backbone.patch_size, flags.threshold)
+        if number == 0:
+            remove(earlier, output)  # else they would pass for this film's
         write_frame(output, panels, number)
         if figure is None:
             figure, drawn = draw_figure(panels)
             writer.setup(figure, unfinished)
-        in_figure = [panel for panel in panels if panel.kind != "binary"]
+        in_figure = [panel for panel in panels if panel.row is not None]
         for panel, artist in zip(in_figure, drawn, strict=True):
             artist.set_data(panel.image.numpy())
             artist.autoscale()  # each frame's map from its own least to its own most

@@ -12,6 +12,7 @@ from attention import (
     mass_on_object,
     overlay,
     to_pixels,
+    token_attention,
 )
 
 
@@ -85,6 +86,23 @@ def test_maps_have_the_images_shape_and_leave_out_cls():
     )
     assert to_pixels(maps, 7).shape == (3, 2, 14, 77)
     assert torch.equal(to_pixels(maps, 7)[0, 0, 7:14, 21:28], maps[0, 0, 1, 3].expand(7, 7))
+
+
+def test_each_token_has_its_own_row_of_the_attention():
+    """Token 0 is [CLS], and token 1 + i patch i."""
+    network = vit.VisionTransformer(7, 35, embed_dim=22, depth=2, num_heads=2, init_std=0.5).eval()
+    images = torch.randn(3, 3, 14, 77, generator=torch.Generator().manual_seed(0))
+    tokens = [0, 1 + 13, 1 + 4, 1 + 21]
+    maps = token_attention(network, images, tokens)
+    assert maps.shape == (3, 2, 4, 2, 11)
+    whole = network.get_last_selfattention(images)
+    for number, token in enumerate(tokens):
+        for row in range(2):
+            for column in range(11):
+                torch.testing.assert_close(
+                    maps[:, :, number, row, column], whole[:, :, token, 1 + 11 * row + column]
+                )
+    torch.testing.assert_close(maps[:, :, 0], cls_attention(network, images))
 
 
 def test_an_overlay_darkens_what_the_mask_leaves_out():

@@ -72,6 +72,7 @@ def test_one_image_gives_the_figure_and_the_releases_files(weights, tmp_path, ca
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "attention.png",
         "img.png",
+        "mask_th0.6_heads.png",
         *(
             f"{kind}{part}.png"
             for part in parts
@@ -186,6 +187,7 @@ def test_drawing_never_builds_the_attention_of_all_patches_to_all():
     with Largest() as largest:
         visualize_attention.attention_of(backbone, image, {})
         visualize_attention.patch_tokens_of(backbone, image, {})
+        visualize_attention.attention_panels(image, [(0, 0), (39, 47)], backbone, {})
     assert largest.numbers <= 3 * 320 * 384
     with torch.no_grad(), Largest() as largest:  # the measure sees it where it is wanted
         backbone.get_last_selfattention(torch.zeros(1, 3, 320, 384))
@@ -309,6 +311,230 @@ def test_pca_colours_patches_that_are_alike_alike_in_all_images(weights, tmp_pat
     )
 
 
+def test_each_patch_has_the_colour_of_the_head_that_keeps_it():
+    """Heads 0 and 1 keep patch (0, 0), which has more of head 1's mass; head 1 keeps (1, 2) too.
+
+    Patches that none keeps are dark.
+    """
+    attention = torch.tensor(
+        [[[0.30, 0.01, 0.01], [0.25, 0.01, 0.02]], [[0.10, 0.0, 0.0], [0.0, 0.0, 0.05]]]
+    )
+    kept = torch.zeros(2, 2, 3, dtype=torch.bool)
+    kept[0, 0, 0] = kept[0, 1, 0] = kept[1, 0, 0] = kept[1, 1, 2] = True
+    pixels = torch.rand(10, 15, 3, generator=torch.Generator().manual_seed(0))
+    painted = visualize_attention.paint_heads(pixels, attention, kept, 5)
+    colours = visualize_attention.head_colours(2)
+    owners = [[1, None, None], [0, None, 1]]
+    for y in range(10):
+        for x in range(15):
+            owner = owners[y // 5][x // 5]
+            expected = pixels[y, x] / 4
+            if owner is not None:
+                expected = 0.4 * pixels[y, x].mean() + 0.6 * colours[owner]
+            torch.testing.assert_close(painted[y, x], expected)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 6, 12, 23])
+def test_no_two_heads_share_a_colour(heads):
+    colours = visualize_attention.head_colours(heads)
+    assert colours.shape == (heads, 3) and len(colours.unique(dim=0)) == heads
+
+
+def test_cosines_are_those_of_a_loop():
+    generator = torch.Generator().manual_seed(0)
+    queries = torch.randn(3, 7, generator=generator)
+    tokens = torch.randn(2, 5, 7, generator=generator)
+    found = visualize_attention.cosines(queries, tokens)
+    for query in range(3):
+        for row in range(2):
+            for column in range(5):
+                a, b = queries[query].double(), tokens[row, column].double()
+                cosine = (a @ b / (a @ a).sqrt() / (b @ b).sqrt()).item()
+                assert found[query, row, column].item() == pytest.approx(cosine, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("point", "patch"),
+    [((0, 0), (0, 0)), ((1, 1), (4, 10)), ((0.5, 0.19), (0, 5)), ((0.1, 0.21), (1, 1))],
+)
+def test_a_point_lies_in_the_patch_of_its_fractions(point, patch):
+    """x of the width, y of the height; the borders belong to the image."""
+    assert visualize_attention.query_patches(point, rows=5, columns=11) == [patch]
+
+
+def test_a_query_gives_a_row_a_point_and_its_files_beside_the_images(weights, tmp_path, capsys):
+    images = [photo(tmp_path / f"{i}.png", size) for i, size in enumerate([(32, 48), (48, 32)])]
+    out = tmp_path / "out"
+    flags = ["--image_size", "32", "--query", "0.1", "0.9", "1", "0"]
+    draw(weights, out, "--image_path", *images, *flags)
+    assert str(out / "query.png") in capsys.readouterr().out
+    assert {path.name for path in out.iterdir()} == {"attention.png", "query.png", "0-0", "1-1"}
+    maps = [f"attn-{name}" for name in ("mean", "head0", "head1", "head2", "head3")]
+    for folder, parts in (("0-0", ["img", "cosine", *maps]), ("1-1", ["cosine"])):
+        files = {path.name for path in (out / folder).glob("query*")}
+        assert files == {f"query{query}_{part}.png" for query in (0, 1) for part in parts}
+    with Image.open(out / "query.png") as figure:
+        assert figure.width == 4 * 220, "the image, its attention, and two maps of cosines"
+
+
+def test_a_querys_files_show_the_row_of_its_patch(weights, tmp_path):
+    """query0_attn-head2.png is head 2's row of patch (3, 1), and query0_cosine.png its cosines."""
+    image = photo(tmp_path / "photo.png", (40, 56))
+    out = tmp_path / "out"
+    flags = ["--image_size", "40", "--query", "0.2", "0.7"]
+    draw(weights, out, "--image_path", image, *flags)
+
+    backbone = build_backbone("vit_nano", 8, 48).eval()
+    backbone.load_state_dict(torch.load(weights, weights_only=True))
+    seen = normalise(decode(image), *mean_and_std({})).unsqueeze(0)
+    token = 1 + 3 * 7 + 1
+    with torch.no_grad():
+        attention = backbone.get_last_selfattention(seen)[0, 2, token, 1:].view(5, 7)
+        features = backbone.get_intermediate_layers(seen, 1)[0][0]
+    similar = torch.cosine_similarity(features[1:], features[token], dim=1).view(5, 7)
+
+    pixels = decode(image).movedim(0, -1).float() / 255
+    for name, values, most in (
+        ("attn-head2", attention, attention.max()), ("cosine", similar, 1.0)
+    ):
+        expected = visualize_attention.lay_over(pixels, values, values.min(), most, 8)
+        expected = visualize_attention.frame_patch(expected, 3, 1, 8)
+        drawn = decode(out / f"query0_{name}.png").movedim(0, -1).float() / 255
+        torch.testing.assert_close(drawn, expected, atol=0.02, rtol=0)
+
+
+def test_a_frame_leaves_its_patch_and_all_beyond_as_they_are():
+    pixels = torch.rand(120, 160, 3, generator=torch.Generator().manual_seed(0)) / 2
+    for row, column in ((3, 5), (0, 0), (14, 19)):
+        framed = visualize_attention.frame_patch(pixels, row, column, 8)
+        top, left = 8 * row, 8 * column
+        for y in range(120):
+            for x in range(160):
+                inside = top <= y < top + 8 and left <= x < left + 8
+                near = top - 2 <= y < top + 10 and left - 2 <= x < left + 10
+                expected = pixels[y, x]
+                if near and not inside:
+                    expected = visualize_attention.RED
+                assert torch.equal(framed[y, x], expected)
+
+
+def test_the_same_object_is_found_in_another_image(tmp_path):
+    """Without positions and with empty branches a patch's feature is its own pixels' alone."""
+    backbone = build_backbone("vit_nano", 8, 48, init_std=0.2)
+    torch.nn.init.zeros_(backbone.pos_embed)
+    for block in backbone.blocks:
+        torch.nn.init.zeros_(block.attn.proj.weight)
+        torch.nn.init.zeros_(block.mlp.fc2.weight)
+    torch.save(backbone.state_dict(), tmp_path / "weights.pth")
+    generator = np.random.default_rng(0)
+    object_pixels = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    for name, size, row, column in (("a", (40, 56), 1, 5), ("b", (48, 40), 4, 2)):
+        image = np.full((*size, 3), 128, dtype=np.uint8)
+        image[8 * row:8 * row + 8, 8 * column:8 * column + 8] = object_pixels
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    images = [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+    query = ["--query", str(5.5 / 7), str(1.5 / 5)]
+    draw(tmp_path / "weights.pth", tmp_path / "out", "--image_path", *images, "--image_size",
+         "40", *query)
+    shown = decode(tmp_path / "out" / "1-b" / "query0_cosine.png").float()
+    yellow = (shown[0] - shown[2]).unfold(0, 8, 8).unfold(1, 8, 8).mean(dim=(2, 3))
+    assert divmod(yellow.argmax().item(), 5) == (4, 2)
+    ground = yellow[yellow < yellow.max()]
+    assert len(ground) == 6 * 5 - 1 and (ground < 0).all(), "only the object is yellow"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--query 0.4", "1 numbers"),
+        ("--query 0.4 0.6 0.1", "3 numbers"),
+        ("--query 120 80", "--query 120 must be a fraction"),
+        ("--query 0.4 -0.1", "--query -0.1 must be a fraction"),
+        ("--query nan 0.1", "--query nan must be a fraction"),
+        ("--query 0.4,0.6", "--query"),
+        ("--query", "--query"),
+    ],
+)
+def test_a_query_that_is_no_point_gets_one_line(weights, tmp_path, capsys, flags, said):
+    image = photo(tmp_path / "photo.png", (32, 32))
+    with pytest.raises(SystemExit) as stopped:
+        draw(weights, tmp_path / "out", "--image_path", image, *flags.split())
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stopped.value.code == 2 and said in line, line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_query_in_an_image_that_cannot_be_read_gets_one_line(weights, tmp_path, capsys):
+    """The others are not drawn: the query would be another image's."""
+    (tmp_path / "torn.png").write_text("no image")
+    image = photo(tmp_path / "photo.png", (32, 32))
+    paths = ["--image_path", str(tmp_path / "torn.png"), image]
+    with pytest.raises(SystemExit) as stopped:
+        draw(weights, tmp_path / "out", *paths, "--query", "0.4", "0.6")
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and "--query is a point of the first image" in said, said
+
+
+def test_a_resnet_has_no_patch_to_ask(tmp_path, capsys):
+    torch.save(build_backbone("resnet18", 8, 48).state_dict(), tmp_path / "resnet.pth")
+    image = photo(tmp_path / "photo.png", (32, 32))
+    flags = ["--arch", "resnet18", "--image_path", image, "--query", "0.4", "0.6"]
+    with pytest.raises(SystemExit) as stopped:
+        draw(tmp_path / "resnet.pth", tmp_path / "out", *flags)
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and "no attention to draw" in said, said
+
+
+def test_an_earlier_calls_files_do_not_stay_and_other_files_do(weights, tmp_path):
+    one, other = photo(tmp_path / "one.png", (32, 40)), photo(tmp_path / "other.png", (40, 32))
+    out = tmp_path / "out"
+    size = ["--image_size", "32"]
+    more = ["--threshold", "0.6", "--pca", "--query", "0.4", "0.6"]
+    draw(weights, out, "--image_path", one, other, *size, *more)
+    draw(weights, out, "--image_path", one, *size, *more)
+    (out / "notes.txt").write_text("mine")
+    (out / "query_of_mine.png").write_text("mine")
+    draw(weights, out, "--image_path", one, *size)
+    maps = {f"attn-{name}.png" for name in ("mean", "head0", "head1", "head2", "head3")}
+    names = {path.name for path in out.iterdir()}
+    assert names == {"attention.png", "img.png", "notes.txt", "query_of_mine.png", *maps}
+
+
+def test_a_call_that_draws_nothing_leaves_an_earlier_calls_files(weights, tmp_path):
+    out = tmp_path / "out"
+    draw(weights, out, "--image_path", photo(tmp_path / "a.png", (32, 40)), "--image_size", "32")
+    before = {path.name for path in out.iterdir()}
+    (tmp_path / "torn.png").write_text("no image")
+    with pytest.raises(SystemExit):
+        draw(weights, out, "--image_path", str(tmp_path / "torn.png"))
+    assert {path.name for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["img.png", "attn-head0.png", "0-cat/pca.png"])
+def test_an_image_is_not_overwritten_by_what_is_drawn_of_it(weights, tmp_path, capsys, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    photo(path, (50, 70))
+    before = path.read_bytes()
+    with pytest.raises(SystemExit) as stopped:
+        draw(weights, tmp_path, "--image_path", str(path), "--image_size", "32")
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and name in said and "--output_dir" in said, said
+    assert path.read_bytes() == before
+
+
+def test_a_films_frames_are_not_overwritten_by_what_is_drawn_of_them(weights, tmp_path, capsys):
+    (tmp_path / "img").mkdir()
+    for number, frame in enumerate(frames_of(48, 2)):
+        frame.save(tmp_path / "img" / f"0000{number}.png")
+    before = (tmp_path / "img" / "00000.png").read_bytes()
+    flags = ["--pretrained_weights", str(weights), "--video", str(tmp_path / "img")]
+    with pytest.raises(SystemExit) as stopped:
+        attention_film.main([*flags, "--output_dir", str(tmp_path), "--device", "cpu"])
+    assert stopped.value.code == 2 and "--output_dir" in capsys.readouterr().err
+    assert (tmp_path / "img" / "00000.png").read_bytes() == before
+
+
 def frames_of(side: int, count: int) -> list[Image.Image]:
     """A white square that steps to the right, a patch a frame."""
     frames = np.zeros((count, side, 2 * side, 3), dtype=np.uint8)
@@ -392,8 +618,9 @@ def test_a_video_file_gives_its_frames_and_an_mp4(weights, tmp_path, pixels):
 
 
 def test_frames_of_a_longer_film_before_do_not_stay(weights, tmp_path, monkeypatch):
+    """Nor do the masks of another threshold."""
     monkeypatch.setenv("PATH", "")
-    for count in (3, 2):
+    for count, threshold in ((3, "0.6"), (2, "0.8")):
         first, *others = frames_of(48, count)
         first.save(tmp_path / "film.gif", save_all=True, append_images=others)
         attention_film.main(
@@ -408,9 +635,13 @@ def test_frames_of_a_longer_film_before_do_not_stay(weights, tmp_path, monkeypat
                 str(tmp_path / "out"),
                 "--device",
                 "cpu",
+                "--threshold",
+                threshold,
             ]
         )
     assert len(list((tmp_path / "out" / "attn-head0").iterdir())) == 2
+    assert (tmp_path / "out" / "mask_th0.8_head0").exists()
+    assert not list((tmp_path / "out").glob("*_th0.6_*"))
 
 
 @pytest.mark.parametrize(

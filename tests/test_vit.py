@@ -64,7 +64,7 @@ def test_forward_cls_is_row_0_of_the_whole_block(training):
 def test_the_row_of_cls_alone_is_row_0_of_the_whole_attention():
     network, images = small_vit(), torch.randn(3, 3, 14, 77)
     whole = network.get_last_selfattention(images)
-    torch.testing.assert_close(network.get_last_selfattention(images, queries=1), whole[:, :, :1])
+    torch.testing.assert_close(network.get_last_selfattention(images, rows=[0]), whole[:, :, :1])
 
 
 def test_a_network_exported_with_a_free_batch_gives_the_same_features():
