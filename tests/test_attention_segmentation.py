@@ -12,8 +12,8 @@ from PIL import Image
 
 from attention import cls_attention, keep_mass, object_scores
 from data import Images, decode
-from evals import attention_segmentation
-from evals.attention_segmentation import MaskedImages, open_voc, read_pet, read_voc
+from evals import attention_segmentation, masked_images
+from evals.masked_images import MaskedImages, open_voc, read_pet, read_voc
 from runtime.creatures import CLASSES, make_creatures
 from training.backbone import build_backbone
 from training.checkpoint import load_backbone
@@ -170,7 +170,7 @@ def test_the_three_columns_of_the_embedded_images(weights, tmp_path, capsys, mon
     """
     drawn = make_creatures(13)
     few = Images(drawn.images, drawn.labels, CLASSES, drawn.masks)
-    monkeypatch.setattr(attention_segmentation, "open_images", lambda: (None, few))
+    monkeypatch.setattr(masked_images, "open_images", lambda: (None, few))
     flags = ["--pretrained_weights", weights, "--eval_size", 64]
     two, three = run(tmp_path, *flags), run(tmp_path, *flags, "--supervised_weights", weights)
     other = run(tmp_path, *flags, "--seed", 1, "--threshold", 0.6)
@@ -206,7 +206,7 @@ def test_other_images_than_voc12_s_have_no_number_of_the_paper(tmp_path, monkeyp
     torch.save(build_backbone("vit_small", 16, 32).state_dict(), tmp_path / "small.pth")
     drawn = make_creatures(3)
     few = Images(drawn.images, drawn.labels, CLASSES, drawn.masks)
-    monkeypatch.setattr(attention_segmentation, "open_images", lambda: (None, few))
+    monkeypatch.setattr(masked_images, "open_images", lambda: (None, few))
     line = run(tmp_path, "--pretrained_weights", tmp_path / "small.pth", "--eval_size", 32)
     assert line["paper"] == {}
 

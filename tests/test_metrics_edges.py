@@ -9,10 +9,11 @@ from test_davis import naive_f
 from test_linear import trained
 
 from attention import jaccard, keep_mass, mass_on_object, object_scores
-from evals.attention_segmentation import MaskedImages, mean_scores
+from evals.attention_segmentation import mean_scores
 from evals.davis import contour_accuracy, region_similarity
 from evals.image_retrieval import same_class_scores
 from evals.linear import accuracies
+from evals.masked_images import MaskedImages
 from evals.retrieval import average_precisions
 from features import LabelledFeatures, knn_accuracies, top_accuracy
 from runtime.hardware import World
