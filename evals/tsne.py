@@ -98,7 +98,8 @@ def draw_plane(
     thumbnails: Images | None,
 ) -> None:
     """Draw points (n, 2) in their classes' colours, or as thumbnails, and the classes' names."""
-    colours = class_colours(len(classes))[labels]
+    hues = class_colours(len(classes))
+    colours = hues[labels]
     axes.set_xticks([])  # distances have no unit
     axes.set_yticks([])
     axes.scatter(*places.T.numpy(), s=8, c=colours.numpy())
@@ -107,8 +108,12 @@ def draw_plane(
     size = 9 if len(classes) <= MANY_CLASSES else 4
     for label in labels.unique().tolist():
         x, y = places[labels == label].median(dim=0).values.tolist()
-        box = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1}
-        axes.text(x, y, classes[label], fontsize=size, ha="center", va="center", bbox=box)
+        style = {
+            "color": (0.8 * hues[label]).tolist(),  # a little darker than the points
+            "zorder": 10,  # above the thumbnails
+            "bbox": {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1},
+        }
+        axes.text(x, y, classes[label], fontsize=size, ha="center", va="center", **style)
 
 
 def draw_tsne(flags: Namespace, world: World) -> None:
