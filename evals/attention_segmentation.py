@@ -6,43 +6,55 @@ images (the authors' public answer). ViT-S/16 on VOC12: random weights 22.0, sup
 45.9. The property is shared: appendix D has BYOL 47.8, SwAV 46.8, MoCo-v2 46.3 and DINO without
 multi-crop 45.1. 60 % of the attention are kept in the main text, 80 % in appendix D, with the same
 numbers, so both are reported. The best of several heads flatters diffuse maps: the mask of the
-heads' mean and the fraction of the attention on the objects stand below.
+heads' mean and the fraction of the attention on the objects stand below. Then the AUC of figure
+against ground, also where the object is dark: evals/figure_ground.py says how. Each number has its
+95 % interval over images.
 
     python -m evals.attention_segmentation --pretrained_weights runs/demo/checkpoint.pth \\
         --supervised_weights runs/supervised/checkpoint.pth
+    python -m evals.attention_segmentation --pretrained dino_vits16 --images photos/ --masks masks/
     python -m evals.attention_segmentation --pretrained dino_vits16 --data_path VOCdevkit/VOC2012
     python -m evals.attention_segmentation --pretrained dino_vits16 --dataset oxford_pets
+
+--images and --masks: folders in which an image and its mask have the same name, such as cat.jpg
+and cat.png. A mask of two values is one object, the larger value. In one of more values 0 is the
+ground, 255 void, and every other number an object.
 
 --data_path: a folder laid out as VOC12 (JPEGImages, SegmentationObject,
 ImageSets/Segmentation/val.txt), or the folder of --dataset. The supervised network must have the
 same architecture; evals.transfer --from_scratch trains it. The short side becomes --eval_size
 pixels, 480 unless said (the embedded images: as in training), and both sides multiples of the
-patch; the masks keep their own resolution. Pixels that VOC12 (255) and Oxford Pets (the borders)
-leave open count nowhere in the Jaccard. The paper gives neither size nor treatment of these pixels.
+patch; the masks keep the image's own resolution. Pixels that VOC12 (255) and Oxford Pets (the
+borders) leave open count nowhere, but for the mass. The paper gives neither size nor treatment of
+these pixels.
 
 Shapes: O objects, h heads, r x c patches, H x W pixels.
 """
 from argparse import Namespace
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms.functional import pil_to_tensor
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from attention import cls_attention, object_scores
-from data import UNREADABLE, decode, open_images, to_rgb
+from evals.figure_ground import (
+    PRIOR,
+    bootstrap,
+    figure_ground_scores,
+    patch_rows,
+    to_patches,
+)
+from evals.masked_images import MaskedImages, open_masked
 from features import mean_and_std, normalise
 from runtime import hardware
-from runtime.commandline import InputError, bar_style, brief
+from runtime.commandline import InputError, bar_style
 from runtime.hardware import World
 from runtime.threads import share_cores
 from training import checkpoint, evaluation
-from training.datasets import torchvision_part
 
 PAPER = {  # Fig. 4: VOC12
     ("vit_small", 16): {"random": 22.0, "supervised": 27.3, "DINO": 45.9},
@@ -51,108 +63,6 @@ PAPER = {  # Fig. 4: VOC12
 # the scores of attention.object_scores: one, and two for every fraction that is kept
 MASS = "mass_on_object"
 JACCARDS = {"jaccard_best_head": "best head", "jaccard_head_mean": "heads' mean"}
-
-
-class MaskedImages(Dataset):
-    """Images with their objects: uint8 (3, H, W), objects bool (O, H, W), void bool (H, W).
-
-    read(items[i]) reads image i.
-    """
-
-    def __init__(self, items: Sequence, read: Callable[..., tuple[Tensor, Tensor, Tensor]]):
-        self.items = items
-        self.read = read
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        try:
-            return self.read(self.items[index])
-        except (OSError, SyntaxError, EOFError) as error:  # torchvision opens its files here
-            raise InputError(
-                f"cannot read image {index} or its mask ({brief(error)}): fix it"
-            ) from None
-
-
-def read_embedded(item: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Read an embedded image and its mask (H, W): one object, and no pixel in doubt."""
-    image, mask = item
-    return image, mask.unsqueeze(0), torch.zeros_like(mask)
-
-
-def read_pet(item: tuple[Image.Image, Image.Image]) -> tuple[Tensor, Tensor, Tensor]:
-    """Read Oxford Pets' image and trimap: 1 the pet, 2 the ground, 3 the border between them."""
-    image, trimap = item
-    numbers = pil_to_tensor(trimap)
-    return pil_to_tensor(to_rgb(image)), numbers == 1, numbers[0] == 3
-
-
-def read_voc(item: tuple[Path, Path]) -> tuple[Tensor, Tensor, Tensor]:
-    """Read VOC12's image and mask: 0 the ground, 255 void, any other number an object."""
-    image_file, mask_file = item
-    image = decode(image_file)
-    try:
-        with Image.open(mask_file) as file:
-            numbers = torch.from_numpy(np.array(file))
-    except UNREADABLE as error:
-        raise InputError(
-            f"cannot read the mask {str(mask_file)!r} ({brief(error)}): take another copy of it"
-        ) from None
-    if numbers.shape != image.shape[-2:]:
-        raise InputError(
-            f"the mask {str(mask_file)!r} is {tuple(numbers.shape)}, its image "
-            f"{tuple(image.shape[-2:])}: a mask must be a palette image, one number a pixel, as "
-            "large as its image"
-        )
-    found = [number for number in numbers.unique().tolist() if number not in (0, 255)]
-    objects = torch.zeros(len(found), *numbers.shape, dtype=torch.bool)
-    for i, number in enumerate(found):
-        objects[i] = numbers == number
-    return image, objects, numbers == 255
-
-
-def open_voc(folder: Path) -> list[tuple[Path, Path]]:
-    """Return the images and masks that VOC12's val.txt names."""
-    listed = folder / "ImageSets" / "Segmentation" / "val.txt"
-    if not listed.is_file():
-        raise InputError(
-            f"no {str(listed)!r}: --data_path must be laid out as VOCdevkit/VOC2012, or leave it "
-            "out"
-        )
-    items = []
-    for name in listed.read_text().split():
-        image = folder / "JPEGImages" / f"{name}.jpg"
-        mask = folder / "SegmentationObject" / f"{name}.png"
-        for path in (image, mask):
-            if not path.is_file():
-                raise InputError(
-                    f"{str(listed)!r} names {name!r}, but there is no {str(path)!r}: add it, or "
-                    "take the name out"
-                )
-        items.append((image, mask))
-    if not items:
-        raise InputError(f"{str(listed)!r} names no images: fill it with names, one a line")
-    return items
-
-
-def open_masked(flags: Namespace, world: World) -> MaskedImages:
-    """Open VOC12's layout, Oxford Pets, or the embedded test images, as the flags say."""
-    if flags.dataset not in ("", "oxford_pets"):
-        raise InputError(
-            f"--dataset {flags.dataset} has no masks: take oxford_pets, or a --data_path as VOC12's"
-        )
-    if flags.dataset:
-        part = {"split": "test", "target_types": "segmentation"}
-        with world.main_first(flags.download):
-            pets = torchvision_part(
-                "oxford_pets", flags.data_path or "data", flags.download, **part
-            )
-        return MaskedImages(pets, read_pet)
-    if flags.data_path:
-        return MaskedImages(open_voc(Path(flags.data_path)), read_voc)
-    _, test = open_images()
-    return MaskedImages(list(zip(test.source, test.masks)), read_embedded)
 
 
 def score_names(percents: Sequence[float]) -> list[str]:
@@ -164,8 +74,28 @@ def score_names(percents: Sequence[float]) -> list[str]:
     return names
 
 
-@torch.no_grad()
-def mean_scores(
+class Measured(NamedTuple):
+    """One network's scores on the images with objects.
+
+    values: name -> every image's score (n,). head_aucs: of each head, means over images (h,).
+    images, objects, resized: how many there are; resized: masks of another size than their image.
+    """
+
+    values: dict[str, Tensor]
+    head_aucs: Tensor
+    images: int
+    objects: int
+    resized: int
+
+
+def to_size(objects: Tensor, void: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Resize masks by nearest neighbour: bool (O, H, W), (H, W) -> bool (O, *size), size."""
+    masks = torch.cat([objects, void.unsqueeze(0)]).float()
+    resized = F.interpolate(masks.unsqueeze(0), size, mode="nearest")[0].bool()
+    return resized[:-1], resized[-1]
+
+
+def measure_network(
     network: nn.Module,
     args: dict,
     images: MaskedImages,
@@ -173,8 +103,8 @@ def mean_scores(
     percents: Sequence[float],
     flags: Namespace,
     world: World,
-) -> tuple[dict[str, float], int, int]:
-    """Return the mean scores of the images with objects, how many these are, and their objects.
+) -> Measured:
+    """Return the scores of the images with objects.
 
     The processes share the images. size: pixels of the short side.
     """
@@ -188,10 +118,13 @@ def mean_scores(
     )
     mean, std = mean_and_std(args)
     names = score_names(percents)
-    rows = []
+    rows, patches = [], []
     hidden = not world.is_main
     bar = tqdm(loader, "attention", disable=hidden, leave=False, **bar_style())
-    for image, objects, void in bar:
+    for number, (image, objects, void) in zip(mine, bar):
+        resized = void.shape != image.shape[1:]
+        if resized:
+            objects, void = to_size(objects, void, tuple(image.shape[1:]))
         seen = (objects & ~void).any(dim=(1, 2))
         objects = objects[seen]  # one without a pixel would count as missed
         if len(objects) == 0:
@@ -199,13 +132,25 @@ def mean_scores(
         view = normalise(evaluation.fit_to_patches(image, size, network.patch_size), mean, std)
         with world.autocast():
             attention = cls_attention(network, view.unsqueeze(0).to(world.device))[0]
-        scores = object_scores(attention.float().cpu(), objects, void, percents)
-        rows.append([*(scores[name] for name in names), len(objects)])
+        attention = attention.float().cpu()
+        scores = object_scores(attention, objects, void, percents)
+        rows.append([*(scores[name] for name in names), len(objects), resized])
+        patches.append(patch_rows(number, attention, objects, void))
     if not world.any(len(rows) > 0):
         raise InputError("no mask holds an object: check that the masks are those of the objects")
     table = world.gather_rows(torch.tensor(rows))
-    means = table.mean(dim=0).tolist()
-    return dict(zip(names, means)), len(table), int(table[:, -1].sum())
+    patches = world.gather_rows(torch.cat(patches) if patches else torch.empty(0))
+    *columns, objects, resized = table.unbind(dim=1)
+    values = dict(zip(names, columns, strict=True))
+    values[MASS] = 100 * values[MASS]  # in %
+    figure_ground, head_aucs = figure_ground_scores(to_patches(patches))
+    return Measured(
+        values=values | figure_ground,
+        head_aucs=head_aucs,
+        images=len(table),
+        objects=int(objects.sum()),
+        resized=int(resized.sum()),
+    )
 
 
 def load_networks(flags: Namespace, world: World) -> dict[str, tuple[nn.Module, dict]]:
@@ -230,30 +175,27 @@ def measure_segmentation(flags: Namespace, world: World) -> None:
     evaluation.require(flags, "threshold", in_range, "above 0 and at most 1, such as 0.6")
     if flags.skip_bad_images:
         raise InputError(
-            "--skip_bad_images does not go with masks: fix the images, or take their names out of "
-            "val.txt"
+            "--skip_bad_images does not go with masks: fix the images, or take them away"
         )
     columns = load_networks(flags, world)
     images = open_masked(flags, world)
+    if images.note and world.is_main:
+        print(images.note)
     _, args = columns["DINO"]
+    embedded = not (flags.data_path or flags.dataset or flags.images)
     size = flags.eval_size or 480
-    if not (flags.eval_size or flags.data_path or flags.dataset):
-        size = args.get("eval_size", 64)  # of the embedded images
+    if embedded and not flags.eval_size:
+        size = args.get("eval_size", 64)
     percents = [round(100 * mass, 2) for mass in flags.threshold]
-    scores = {}
+    found: dict[str, Measured] = {}
     for column, (network, its_args) in columns.items():
-        scores[column], number, objects = mean_scores(
-            network, its_args, images, size, percents, flags, world
-        )
+        found[column] = measure_network(network, its_args, images, size, percents, flags, world)
 
-    measured = {}
-    for score, name in JACCARDS.items():
-        for percent in percents:
-            for column in columns:
-                row = f"{name}, {percent:g} % of the mass: {column}"
-                measured[row] = scores[column][f"{score}_{percent:g}"]
-    for column in columns:
-        measured[f"mass on the objects %: {column}"] = 100 * scores[column][MASS]
+    rows = table_rows(found, percents)
+    measured, intervals = {}, {}
+    for row, values in rows.items():
+        measured[row] = values.nanmean().item()
+        intervals[row] = bootstrap(values, flags.seed)
 
     paper = {}
     if flags.data_path and not flags.dataset:  # laid out as VOC12
@@ -266,19 +208,54 @@ def measure_segmentation(flags: Namespace, world: World) -> None:
         f"Jaccard of attention's masks (Fig. 4: ViT-S/16 has {small} on VOC12; BYOL 47.8, "
         "SwAV 46.8, MoCo-v2 46.3)"
     )
+    data = describe(flags, found, size)
+    evaluation.report(flags, world, title, args, data, measured, paper, intervals)
+
+
+def table_rows(found: dict[str, Measured], percents: Sequence[float]) -> dict[str, Tensor]:
+    """Return every image's score, (n,), of each row of the table: the measure, then the network."""
+    names = {}
+    for score, name in JACCARDS.items():
+        for percent in percents:
+            names[f"{score}_{percent:g}"] = f"{name}, {percent:g} % of the mass"
+    names[MASS] = "mass on the objects %"
+    first = next(iter(found.values()))
+    rows = {}
+    for score in [*names, *(name for name in first.values if name.startswith("AUC"))]:
+        if score == PRIOR:
+            rows[score] = first.values[score]
+            continue
+        for column, one in found.items():
+            rows[f"{names.get(score, score)}: {column}"] = one.values[score]
+    return rows
+
+
+def describe(flags: Namespace, found: dict[str, Measured], size: int) -> str:
+    """Return what was measured on, and the AUC of each network's heads; below 50 %: dark."""
+    one = next(iter(found.values()))
     source = evaluation.data_name(flags)
-    data = f"{source}: {number} images, {objects} objects, short side {size} pixels"
-    evaluation.report(flags, world, title, args, data, measured, paper)
+    if flags.images:
+        source = f"{flags.images} and {flags.masks}"
+    data = f"{source}: {one.images} images, {one.objects} objects, short side {size} pixels"
+    if one.resized:
+        data += f"; {one.resized} masks resized to their image's size by nearest neighbour"
+    data += "; AUC of each head"
+    for column, measured in found.items():
+        heads = " ".join(f"{value:.1f}" for value in measured.head_aucs.tolist())
+        data += f", {column} {heads}"
+    return data
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = evaluation.command_line(__doc__, batch_size=0)
     add = parser.add_argument
+    add("--images", default="", metavar="FOLDER", help="of any images; goes with --masks")
+    add("--masks", default="", metavar="FOLDER", help="of their masks, of the same names")
     add("--supervised_weights", default="", metavar="FILE",
         help="of evals.transfer --from_scratch, for the column")
     add("--threshold", type=float, nargs="+", default=[0.6, 0.8],
         help="fractions of the attention that are kept [0.6 0.8]")
-    add("--seed", type=int, default=0, help="of the random weights [0]")
+    add("--seed", type=int, default=0, help="of the random weights and of the intervals [0]")
     flags = parser.parse_args(argv)
     with evaluation.start(flags) as world:
         measure_segmentation(flags, world)

@@ -1,4 +1,4 @@
-"""DAVIS 2017 (Table 5): its videos on disk, indexed PNGs with its palette, its measures J and F.
+"""DAVIS (Table 5): its videos on disk, indexed PNGs with its palette, its measures J and F.
 
 J is the overlap of the regions, F the agreement of their outlines. Both agree with the official
 evaluation of the semi-supervised task, also where one would not guess it: the first and the last
@@ -11,16 +11,15 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from data import UNREADABLE, decode
+from data import decode, find_images
+from evals.attention_film import frame_number
+from evals.masked_images import VOID, read_numbers
 from runtime.commandline import InputError, brief, write_whole
-
-VOID = 255
 
 
 def voc_palette() -> list[int]:
@@ -43,8 +42,15 @@ def voc_palette() -> list[int]:
 PALETTE = voc_palette()
 
 
+VAL = Path("ImageSets", "2017", "val.txt")  # below the folder DAVIS
+Files = list[tuple[Path, Path | None]]  # of one sequence: each frame, and its annotation if any
+
+
 class Video(NamedTuple):
-    """images uint8 (T, 3, H, W), ids uint8 (T, H, W), the frames' names, the masks' palette."""
+    """images uint8 (T, 3, H, W), ids uint8 (T, H, W), the frames' names, the masks' palette.
+
+    ids: (1, H, W) where only the first frame has a mask.
+    """
 
     name: str
     images: Tensor
@@ -53,52 +59,81 @@ class Video(NamedTuple):
     palette: list[int] = PALETTE
 
 
-def davis_files(data_path: str) -> dict[str, list[tuple[Path, Path]]]:
-    """Return the (frame, annotation) files of each sequence in ImageSets/2017/val.txt."""
-    root = Path(data_path)
-    listing = root / "ImageSets" / "2017" / "val.txt"
-    if not listing.is_file():
+def sequence_names(root: Path) -> list[str]:
+    """Return the sequences that ImageSets/2017/val.txt names, else all of JPEGImages/480p."""
+    listing = root / VAL
+    folder = root / "JPEGImages" / "480p"
+    if listing.is_file():
+        names = listing.read_text(errors="replace").split()
+        where = listing
+    elif folder.is_dir():
+        names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        where = folder
+    else:
         raise InputError(
-            f"no {str(listing)!r}: --data_path must be the folder DAVIS, with "
-            "ImageSets/2017/val.txt, JPEGImages/480p and Annotations/480p in it"
+            f"no {str(folder)!r}: --data_path must be the folder DAVIS, with JPEGImages/480p and "
+            "Annotations/480p in it; of a video of your own give --frames and --masks"
         )
-    files = {}
-    for name in listing.read_text(errors="replace").split():
+    if not names:
+        raise InputError(f"{str(where)!r} names no sequence: add one")
+    for name in names:
         if Path(name).name != name or name == "..":  # a folder of this name gets the masks
             raise InputError(
-                f"{str(listing)!r} names {brief(name)!r}, which is no folder's own name: fix it"
+                f"{str(where)!r} names {brief(name)!r}, which is no folder's own name: fix it"
             )
+    return names
+
+
+def davis_files(data_path: str) -> dict[str, Files]:
+    """Return the files of each sequence in DAVIS's layout."""
+    root = Path(data_path)
+    files = {}
+    for name in sequence_names(root):
         folder = root / "JPEGImages" / "480p" / name
         frames = sorted(folder.glob("*.jpg"))
         if len(frames) < 3:
             raise InputError(
                 f"{str(folder)!r} has {len(frames)} frames (*.jpg), and the first and the last are "
-                f"not scored: add some, or take {name!r} out of {str(listing)!r}"
+                "not scored: add some, or take the sequence away"
             )
         annotations = root / "Annotations" / "480p" / name
         files[name] = [(frame, annotations / f"{frame.stem}.png") for frame in frames]
-    if not files:
-        raise InputError(f"{str(listing)!r} names no sequence: write one name a line")
     return files
 
 
-def read_annotation(path: Path) -> tuple[Tensor, list[int]]:
-    """Read an indexed or grey PNG: ids (H, W) uint8, and its palette."""
-    try:
-        with Image.open(path) as image:
-            mode = image.mode
-            ids = np.array(image)
-            palette = image.getpalette() or PALETTE
-    except UNREADABLE as error:
+def plain_files(frame_folder: str, masks: str) -> dict[str, Files]:
+    """Return the files of one video, a folder of frames; its name is the folder's.
+
+    masks: the first frame's mask, or a folder of masks with the frames' names.
+    """
+    folder, mask_path = Path(frame_folder), Path(masks)
+    found = [file for file in find_images(folder) if file.parent == folder and file != mask_path]
+    frames = sorted(found, key=frame_number)
+    if len(frames) < 3:
         raise InputError(
-            f"cannot read the annotation {str(path)!r} ({brief(error)}): take another copy of it"
-        ) from None
-    if mode not in ("P", "L"):
-        raise InputError(
-            f"the annotation {str(path)!r} holds {mode} colours, not object numbers: save it as an "
-            "indexed PNG"
+            f"--frames {frame_folder!r} has {len(frames)} images: give a folder of three or more"
         )
-    return torch.from_numpy(ids), palette
+    by_name = {file.stem: file for file in find_images(mask_path)}
+    if mask_path.is_file():
+        by_name = {frames[0].stem: mask_path}
+    if frames[0].stem not in by_name:
+        raise InputError(
+            f"--masks {masks!r} has no mask of the first frame, {frames[0].name!r}: give its file, "
+            "or a folder with one of this name"
+        )
+    return {folder.resolve().name: [(frame, by_name.get(frame.stem)) for frame in frames]}
+
+
+def read_annotation(path: Path) -> tuple[Tensor, list[int]]:
+    """Read an indexed or grey image: ids (H, W) uint8, and its palette."""
+    ids = read_numbers(path)
+    if ids.max() > VOID:
+        raise InputError(
+            f"the annotation {str(path)!r} has the number {ids.max()}: objects are 1 ... 254"
+        )
+    with Image.open(path) as image:
+        palette = image.getpalette() or PALETTE
+    return ids.byte(), palette
 
 
 def write_annotation(path: Path, ids: Tensor, palette: list[int]) -> None:
@@ -108,18 +143,17 @@ def write_annotation(path: Path, ids: Tensor, palette: list[int]) -> None:
     write_whole(path, image.save)
 
 
-def read_video(name: str, files: list[tuple[Path, Path]]) -> Video:
+def read_video(name: str, files: Files) -> Video:
     """Read one sequence. Raise InputError for sizes that differ, and where there is no object."""
+    annotated = all(annotation is not None for _, annotation in files)
     images, ids = [], []
     for frame, annotation in files:
         images.append(decode(frame))
-        ids.append(read_annotation(annotation)[0])
-        for file, size in ((frame, images[-1].shape[1:]), (annotation, ids[-1].shape)):
-            if size != images[0].shape[1:]:
-                raise InputError(
-                    f"{str(file)!r} is {size[1]} x {size[0]} pixels, but {str(files[0][0])!r} "
-                    f"{images[0].shape[2]} x {images[0].shape[1]}: a sequence must have one size"
-                )
+        require_size(frame, images[-1], images[0], files)
+        if annotated or not ids:
+            ids.append(read_annotation(annotation)[0])
+            require_size(annotation, ids[-1], images[0], files)
+    ids = with_one_object(torch.stack(ids))
     _, first_annotation = files[0]
     if not objects_of(ids[0]):
         raise InputError(
@@ -128,7 +162,29 @@ def read_video(name: str, files: list[tuple[Path, Path]]) -> Video:
         )
     _, palette = read_annotation(first_annotation)
     frames = [frame.stem for frame, _ in files]
-    return Video(name, torch.stack(images), torch.stack(ids), frames, palette)
+    return Video(name, torch.stack(images), ids, frames, palette)
+
+
+def require_size(file: Path, pixels: Tensor, first: Tensor, files: Files) -> None:
+    """Raise InputError unless a file's pixels (..., H, W) are as many as the first frame's."""
+    height, width = pixels.shape[-2:]
+    rows, columns = first.shape[-2:]
+    if (height, width) != (rows, columns):
+        raise InputError(
+            f"{str(file)!r} is {width} x {height} pixels, but {str(files[0][0])!r} "
+            f"{columns} x {rows}: a sequence must have one size"
+        )
+
+
+def with_one_object(ids: Tensor) -> Tensor:
+    """Return the ids (T, H, W), with 1 for the only number of the first mask beside 0.
+
+    DAVIS 2016 marks its object by 255, which is void in DAVIS 2017.
+    """
+    values = ids[0].unique()
+    if len(values) == 2 and values[0] == 0:
+        return (ids == values[1]).byte()
+    return ids
 
 
 def without_void(ids: Tensor) -> Tensor:

@@ -6,9 +6,15 @@ weighted by exp(cosine / 0.1). ViT-S/8 after DINO: J&F 69.9 on DAVIS 2017.
 
     python -m evals.video_segmentation --pretrained_weights runs/mine/checkpoint.pth
     python -m evals.video_segmentation --pretrained dino_vits8 --data_path DAVIS/
+    python -m evals.video_segmentation --pretrained dino_vits8 --frames clip/ --masks first.png
 
---data_path: the folder DAVIS, whose ImageSets/2017/val.txt names the sequences; without it a few
-clips of the embedded creatures. OUT/SEQUENCE/00000.png ... are written, which the official
+--data_path: the folder DAVIS, of 2016 or 2017. ImageSets/2017/val.txt names the sequences; without
+this file they are all that there are. --frames: a folder of frames, with the first frame's mask or
+a folder of masks as --masks; J and F want a mask of every frame. A first mask of two values has one
+object. With neither a few clips of the embedded creatures. Two rivals stand below: the first mask,
+kept, and of at most ten sequences the same network untrained.
+
+OUT/SEQUENCE/00000.png ... are written, which the official
 evaluation reads, and with --overlay OUT/overlay/SEQUENCE/00000.png ... and
 OUT/overlay/SEQUENCE.gif. --eval_size: pixels of the short side, else 480, or the clips' own.
 
@@ -34,9 +40,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from evals.davis import (
+    VAL,
+    Files,
     Video,
     davis_files,
     outline,
+    plain_files,
     read_video,
     scores,
     without_void,
@@ -56,6 +65,7 @@ PAPER = {  # Table 5: J&F, J, F
 }
 MATCHING = (7, 5, 12, 0.1)  # frames, patches, radius and temperature of Table 5
 NAMES = ("J&F-Mean %", "J-Mean %", "F-Mean %")
+FEW = 10  # sequences: a second network on more costs hours
 CLIPS = 3
 CLIP_SIDE = 320
 
@@ -208,14 +218,11 @@ def measure_video_segmentation(flags: Namespace, world: World) -> None:
     if not hasattr(backbone, "get_intermediate_layers"):
         raise InputError(f"{args['arch']} has no patch tokens to match: take a ViT's weights")
 
-    if flags.data_path:
-        files = davis_files(flags.data_path)
-        sequences = list(files)
-        short_side = flags.eval_size or 480
-        untrained = None
-    else:
-        sequences = list(range(CLIPS))
-        short_side = flags.eval_size or CLIP_SIDE
+    files = video_files(flags)
+    sequences = list(files) or list(range(CLIPS))
+    short_side = flags.eval_size or (480 if files else CLIP_SIDE)
+    untrained = None
+    if len(sequences) <= FEW:
         untrained = evaluation.untrained(args, world)
 
     def follow_in(network: nn.Module, video: Video) -> Tensor:
@@ -229,33 +236,57 @@ def measure_video_segmentation(flags: Namespace, world: World) -> None:
     mine = torch.arange(len(sequences)).tensor_split(world.size)[world.rank]
     for index in mine.tolist():  # the processes share the sequences
         name = sequences[index]
-        video = read_video(name, files[name]) if flags.data_path else embedded_clip(name)
+        video = read_video(name, files[name]) if files else embedded_clip(name)
         ids = follow_in(backbone, video)
         write_masks(output, video, ids)
         if flags.overlay:
             write_overlay(output, video, ids)
+        if len(video.ids) < len(video.images):  # only the first frame has a mask
+            continue
         found = [ids, video.ids[:1].expand_as(video.ids)]  # a rival: the first mask, kept
         if untrained is not None:
             found.append(follow_in(untrained, video))
         measured.append(torch.stack([scores(one, video.ids) for one in found], dim=1))
+    if not world.any(len(measured) > 0):
+        if world.is_main:
+            print(f"no J and F, which want a mask of every frame; the masks are in {output}")
+        return
     objects = world.gather_rows(torch.cat(measured) if measured else torch.empty(0))
 
+    source = flags.frames or flags.data_path or "the embedded clips"
     data = (
-        f"{flags.data_path or 'the embedded clips'}: {len(sequences)} sequences, "
-        f"{len(objects)} objects, short side {short_side} pixels"
+        f"{source}: {len(sequences)} sequences, {len(objects)} objects, "
+        f"short side {short_side} pixels"
     )
     paper = {}
     matching = (flags.n_last_frames, flags.topk, radius, flags.temperature)
-    if flags.data_path and short_side == 480 and matching == MATCHING:
+    davis_2017 = flags.data_path and Path(flags.data_path, VAL).is_file()
+    if davis_2017 and short_side == 480 and matching == MATCHING:
         paper = dict(zip(NAMES, PAPER.get((args["arch"], args["patch_size"]), ())))
     small = PAPER["vit_small", 16][0]
     title = f"video object segmentation (Table 5: ViT-S/16 has J&F {small} on DAVIS 2017)"
     evaluation.report(flags, world, title, args, data, score_table(objects), paper)
 
 
+def video_files(flags: Namespace) -> dict[str, Files]:
+    """Return the files of each sequence that the flags mean; none: the embedded clips."""
+    if bool(flags.frames) != bool(flags.masks):
+        raise InputError("--frames and --masks go together: give both")
+    if flags.frames and flags.data_path:
+        raise InputError("--frames and --masks are the data: leave --data_path out")
+    if flags.frames:
+        return plain_files(flags.frames, flags.masks)
+    if flags.data_path:
+        return davis_files(flags.data_path)
+    return {}
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = evaluation.command_line(__doc__, videos=True)
     add = parser.add_argument
+    add("--frames", default="", metavar="FOLDER", help="of one video; goes with --masks")
+    add("--masks", default="", metavar="FILE|FOLDER",
+        help="the first frame's mask, or masks of the frames' names")
     add("--n_last_frames", type=int, default=7,
         help="how many frames give labels, beside the first [7]")
     add("--size_mask_neighborhood", type=int, default=12,

@@ -12,8 +12,8 @@ from PIL import Image
 
 from attention import cls_attention, keep_mass, object_scores
 from data import Images, decode
-from evals import attention_segmentation
-from evals.attention_segmentation import MaskedImages, open_voc, read_pet, read_voc
+from evals import attention_segmentation, masked_images
+from evals.masked_images import MaskedImages, open_pairs, open_voc, read_pair, read_pet, read_voc
 from runtime.creatures import CLASSES, make_creatures
 from training.backbone import build_backbone
 from training.checkpoint import load_backbone
@@ -170,7 +170,7 @@ def test_the_three_columns_of_the_embedded_images(weights, tmp_path, capsys, mon
     """
     drawn = make_creatures(13)
     few = Images(drawn.images, drawn.labels, CLASSES, drawn.masks)
-    monkeypatch.setattr(attention_segmentation, "open_images", lambda: (None, few))
+    monkeypatch.setattr(masked_images, "open_images", lambda: (None, few))
     flags = ["--pretrained_weights", weights, "--eval_size", 64]
     two, three = run(tmp_path, *flags), run(tmp_path, *flags, "--supervised_weights", weights)
     other = run(tmp_path, *flags, "--seed", 1, "--threshold", 0.6)
@@ -206,7 +206,7 @@ def test_other_images_than_voc12_s_have_no_number_of_the_paper(tmp_path, monkeyp
     torch.save(build_backbone("vit_small", 16, 32).state_dict(), tmp_path / "small.pth")
     drawn = make_creatures(3)
     few = Images(drawn.images, drawn.labels, CLASSES, drawn.masks)
-    monkeypatch.setattr(attention_segmentation, "open_images", lambda: (None, few))
+    monkeypatch.setattr(masked_images, "open_images", lambda: (None, few))
     line = run(tmp_path, "--pretrained_weights", tmp_path / "small.pth", "--eval_size", 32)
     assert line["paper"] == {}
 
@@ -226,7 +226,9 @@ def test_bad_input_is_one_line(weights, tmp_path, capsys):
         weights, "--dataset", "oxford_pets", "--data_path", tmp_path / "pets"
     )
     assert "must be laid out as" in said(weights, "--data_path", tmp_path)
-    Image.new("RGB", (53, 31)).save(voc / "SegmentationObject" / "one.png")
+    Image.new("L", (53, 30)).save(voc / "SegmentationObject" / "one.png")
+    assert "as large as their images" in said(weights, "--data_path", voc)
+    Image.new("RGB", (53, 31), "red").save(voc / "SegmentationObject" / "one.png")
     assert "one number a pixel" in said(weights, "--data_path", voc)
     (voc / "SegmentationObject" / "one.png").write_bytes(b"torn")
     assert "one.png" in said(weights, "--data_path", voc)
@@ -236,3 +238,120 @@ def test_bad_input_is_one_line(weights, tmp_path, capsys):
     assert "resnet18 has no attention" in said(tmp_path / "convnet.pth", "--arch", "resnet18")
     torch.save(build_backbone("vit_nano", 16, 48).state_dict(), tmp_path / "other.pth")
     assert "other.pth" in said(weights, "--supervised_weights", tmp_path / "other.pth")
+
+
+def write_pair(folder: Path, name: str, numbers: np.ndarray, ending: str = "png") -> None:
+    """Write an image of 31 x 47 pixels, and these numbers as its mask."""
+    for part in ("images", "masks"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (31, 47, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "images" / f"{name}.jpg")
+    Image.fromarray(numbers).save(folder / "masks" / f"{name}.{ending}", quality=70)
+
+
+def numbers_with(*values: int) -> np.ndarray:
+    """Return a mask (31, 47) of the first value, with a square of each of the others."""
+    numbers = np.full((31, 47), values[0], dtype=np.uint8)
+    for i, value in enumerate(values[1:]):
+        numbers[7:20, 12 * i + 2 : 12 * i + 11] = value
+    return numbers
+
+
+def read_mask(folder: Path, numbers: np.ndarray, ending: str = "png"):
+    """Return the objects and the void of a plain folder's only mask."""
+    write_pair(folder, "one", numbers, ending)
+    pairs = open_pairs(str(folder / "images"), str(folder / "masks"))
+    assert len(pairs) == 1 and pairs.note == ""
+    _, objects, void = pairs[0]
+    return objects, void
+
+
+@pytest.mark.parametrize("values", [(0, 255), (0, 1), (3, 200), (0, 128)])
+def test_a_mask_of_two_values_is_one_object_whatever_they_are(tmp_path, values):
+    numbers = numbers_with(*values)
+    objects, void = read_mask(tmp_path, numbers)
+    assert torch.equal(objects, torch.from_numpy(numbers == values[1]).unsqueeze(0))
+    assert not void.any()
+
+
+def test_more_values_are_objects_and_255_beside_them_is_void(tmp_path):
+    numbers = numbers_with(0, 7, 9, 255)
+    objects, void = read_mask(tmp_path, numbers)
+    assert torch.equal(objects, torch.from_numpy(np.stack([numbers == 7, numbers == 9])))
+    assert torch.equal(void, torch.from_numpy(numbers == 255))
+
+
+def test_a_mask_of_one_value_is_all_ground_or_all_object(tmp_path):
+    assert not read_mask(tmp_path / "ground", numbers_with(0))[0].any()
+    assert read_mask(tmp_path / "object", numbers_with(255))[0].all()
+
+
+def test_a_jpegs_blurred_borders_are_cut_half_way(tmp_path):
+    numbers = numbers_with(0, 255)
+    objects, _ = read_mask(tmp_path, numbers, ending="jpg")
+    assert len(objects) == 1
+    assert torch.equal(objects[0], torch.from_numpy(numbers == 255))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "1", "I;16"])
+def test_a_mask_of_any_mode_is_read_by_its_one_number(tmp_path, mode):
+    numbers = numbers_with(0, 255)
+    write_pair(tmp_path, "one", numbers)
+    file = tmp_path / "masks" / "one.png"
+    Image.fromarray(numbers).convert(mode).save(file)
+    _, objects, _ = read_pair((tmp_path / "images" / "one.jpg", file))
+    assert torch.equal(objects, torch.from_numpy(numbers == 255).unsqueeze(0))
+
+
+def test_plain_folders_are_measured_by_names_with_intervals(weights, tmp_path, capsys):
+    """Two images with masks, one of another size; and what has no partner is counted."""
+    write_pair(tmp_path, "first", numbers_with(0, 255))
+    write_pair(tmp_path, "second", numbers_with(0, 1, 2, 255))
+    write_pair(tmp_path, "lonely image", numbers_with(0, 1))
+    (tmp_path / "masks/lonely image.png").unlink()
+    Image.new("L", (47, 31)).save(tmp_path / "masks" / "lonely mask.png")
+    first = tmp_path / "masks/first.png"
+    flags = ("--images", tmp_path / "images", "--masks", tmp_path / "masks", "--eval_size", 24)
+
+    line = run(tmp_path, "--pretrained_weights", weights, *flags)
+    assert "2 images, 3 objects" in line["data"] and "resized" not in line["data"]
+    said = capsys.readouterr().out
+    assert "left out: 1 images without a mask, 1 masks without an image" in said
+    assert "95 % interval" in said
+    assert line["intervals"].keys() == line["measured"].keys()
+    for row, (low, high) in line["intervals"].items():
+        assert low - 1e-3 <= line["measured"][row] <= high + 1e-3, row
+    assert "AUC, centre prior" in line["measured"] and line["paper"] == {}
+    assert "AUC, prior and all heads: random" in line["measured"]
+
+    with Image.open(first) as mask:
+        larger = mask.resize((2 * 47, 2 * 31), Image.Resampling.NEAREST)
+    larger.save(first)
+    resized = run(tmp_path, "--pretrained_weights", weights, *flags)
+    assert "1 masks resized to their image's size by nearest neighbour" in resized["data"]
+    assert resized["measured"] == pytest.approx(line["measured"], abs=1e-3)
+
+
+def test_bad_folders_are_one_line(weights, tmp_path, capsys):
+    def said(images, masks, *more) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            run(tmp_path, "--pretrained_weights", weights, "--images", images, "--masks", masks,
+                *more)
+        assert stopped.value.code == 2
+        return capsys.readouterr().err.strip().splitlines()[-1]
+
+    write_pair(tmp_path, "one", numbers_with(0, 255))
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    assert "--images and --masks go together" in said(images, "")
+    assert "leave --data_path and --dataset out" in said(images, masks, "--data_path", tmp_path)
+    assert "--masks" in said(images, tmp_path / "nowhere")
+    Image.fromarray(np.arange(31 * 47).reshape(31, 47).astype(np.uint8)).save(masks / "one.png")
+    assert "has 256 shades" in said(images, masks)
+    Image.new("RGB", (47, 31), "red").save(masks / "one.png")
+    assert "holds RGB colours" in said(images, masks)
+    (masks / "one.png").write_bytes(b"torn")
+    assert "one.png" in said(images, masks)
+    (masks / "one.png").rename(masks / "another.png")
+    assert "names must be the same" in said(images, masks)
+    Image.new("L", (47, 31)).save(masks / "another.bmp")
+    assert "has both" in said(images, masks)

@@ -9,10 +9,11 @@ from test_davis import naive_f
 from test_linear import trained
 
 from attention import jaccard, keep_mass, mass_on_object, object_scores
-from evals.attention_segmentation import MaskedImages, mean_scores
+from evals.attention_segmentation import measure_network
 from evals.davis import contour_accuracy, region_similarity
 from evals.image_retrieval import same_class_scores
 from evals.linear import accuracies
+from evals.masked_images import MaskedImages
 from evals.retrieval import average_precisions
 from features import LabelledFeatures, knn_accuracies, top_accuracy
 from runtime.hardware import World
@@ -238,10 +239,12 @@ def test_an_object_without_pixels_does_not_count(monkeypatch):
     void = torch.zeros(16, 16, dtype=torch.bool)
     one = (image, objects[:1], void)
     flags = type("Flags", (), {"num_workers": 0})
-    wanted = mean_scores(network, {}, MaskedImages([one], tuple), 16, [60], flags, HERE)
+    wanted = measure_network(network, {}, MaskedImages([one], tuple), 16, [60], flags, HERE)
     items = [one, (image, objects[1:], void), (image, objects, void)]
-    found = mean_scores(network, {}, MaskedImages(items, tuple), 16, [60], flags, HERE)
-    assert found[0] == pytest.approx(wanted[0]) and found[1:] == (2, 2)
+    found = measure_network(network, {}, MaskedImages(items, tuple), 16, [60], flags, HERE)
+    for name, values in wanted.values.items():
+        assert found.values[name].tolist() == pytest.approx(2 * values.tolist()), name
+    assert (found.images, found.objects) == (2, 2)
 
 
 def test_scores_of_a_constant_map_are_those_of_the_kept_patches():

@@ -4,6 +4,7 @@ to its PNGs.
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from evals import davis as davis_module
 from evals import video_segmentation as evs
 from evals.davis import PALETTE, Video, region_similarity, scores, write_annotation
 from runtime.creatures import DUSK, make_clip
@@ -312,14 +314,96 @@ def test_a_clip_is_drawn_from_its_seed_with_creatures_that_move_over_still_groun
         )
 
 
+def as_in_2016(davis: Path) -> None:
+    """Give an object the number 255 in grey masks, and take the list of sequences away."""
+    (davis / "ImageSets/2017/val.txt").unlink()
+    for file in (davis / "Annotations").rglob("*.png"):
+        ids = np.array(Image.open(file))
+        Image.fromarray(np.where(ids == 3, 255, 0).astype(np.uint8)).save(file)
+
+
+def test_davis_2016_has_one_object_of_255_and_no_list(weights, davis, tmp_path):
+    """As numbers 0 and 1 of DAVIS 2017; both rivals of few sequences are measured."""
+    as_in_2016(davis)
+    line = run(weights, tmp_path, "--data_path", davis, "--eval_size", 64)
+    assert "2 sequences, 2 objects" in line["data"]
+    with Image.open(tmp_path / "out/fish/00000.png") as first:
+        written = np.array(first)
+    with Image.open(davis / "Annotations/480p/fish/00000.png") as first:
+        assert np.array_equal(written, np.array(first) == 255)
+    for file in (davis / "Annotations").rglob("*.png"):
+        ids = np.array(Image.open(file)) // 255
+        Image.fromarray(ids.astype(np.uint8)).save(file)
+    numbered = run(weights, tmp_path, "--data_path", davis, "--eval_size", 64)
+    assert numbered["measured"] == line["measured"]
+    assert "untrained, J&F-Mean %" in line["measured"]
+    assert "first mask kept, J&F-Mean %" in line["measured"]
+
+
+def test_a_plain_folder_with_masks_of_all_frames_is_measured_as_in_davis(weights, davis, tmp_path):
+    """Frames are sorted by their numbers: 9.jpg before 10.jpg."""
+    for part in ("JPEGImages", "Annotations"):
+        for file in sorted((davis / part / "480p/fish").iterdir()):
+            file.rename(file.with_name(f"{7 + int(file.stem)}{file.suffix}"))
+    frames, masks = davis / "JPEGImages/480p/fish", davis / "Annotations/480p/fish"
+    flags = ("--frames", frames, "--masks", masks, "--eval_size", 64)
+    line = run(weights, tmp_path, *flags)
+    assert "1 sequences, 3 objects" in line["data"] and line["paper"] == {}
+    assert (tmp_path / "out/fish/11.png").exists()
+    assert Image.open(tmp_path / "out/overlay/fish.gif").n_frames == 5
+    files = davis_module.plain_files(str(frames), str(masks))
+    video = davis_module.read_video("fish", files["fish"])
+    assert video.frames == ["7", "8", "9", "10", "11"]
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_of_a_first_mask_alone_the_others_are_written_and_nothing_is_measured(
+    weights, davis, tmp_path, capsys, beside
+):
+    """Its file may lie among the frames; nor do some more masks make J and F."""
+    frames, masks = davis / "JPEGImages/480p/fish", davis / "Annotations/480p/fish"
+    files = davis_module.plain_files(str(frames), str(masks))
+    whole = davis_module.read_video("fish", files["fish"])
+    first = masks / "00000.png"
+    if beside:
+        first = first.rename(frames / "first mask.png")
+    else:
+        (masks / "00003.png").unlink()
+        first = masks
+    flags = ("--frames", frames, "--masks", first, "--eval_size", 64)
+    evs.main([
+        str(flag)
+        for flag in (
+            "--pretrained_weights", weights, "--output_dir", tmp_path / "out", "--device", "cpu",
+            "--results", tmp_path / "results.jsonl", *flags,
+        )
+    ])
+    assert "no J and F" in capsys.readouterr().out
+    assert not (tmp_path / "results.jsonl").exists()
+    written = sorted((tmp_path / "out/fish").iterdir())
+    assert [file.name for file in written] == [f"{i:05}.png" for i in range(5)]
+    assert np.array_equal(np.array(Image.open(written[0])), whole.ids[0])
+
+
+def test_a_plain_folder_without_the_first_mask_is_an_error(weights, davis, capsys):
+    frames, masks = davis / "JPEGImages/480p/fish", davis / "Annotations/480p/fish"
+    (masks / "00000.png").unlink()
+    said = error_of(
+        capsys, "--pretrained_weights", weights, "--frames", frames, "--masks", masks,
+        "--device", "cpu",
+    )
+    assert "has no mask of the first frame, '00000.jpg'" in said
+
+
 def spoil(davis: Path, what: str) -> None:
     annotation, frame = (
         davis / "Annotations/480p/fish/00002.png",
         davis / "JPEGImages/480p/fish/00002.jpg",
     )
     match what:
-        case "no list":
-            (davis / "ImageSets/2017/val.txt").unlink()
+        case "no list and no frames":
+            shutil.rmtree(davis / "ImageSets")
+            shutil.rmtree(davis / "JPEGImages")
         case "empty list":
             (davis / "ImageSets/2017/val.txt").write_text("\n \n")
         case "sequence elsewhere":
@@ -331,7 +415,7 @@ def spoil(davis: Path, what: str) -> None:
         case "torn annotation":
             annotation.write_bytes(annotation.read_bytes()[:60])
         case "colours":
-            Image.new("RGB", (70, 50)).save(annotation)
+            Image.new("RGB", (70, 50), "red").save(annotation)
         case "frame's size":
             Image.new("RGB", (70, 51)).save(frame)
         case "annotation's size":
@@ -343,7 +427,7 @@ def spoil(davis: Path, what: str) -> None:
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ("no list", "val.txt"),
+        ("no list and no frames", "JPEGImages/480p"),
         ("empty list", "names no sequence"),
         ("unknown sequence", "whale' has 0 frames"),
         ("sequence elsewhere", "'../480p/fish', which is no folder's own name"),
@@ -371,8 +455,11 @@ def test_bad_files_are_named_with_the_fix(weights, davis, capsys, what, said):
         ("--n_last_frames -1", "--n_last_frames -1"),
         ("--size_mask_neighborhood -1", "--size_mask_neighborhood -1"),
         ("--eval_size -8", "--eval_size -8"),
+        ("--frames clip", "--frames and --masks go together"),
+        ("--frames clip --masks mask.png --data_path davis", "leave --data_path out"),
+        ("--frames nowhere --masks mask.png", "has 0 images"),
         ("--dataset cifar10", "unrecognized arguments: --dataset"),
-        ("--data_path nowhere", "nowhere/ImageSets"),
+        ("--data_path nowhere", "nowhere/JPEGImages"),
     ],
 )
 def test_bad_flags_are_named(weights, capsys, flags, said):

@@ -228,12 +228,30 @@ def data_name(flags: Namespace) -> str:
     return " ".join(names) or "the embedded creatures"
 
 
-def print_table(measured: dict[str, float], paper: dict[str, float]) -> None:
-    """Print each row's number beside the paper's."""
+def print_table(
+    measured: dict[str, float],
+    paper: dict[str, float],
+    intervals: dict[str, tuple[float, float]],
+) -> None:
+    """Print each row's number beside the paper's, and its interval where it has one."""
     width = max(len(row) for row in measured)
-    print(f"{'':{width}}     here   paper")
+    heading = f"{'':{width}}     here   paper"
+    if intervals:
+        heading += "   95 % interval"
+    print(heading)
     for row, value in measured.items():
-        print(f"{row:{width}}  {value:7.2f}  {paper.get(row, '-'):>6}")
+        line = f"{row:{width}}  {value:7.2f}  {paper.get(row, '-'):>6}"
+        if row in intervals:
+            low, high = intervals[row]
+            line += f"   {low:.2f} to {high:.2f}"
+        print(line)
+
+
+def without_nan(value: float) -> float | None:
+    """Return the number as JSON can hold it."""
+    if not math.isfinite(value):
+        return None
+    return round(value, 4)
 
 
 def append_line(path: str, line: dict) -> None:
@@ -256,11 +274,13 @@ def report(
     data: str,
     measured: dict[str, float],
     paper: dict[str, float],
+    intervals: dict[str, tuple[float, float]] | None = None,
 ) -> None:
     """Print what was measured beside the paper's numbers, and append both to --results.
 
     title: the task and its place in the paper. args: the flags that the network was made with.
     data: what was measured on. measured and paper: number by row; the paper's are of other data.
+    intervals: low and high by row.
     """
     if not world.is_main:
         return
@@ -271,18 +291,20 @@ def report(
     if args["patch_size"] > 1:  # 1: a convnet
         network += f", patches of {args['patch_size']}"
     print(f"{title}\n{network}; {data}")
-    print_table(measured, paper)
-    rounded = {}
-    for row, value in measured.items():
-        rounded[row] = round(value, 4) if math.isfinite(value) else None  # JSON has no NaN
-    append_line(flags.results, {
+    intervals = intervals or {}
+    print_table(measured, paper, intervals)
+    line = {
         "table": title,
         "weights": str(flags.pretrained_weights or flags.pretrained),
         "arch": args["arch"],
         "patch_size": args["patch_size"],
         "data": data,
         "paper": paper,
-        "measured": rounded,
+        "measured": {row: without_nan(value) for row, value in measured.items()},
         "flags": {flag: value for flag, value in vars(flags).items() if flag != "results"},
         "time": time.strftime("%Y-%m-%d %H:%M:%S"),
-    })
+    }
+    if intervals:
+        rounded = {row: list(map(without_nan, both)) for row, both in intervals.items()}
+        line["intervals"] = rounded
+    append_line(flags.results, line)

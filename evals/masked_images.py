@@ -1,0 +1,227 @@
+"""Images with masks of their objects (Fig. 4): plain folders, VOC12, Oxford Pets, creatures.
+
+Shapes: O objects, H x W pixels.
+"""
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.functional import pil_to_tensor
+
+from data import UNREADABLE, decode, find_images, open_images, to_rgb
+from runtime.commandline import InputError, brief
+from runtime.hardware import World
+from training.datasets import torchvision_part
+
+JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
+VOID = 255  # a pixel that nobody labelled
+MOST_SHADES = 100  # of a grey mask: more are soft borders
+NUMBERED = ("P", "PA", "I", "I;16")  # Pillow's modes of images that hold numbers, not shades
+
+
+class MaskedImages(Dataset):
+    """Images with their objects: uint8 (3, H, W), objects bool (O, H, W), void bool (H, W).
+
+    read(items[i]) reads image i. note: a line to print about the source.
+    """
+
+    def __init__(
+        self,
+        items: Sequence,
+        read: Callable[..., tuple[Tensor, Tensor, Tensor]],
+        note: str = "",
+    ):
+        self.items = items
+        self.read = read
+        self.note = note
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        try:
+            return self.read(self.items[index])
+        except (OSError, SyntaxError, EOFError) as error:  # torchvision opens its files here
+            raise InputError(
+                f"cannot read image {index} or its mask ({brief(error)}): fix it"
+            ) from None
+
+
+def read_embedded(item: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Read an embedded image and its mask (H, W): one object, and no pixel in doubt."""
+    image, mask = item
+    return image, mask.unsqueeze(0), torch.zeros_like(mask)
+
+
+def read_pet(item: tuple[Image.Image, Image.Image]) -> tuple[Tensor, Tensor, Tensor]:
+    """Read Oxford Pets' image and trimap: 1 the pet, 2 the ground, 3 the border between them."""
+    image, trimap = item
+    numbers = pil_to_tensor(trimap)
+    return pil_to_tensor(to_rgb(image)), numbers == 1, numbers[0] == 3
+
+
+def read_numbers(file: Path) -> Tensor:
+    """Return a mask file's numbers, one a pixel: (H, W) int32.
+
+    Of a palette image its indices, of a grey one its shades. Colours count as grey where all three
+    are equal everywhere, and are refused elsewhere.
+    """
+    try:
+        with Image.open(file) as image:
+            mode = image.mode
+            if mode in ("LA", "PA", "RGBA"):
+                image = image.convert(mode.removesuffix("A"))  # without its transparency
+            numbers = np.array(image).astype(np.int32)
+    except UNREADABLE as error:
+        raise InputError(
+            f"cannot read the mask {str(file)!r} ({brief(error)}): take another copy of it"
+        ) from None
+    numbers = torch.from_numpy(numbers)
+    if numbers.ndim == 3:
+        red = numbers[..., :1]
+        if (numbers != red).any():
+            raise InputError(
+                f"the mask {str(file)!r} holds {mode} colours, not one number a pixel: save it as "
+                "a grey or indexed PNG"
+            )
+        numbers = red.squeeze(-1)
+    if file.suffix.lower() in JPEG:  # it blurs borders: from 0 to 255
+        return (numbers > 127).int()
+    shades = len(numbers.unique())
+    if shades > MOST_SHADES and mode not in NUMBERED:
+        raise InputError(
+            f"the mask {str(file)!r} has {shades} shades, which cannot be numbers of objects: save "
+            "soft borders as two values, such as 0 and 255"
+        )
+    return numbers
+
+
+def numbered_objects(numbers: Tensor) -> Tensor:
+    """Return the mask of every number but 0 and 255: (H, W) -> bool (O, H, W)."""
+    found = [number for number in numbers.unique().tolist() if number not in (0, VOID)]
+    objects = torch.zeros(len(found), *numbers.shape, dtype=torch.bool)
+    for i, number in enumerate(found):
+        objects[i] = numbers == number
+    return objects
+
+
+def read_voc(item: tuple[Path, Path]) -> tuple[Tensor, Tensor, Tensor]:
+    """Read VOC12's image and mask: 0 the ground, 255 void, any other number an object."""
+    image_file, mask_file = item
+    image = decode(image_file)
+    numbers = read_numbers(mask_file)
+    if numbers.shape != image.shape[-2:]:
+        raise InputError(
+            f"the mask {str(mask_file)!r} is {tuple(numbers.shape)}, its image "
+            f"{tuple(image.shape[-2:])}: VOC12's masks are as large as their images"
+        )
+    return image, numbered_objects(numbers), numbers == VOID
+
+
+def read_pair(item: tuple[Path, Path]) -> tuple[Tensor, Tensor, Tensor]:
+    """Read an image and its mask, which may have a size of its own.
+
+    Two values of any kind: the larger is the object. More values: as in VOC12.
+    """
+    image_file, mask_file = item
+    image = decode(image_file)
+    numbers = read_numbers(mask_file)
+    values = numbers.unique()
+    nowhere = torch.zeros_like(numbers, dtype=torch.bool)
+    if len(values) == 1:  # all ground, or all object
+        return image, (numbers > 0).unsqueeze(0), nowhere
+    if len(values) == 2:
+        return image, (numbers == values[1]).unsqueeze(0), nowhere
+    return image, numbered_objects(numbers), numbers == VOID
+
+
+def by_name(folder: str, flag: str) -> dict[str, Path]:
+    """Return the images of a folder by their names below it, without the ending."""
+    root = Path(folder)
+    if not root.is_dir():
+        raise InputError(f"--{flag} {folder!r} is no folder: give a folder of images")
+    files = {}
+    for file in find_images(root):
+        name = file.relative_to(root).with_suffix("").as_posix()
+        if name in files:
+            raise InputError(
+                f"--{flag} {folder!r} has both {files[name].name!r} and {file.name!r}: one of a "
+                "name, please, and the masks in a folder of their own"
+            )
+        files[name] = file
+    return files
+
+
+def open_pairs(image_folder: str, mask_folder: str) -> MaskedImages:
+    """Return the images and masks of the same names; the note counts what has no partner."""
+    images = by_name(image_folder, "images")
+    masks = by_name(mask_folder, "masks")
+    names = sorted(images.keys() & masks.keys())
+    if not names:
+        raise InputError(
+            f"none of the {len(images)} images in {image_folder!r} has its name among the "
+            f"{len(masks)} masks in {mask_folder!r}: names must be the same, such as cat.jpg and "
+            "cat.png"
+        )
+    pairs = [(images[name], masks[name]) for name in names]
+    without_mask = len(images) - len(pairs)
+    without_image = len(masks) - len(pairs)
+    note = ""
+    if without_mask or without_image:
+        note = f"left out: {without_mask} images without a mask, {without_image} masks without "
+        note += "an image"
+    return MaskedImages(pairs, read_pair, note)
+
+
+def open_voc(folder: Path) -> list[tuple[Path, Path]]:
+    """Return the images and masks that VOC12's val.txt names."""
+    listed = folder / "ImageSets" / "Segmentation" / "val.txt"
+    if not listed.is_file():
+        raise InputError(
+            f"no {str(listed)!r}: --data_path must be laid out as VOCdevkit/VOC2012; of other "
+            "folders give --images and --masks"
+        )
+    items = []
+    for name in listed.read_text().split():
+        image = folder / "JPEGImages" / f"{name}.jpg"
+        mask = folder / "SegmentationObject" / f"{name}.png"
+        for path in (image, mask):
+            if not path.is_file():
+                raise InputError(
+                    f"{str(listed)!r} names {name!r}, but there is no {str(path)!r}: add it, or "
+                    "take the name out"
+                )
+        items.append((image, mask))
+    if not items:
+        raise InputError(f"{str(listed)!r} names no images: fill it with names, one a line")
+    return items
+
+
+def open_masked(flags: Namespace, world: World) -> MaskedImages:
+    """Open plain folders, VOC12's layout, Oxford Pets, or the embedded test images."""
+    if bool(flags.images) != bool(flags.masks):
+        raise InputError("--images and --masks go together: give a folder to each")
+    if flags.images and (flags.data_path or flags.dataset):
+        raise InputError("--images and --masks are the data: leave --data_path and --dataset out")
+    if flags.images:
+        return open_pairs(flags.images, flags.masks)
+    if flags.dataset not in ("", "oxford_pets"):
+        raise InputError(
+            f"--dataset {flags.dataset} has no masks: take oxford_pets, or --images and --masks"
+        )
+    if flags.dataset:
+        part = {"split": "test", "target_types": "segmentation"}
+        with world.main_first(flags.download):
+            pets = torchvision_part(
+                "oxford_pets", flags.data_path or "data", flags.download, **part
+            )
+        return MaskedImages(pets, read_pet)
+    if flags.data_path:
+        return MaskedImages(open_voc(Path(flags.data_path)), read_voc)
+    _, test = open_images()
+    return MaskedImages(list(zip(test.source, test.masks)), read_embedded)
