@@ -451,7 +451,7 @@ def check(settings: Settings) -> None:
     for name in ("warmup_epochs", "warmup_teacher_temp_epochs"):
         value = getattr(settings, name)
         if value > settings.epochs:
-            too_long.append(f"--{name} {value}")
+            too_long.append(f"--{name} {value:g}")
             without.append(f"--{name} 0")
     if too_long:
         warmups = " and ".join(too_long)

@@ -83,15 +83,15 @@ def error_of(main, capsys, *flags: str) -> str:
         ("--epochs 0", "--epochs 0 must be at least 1"),
         (
             "--epochs 3 --warmup_epochs 4",
-            "--epochs 3 is shorter than --warmup_epochs 4.0: pass --warmup_epochs 0, or more",
+            "--epochs 3 is shorter than --warmup_epochs 4: pass --warmup_epochs 0, or more",
         ),
         (
             "--epochs 30 --warmup_epochs 1 --warmup_teacher_temp_epochs 31",
-            "--epochs 30 is shorter than --warmup_teacher_temp_epochs 31.0: pass --warmup_teacher",
+            "--epochs 30 is shorter than --warmup_teacher_temp_epochs 31: pass --warmup_teacher",
         ),
         (
             "--preset vits16 --epochs 1",
-            "--epochs 1 is shorter than --warmup_epochs 10.0 and --warmup_teacher_temp_epochs 30: "
+            "--epochs 1 is shorter than --warmup_epochs 10 and --warmup_teacher_temp_epochs 30: "
             "pass --warmup_epochs 0 --warmup_teacher_temp_epochs 0, or more --epochs",
         ),
         (
