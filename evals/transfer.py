@@ -53,7 +53,7 @@ from training import evaluation
 from training.averages import load_averages
 from training.backbone import VITS, build_backbone
 from training.checkpoint import load_strictly, read_checkpoint, save_checkpoint
-from training.run_state import claimed
+from training.run_state import claimed, same_setting
 
 # Table 6, top-1 in %. Of its row "supervised" ImageNet alone is trained from scratch: the other
 # columns are of those weights, fine-tuned
@@ -112,7 +112,6 @@ EMBEDDED = {
 REGULARISED = {"weight_decay": 0.05, "smoothing": 0.1}
 # flags that may change when a stopped training continues; those of other fractions among them
 QUIET = ("output_dir", "results", "fraction", "device", "precision", "num_workers", "download")
-PATHS = ("data_path", "pretrained_weights")  # the same file or folder may be written differently
 
 
 class Classifier(nn.Module):
@@ -350,10 +349,7 @@ def saved_training(path: Path, flags: Namespace, world: World) -> dict | None:
         )
     for name, value in training_flags(flags).items():
         old = saved["transfer"].get(name, value)
-        same = old == value
-        if name in PATHS and old and value:
-            same = Path(old).resolve() == Path(value).resolve()
-        if not same:
+        if not same_setting(name, old, value):
             raise InputError(
                 f"{str(path)!r} was made with --{name} {brief(old)}, not {brief(value)}: choose "
                 "another --output_dir, or the old value"
