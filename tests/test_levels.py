@@ -148,7 +148,7 @@ def test_a_continued_run_keeps_its_levels_whatever_was_added(tmp_path, capsys, m
 
 
 def png_of_16_bits(values: np.ndarray) -> bytes:
-    """A PNG of 16 bits a channel, which Pillow does not write: (H, W, 3 or 4) uint16."""
+    """A PNG of 16 bits a channel, which Pillow does not write: (H, W, 2 to 4) uint16."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         size = len(body).to_bytes(4, "big")
@@ -156,7 +156,7 @@ def png_of_16_bits(values: np.ndarray) -> bytes:
 
     height, width, channels = values.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    colour = {3: 2, 4: 6}[channels]
+    colour = {2: 4, 3: 2, 4: 6}[channels]
     header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
@@ -204,6 +204,25 @@ def test_deep_colours_lie_on_white_where_they_are_transparent(tmp_path):
     values[1, :, 3] = 65535
     seen = data.decode(png_of_16_bits(values))
     assert seen[:, 0].eq(255).all() and seen[:, 1, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_grey_of_any_bits_beside_alpha_reaches_from_black_to_white(bits, tmp_path):
+    """Pillow alone keeps the upper 8 of 16 bits."""
+    highest = 2**bits - 1
+    values = np.random.default_rng(bits).integers(0, highest + 1, (7, 11, 2)).astype(np.uint16)
+    values[0, 0, 0] = highest
+    values[..., 1] = 65535
+    values[3, 5] = [0, 255]  # nearly transparent black
+    (tmp_path / "a.png").write_bytes(png_of_16_bits(values))
+    images, _ = data.open_images(str(tmp_path))
+    seen = images[0][0]
+    assert seen[:, 3, 5].tolist() == [255, 255, 255]
+    expected = values[..., 0] / highest * 255
+    expected[3, 5] = 255
+    for channel in seen:
+        np.testing.assert_allclose(channel.numpy(), expected, atol=0.51)
+    assert images.levels == (0, highest) and len(images.notes) == 1
 
 
 @pytest.mark.parametrize("kind", ["tiff", "png"])
