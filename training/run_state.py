@@ -33,6 +33,7 @@ from training.checkpoint import (
 )
 
 FIX = "the last checkpoint is untouched; continue from it with a lower --lr, or --precision fp32"
+START = "checkpoint0000.pth"  # of a run with --init_from: before its first step
 PATHS = ("data_path", "init_from", "pretrained_weights")  # flags of scripts that continue
 
 
@@ -191,6 +192,8 @@ def save(run: RunState, settings: Settings, world: World, before_save=None) -> N
     if world.is_main:
         output = Path(settings.output_dir)
         write_log(output / "log.txt", run.history)
+        if settings.init_from and run.epoch == 0 and run.images == 0:
+            save_run(output / START, run, settings)
         every = settings.saveckp_freq
         if every and run.epoch and not run.images and run.epoch % every == 0:
             save_run(output / f"checkpoint{run.epoch:04d}.pth", run, settings)
