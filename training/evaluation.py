@@ -229,11 +229,17 @@ def data_name(flags: Namespace) -> str:
 
 
 def print_table(measured: dict[str, float], paper: dict[str, float]) -> None:
-    """Print each row's number beside the paper's."""
+    """Print each row's number beside the paper's; no column where the paper has none."""
     width = max(len(row) for row in measured)
-    print(f"{'':{width}}     here   paper")
+    head = f"{'':{width}}     here"
+    if paper:
+        head += "   paper"
+    print(head)
     for row, value in measured.items():
-        print(f"{row:{width}}  {value:7.2f}  {paper.get(row, '-'):>6}")
+        line = f"{row:{width}}  {value:7.2f}"
+        if paper:
+            line += f"  {paper.get(row, '-'):>6}"
+        print(line)
 
 
 def append_line(path: str, line: dict) -> None:
