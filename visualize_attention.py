@@ -40,7 +40,7 @@ from features import mean_and_std, normalise
 from runtime import hardware
 from runtime.commandline import CommandLine, InputError, bar_style, brief, errors_in_one_line
 from training.checkpoint import load_backbone
-from training.evaluation import fit_to_patches
+from training.evaluation import fit_to_patches, shared_levels
 from training.pretrained import add_weights_flags, weights_path
 
 MOST_IN_A_FIGURE = 20  # images: more make a figure that no program shows
@@ -87,6 +87,8 @@ def attention_command_line(description: str | None) -> CommandLine:
         help="pixels of the short side; default: twice the checkpoint's --eval_size, or 480")
     add("--threshold", type=float,
         help="also draw masks that keep this fraction of the attention, 0 ... 1; the paper: 0.6")
+    add("--levels", type=float, nargs=2, default=(0, 0), metavar=("BLACK", "WHITE"),
+        help="of images of more than 8 bits [the checkpoint's, else found in these images]")
     add("--output_dir", default="attention", help="gets the figure and the files [attention]")
     add("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
     return parser
@@ -282,7 +284,7 @@ def common_colours(
     colours = PrincipalColours()
     for file in tqdm(files, "colours", leave=False, **bar_style()):
         with suppress(InputError):  # reported where the image is drawn
-            image = fit_to_patches(decode(file), image_size, backbone.patch_size)
+            image = fit_to_patches(decode(file, args["levels"]), image_size, backbone.patch_size)
             with enough_memory(image):
                 colours.add(patch_tokens_of(backbone, image, args))
     return colours
@@ -298,7 +300,7 @@ def draw_image(
 ) -> np.ndarray:
     """Write the panels of one image into the folder; return the figure's pixels."""
     patch_size = backbone.patch_size
-    original = decode(file)
+    original = decode(file, args["levels"])
     # an image of any shape keeps its shape, in whole patches
     image = fit_to_patches(original, flags.image_size, patch_size)
     with enough_memory(image):
@@ -326,6 +328,9 @@ def draw_attention(flags: Namespace) -> None:
     """Read one image after the other, look at it, and write its figure and files."""
     backbone, args = load_network(flags)
     files = image_files(flags.image_path)
+    args["levels"], notes = shared_levels(files, flags, args)
+    for note in notes:
+        print(note)
     colours = None
     if flags.pca:
         colours = common_colours(files, backbone, args, flags.image_size)

@@ -250,7 +250,8 @@ def show_masks(
 
     run, output = shown[0], Path(flags.output_dir)
     settings = run.settings
-    train, val = open_images(settings.data_path, settings.dataset, settings.download)
+    source = (settings.data_path, settings.dataset, settings.download)
+    train, val = open_images(*source, levels=settings.levels)
     images = val or train
     some = torch.linspace(0, len(images) - 1, min(8, len(images))).long()
     weights = {

@@ -430,12 +430,15 @@ def paper_number(args: dict, how: str, dataset: str) -> float | None:
 
 def measure_transfer(flags: Namespace, world: World) -> None:
     """Train with each fraction of the labels, and report top-1 and top-5."""
-    start, how = None, "from scratch"
+    start, args, how = None, {}, "from scratch"
     if not flags.from_scratch:
         start, how = evaluation.load_backbone(flags, world), "fine-tuned"
-    train, test, which = evaluation.load_labelled(flags, world)
+        _, args = start
+    train, test, which = evaluation.load_labelled(flags, world, args)
     classes = 1 + int(torch.cat([train.labels, test.labels]).max())
     about = network_flags(flags, start)
+    if train.levels:  # for whoever evaluates the checkpoint
+        about["levels"] = train.levels
     view = evaluation.evaluation_view(flags, about)
 
     for fraction in flags.fraction:  # a file in the way is reported before the first training

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,12 @@ from test_bad_input import TINY, error_of
 from test_data import save
 
 import data
+import eval_knn
 import train
-from training.checkpoint import read_checkpoint
+import visualize_attention
+from evals import attention_film, copy_detection, image_retrieval, linear, transfer
+from runtime.commandline import InputError
+from training.checkpoint import load_backbone, read_checkpoint
 
 
 def ramp(lowest: float, highest: float, dtype, size: int = 64) -> Image.Image:
@@ -259,3 +264,100 @@ def test_a_transparent_colour_of_an_rgb_png_is_white(tmp_path):
     file = save(tmp_path / "a.png", image, transparency=(9, 9, 9))
     seen = data.decode(file)
     assert seen[:, 0, 0].tolist() == [1, 2, 3] and seen[:, 1].eq(255).all()
+
+
+@pytest.fixture(scope="module")
+def xray_network(tmp_path_factory):
+    """The checkpoint of a training on images of 10 bits."""
+    folder = tmp_path_factory.mktemp("xrays")
+    for number in range(4):
+        save(folder / f"xrays/{number}.png", ramp(0, 1000, np.uint16))
+    places = ["--data_path", str(folder / "xrays"), "--output_dir", str(folder)]
+    train.main([*TINY, *places, "--num_workers", "0"])
+    return folder / "checkpoint.pth"
+
+
+def write_brighter(folder: Path) -> Path:
+    """Two classes of five 16-bit images, which the network was not trained on."""
+    for number in range(10):
+        name = f"{'ab'[number % 2]}/{number}.png"
+        save(folder / name, ramp(0, 500 * number + 3000, np.uint16))
+    return folder
+
+
+AS_TRAINED = "these levels are those of the checkpoint's training"
+EVALUATIONS = {
+    "k-NN": (eval_knn.main, "--data_path {0} --nb_knn 3"),
+    "linear": (linear.main, "--data_path {0} --cached --epochs 1 --lr 0.1"),
+    "retrieval": (image_retrieval.main, "--data_path {0}"),
+    "copies": (copy_detection.main, "--data_path {1}"),
+    "transfer": (transfer.main, "--data_path {0} --epochs 1 --warmup_epochs 0 --output_dir {2}"),
+    "attention": (visualize_attention.main, "--image_path {0} --output_dir {2}"),
+    "film": (attention_film.main, "--video {0} --output_dir {2}"),
+}
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_an_evaluation_takes_the_black_and_white_of_the_training(
+    name, xray_network, tmp_path, capsys
+):
+    main, flags = EVALUATIONS[name]
+    bright = write_brighter(tmp_path / "bright")
+    copies = tmp_path / "copydays"
+    for file, number in (("original/000100.png", 3000), ("strong/000101.png", 4000)):
+        save(copies / file, ramp(0, number, np.uint16))
+    command = ["--pretrained_weights", str(xray_network), "--device", "cpu"]
+    if name not in ("attention", "film"):
+        command += ["--num_workers", "0", "--results", str(tmp_path / "results.jsonl")]
+    command += flags.format(bright, copies, tmp_path / "out").split()
+    main(command)
+    said = capsys.readouterr().out
+    assert "--levels 0 1023 are black and white" in said and AS_TRAINED in said
+
+    if name == "transfer":
+        command[-1] += "2"  # else it continues
+    main([*command, "--levels", "0", "9000"])
+    said = capsys.readouterr().out
+    assert "--levels 0 9000 are black and white" in said and AS_TRAINED not in said
+
+
+@pytest.mark.parametrize("name", ["k-NN", "attention"])
+def test_images_of_8_bits_are_evaluated_without_a_word_about_levels(
+    name, xray_network, tmp_path, capsys
+):
+    main, flags = EVALUATIONS[name]
+    for number in range(10):
+        image = Image.new("RGB", (23, 29), (20 * number, 100, 3))
+        save(tmp_path / f"photos/{'ab'[number % 2]}/{number}.png", image)
+    command = ["--pretrained_weights", str(xray_network), "--device", "cpu"]
+    if name == "k-NN":
+        command += ["--num_workers", "0", "--results", str(tmp_path / "results.jsonl")]
+    main([*command, *flags.format(tmp_path / "photos", "", tmp_path / "out").split()])
+    assert "levels" not in capsys.readouterr().out
+
+
+def test_the_attention_of_a_deep_image_is_drawn_in_the_trainings_levels(xray_network, tmp_path):
+    file = save(tmp_path / "a.png", ramp(0, 60000, np.uint16))
+    command = ["--pretrained_weights", str(xray_network), "--image_path", str(file)]
+    visualize_attention.main([*command, "--device", "cpu", "--output_dir", str(tmp_path)])
+    drawn = np.array(Image.open(tmp_path / "img.png"))[..., 0]
+    assert (drawn == 255).mean() > 0.9, "all above 1023 is white"
+
+
+def test_transfer_keeps_its_levels_for_those_who_evaluate_it(xray_network, tmp_path):
+    main, flags = EVALUATIONS["transfer"]
+    bright = write_brighter(tmp_path / "bright")
+    command = ["--from_scratch", "--device", "cpu", "--num_workers", "0"]
+    command += "--arch vit_nano --eval_size 32 --batch_size 4".split()
+    command += ["--results", str(tmp_path / "results.jsonl")]
+    main([*command, *flags.format(bright, "", tmp_path / "out").split()])
+    assert read_checkpoint(tmp_path / "out/checkpoint.pth")["args"]["levels"] == (0, 8191)
+
+
+@pytest.mark.parametrize("levels", [7, (1.0,), ("a", "b")])
+def test_a_checkpoint_whose_levels_are_none_is_refused(levels, xray_network, tmp_path):
+    stored = read_checkpoint(xray_network)
+    stored["args"]["levels"] = levels
+    torch.save(stored, tmp_path / "other.pth")
+    with pytest.raises(InputError, match="as its --levels"):
+        load_backbone(tmp_path / "other.pth")

@@ -7,7 +7,7 @@ import json
 import math
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from runtime.hardware import World
 from runtime.threads import share_cores
 from training.backbone import build_backbone
 from training.checkpoint import load_backbone as read_backbone
+from training.levels import Levels, find_levels
 from training.pretrained import PRETRAINED, add_weights_flags, weights_path
 
 FEW = 20_000  # images: the pixels of more fill the memory, and a second network costs hours
@@ -47,7 +48,7 @@ def command_line(
         add("--download", action="store_true", help="fetch --dataset over the network")
         add("--skip_bad_images", action="store_true", help="leave out what cannot be read")
         add("--levels", type=float, nargs=2, default=(0, 0), metavar=("BLACK", "WHITE"),
-            help="of images of more than 8 bits; give what training had [found in these data]")
+            help="of images of more than 8 bits [the checkpoint's, else found in these data]")
         add("--num_workers", type=int, default=-1,
             help="processes that decode images; -1: one a core, on a CPU one in four cores")
     if batch_size and not videos:
@@ -132,12 +133,44 @@ def readable(flags: Namespace, images: Images) -> Images:
     return images
 
 
-def load_images(flags: Namespace, world: World) -> tuple[Images, Images | None]:
-    """Return the train images, and the test images where the source has them."""
+def wanted_levels(flags: Namespace, args: dict) -> tuple[Levels, list[str]]:
+    """Return black and white of images of more than 8 bits, and a line for where there are some.
+
+    They are those of --levels, else those of the checkpoint's training. 0 and 0: neither has any.
+    args: of the checkpoint.
+    """
+    trained = args.get("levels", (0.0, 0.0))
+    if any(flags.levels) or not any(trained):
+        return flags.levels, []
+    return trained, ["these levels are those of the checkpoint's training: --levels gives others"]
+
+
+def shared_levels(
+    files: Sequence[Path], flags: Namespace, args: dict
+) -> tuple[Levels | None, list[str]]:
+    """Return one black and white for all files of more than 8 bits, and lines that say so.
+
+    None, and no lines, where there are none. args: of the checkpoint.
+    """
+    wanted, line = wanted_levels(flags, args)
+    levels, notes = find_levels(files, wanted)
+    if levels:
+        notes += line
+    return levels, notes
+
+
+def load_images(flags: Namespace, world: World, args: dict) -> tuple[Images, Images | None]:
+    """Return the train images, and the test images where the source has them.
+
+    args: of the checkpoint that is evaluated.
+    """
     source = (flags.data_path, flags.dataset, flags.download)
+    levels, line = wanted_levels(flags, args)
     with world.main_first(flags.download):
-        train, test = open_images(*source, levels=flags.levels)
+        train, test = open_images(*source, levels=levels)
     notes = train.notes
+    if train.levels:
+        notes += line
     found = len(train) + (len(test) if test else 0)
     train = readable(flags, train)
     left = len(train)
@@ -152,9 +185,12 @@ def load_images(flags: Namespace, world: World) -> tuple[Images, Images | None]:
     return train, test
 
 
-def load_labelled(flags: Namespace, world: World) -> tuple[Images, Images, str]:
-    """Return labelled train and test images, and which the test images are."""
-    return split_labelled(flags, *load_images(flags, world))
+def load_labelled(flags: Namespace, world: World, args: dict) -> tuple[Images, Images, str]:
+    """Return labelled train and test images, and which the test images are.
+
+    args: of the checkpoint that is evaluated.
+    """
+    return split_labelled(flags, *load_images(flags, world, args))
 
 
 def split_labelled(

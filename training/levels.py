@@ -147,8 +147,9 @@ def find_levels(files: Sequence[Path], wanted: Levels) -> tuple[Levels | None, l
     others floats, since no pair of levels fits both.
     """
     given = any(wanted)
-    if given and wanted[0] == wanted[1]:
-        raise InputError(f"--levels {wanted[0]:g} {wanted[1]:g} must be two values")
+    distance = abs(wanted[1] - wanted[0])
+    if given and not 0 < distance < math.inf:  # NaN too
+        raise InputError(f"--levels {wanted[0]:g} {wanted[1]:g} must be two values, both finite")
     step = max(1, math.ceil(len(files) / SAMPLE))
     with ThreadPoolExecutor() as pool:
         looks = list(pool.map(look_at_file, files[::step]))
