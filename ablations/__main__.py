@@ -319,6 +319,8 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         raise InputError(
             f"--nproc_per_node {flags.nproc_per_node} must be at least 1 and at most 1024"
         )
+    if min(flags.seeds) < 0:
+        raise InputError(f"--seeds {min(flags.seeds)} must be at least 0")
     if len(set(flags.seeds)) < len(flags.seeds):
         seeds = " ".join(map(str, flags.seeds))
         raise InputError(f"--seeds {seeds} has one twice, the same run: leave it out")

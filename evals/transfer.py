@@ -400,7 +400,8 @@ def check(flags: Namespace) -> None:
     require("smoothing", 0 <= flags.smoothing < 1, "at least 0 and below 1, such as 0.1")
     require("erasing", 0 <= flags.erasing <= 1, "at least 0 and at most 1, such as 0.25")
     require("batch_size", flags.batch_size >= 2, "at least 2: mixup mixes two images")
-    sizes = ("train_size", "patch_size", "num_heads", "init_std")
+    require("train_size", 0 <= flags.train_size <= 4096, "at least 0 and at most 4096")
+    sizes = ("patch_size", "num_heads", "init_std")
     for flag in (*sizes, "weight_decay", "mixup", "cutmix", "classifier_std"):
         require(flag, getattr(flags, flag) >= 0, "at least 0")
     if flags.precision == "fp16":

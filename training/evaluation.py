@@ -78,9 +78,13 @@ def start(flags: Namespace) -> Iterator[World]:
             values = value if isinstance(value, list) else [value]
             numbers = [number for number in values if isinstance(number, float)]
             require(flags, flag, all(map(math.isfinite, numbers)), "finite: take a usual number")
-        require(flags, "eval_size", flags.eval_size >= 0, "at least 1 pixel, such as 224")
+        usual = 0 <= flags.eval_size <= MOST_PIXELS**0.5
+        require(flags, "eval_size", usual, "at least 1 pixel and at most 4096, such as 224")
+        if hasattr(flags, "seed"):
+            require(flags, "seed", flags.seed >= 0, "at least 0")
         if hasattr(flags, "batch_size"):
-            require(flags, "batch_size", flags.batch_size >= 1, "at least 1, such as 64")
+            usual = 1 <= flags.batch_size <= 2**20
+            require(flags, "batch_size", usual, f"at least 1, such as 64, and at most {2**20}")
         if hasattr(flags, "num_workers"):
             in_range = -1 <= flags.num_workers <= 1024
             require(flags, "num_workers", in_range, "at least 0 and at most 1024, or -1 to choose")
