@@ -292,8 +292,8 @@ EVALUATIONS = {
     "retrieval": (image_retrieval.main, "--data_path {0}"),
     "copies": (copy_detection.main, "--data_path {1}"),
     "transfer": (transfer.main, "--data_path {0} --epochs 1 --warmup_epochs 0 --output_dir {2}"),
-    "attention": (visualize_attention.main, "--image_path {0} --output_dir {2}"),
-    "film": (attention_film.main, "--video {0} --output_dir {2}"),
+    "attention": (visualize_attention.main, "--image_path {1}/original --output_dir {2}"),
+    "film": (attention_film.main, "--video {1}/original --output_dir {2}"),
 }
 
 
@@ -329,10 +329,11 @@ def test_images_of_8_bits_are_evaluated_without_a_word_about_levels(
     for number in range(10):
         image = Image.new("RGB", (23, 29), (20 * number, 100, 3))
         save(tmp_path / f"photos/{'ab'[number % 2]}/{number}.png", image)
+    save(tmp_path / "one/original/0.png", image)
     command = ["--pretrained_weights", str(xray_network), "--device", "cpu"]
     if name == "k-NN":
         command += ["--num_workers", "0", "--results", str(tmp_path / "results.jsonl")]
-    main([*command, *flags.format(tmp_path / "photos", "", tmp_path / "out").split()])
+    main([*command, *flags.format(tmp_path / "photos", tmp_path / "one", tmp_path / "out").split()])
     assert "levels" not in capsys.readouterr().out
 
 
