@@ -182,6 +182,10 @@ def open_folder(
                     f"{str(folder)!r} has the class folder {name!r}, which the train part lacks: "
                     "the class folders of both must have the same names"
                 )
+        missing = [name for name in train_classes if name not in classes]
+        if missing:
+            some = f"{len(missing)} of the {len(train_classes)} classes"
+            notes.append(f"no test images of {some} in {folder}: {listed(missing)}")
         classes = list(train_classes)
     number = {name: label for label, name in enumerate(classes)}
     labels = [number[file.parts[depth]] for file in below]

@@ -73,7 +73,7 @@ def measure_knn(flags: Namespace, world: World) -> None:
     evaluation.require(flags, "temperature", flags.temperature > 0, "above 0, such as 0.07")
 
     backbone, args = evaluation.load_backbone(flags, world)
-    images = evaluation.load_images(flags, world)
+    images = evaluation.load_images(flags, world, args)
     only_features = bool(flags.dump_features) and knn_split(*images) is None
     if only_features:
         train, test = without_labels(*images)

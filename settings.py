@@ -187,8 +187,8 @@ class Settings:
     )
 
     # -- crops
-    global_crops_size: int = setting(224, "pixels", at_least=1, fixed=True)
-    local_crops_size: int = setting(96, "pixels", at_least=1)
+    global_crops_size: int = setting(224, "pixels", at_least=1, at_most=4096, fixed=True)
+    local_crops_size: int = setting(96, "pixels", at_least=1, at_most=4096)
     global_crops_scale: tuple[float, float] = setting(
         (0.4, 1.0), "fractions of the image's area; without locals use 0.14 1", above=0, at_most=1
     )
@@ -267,7 +267,9 @@ class Settings:
     knn_images: int = setting(
         5000, "at most so many train images and as many test images for k-NN", at_least=1
     )
-    eval_size: int = setting(224, "pixels of the evaluation's centre crop", at_least=1)
+    eval_size: int = setting(
+        224, "pixels of the evaluation's centre crop", at_least=1, at_most=4096
+    )
     eval_crop: float = setting(
         0.875, "its fraction of the resized image's side", above=0, at_most=1
     )
@@ -451,7 +453,7 @@ def check(settings: Settings) -> None:
     for name in ("warmup_epochs", "warmup_teacher_temp_epochs"):
         value = getattr(settings, name)
         if value > settings.epochs:
-            too_long.append(f"--{name} {value}")
+            too_long.append(f"--{name} {value:g}")
             without.append(f"--{name} 0")
     if too_long:
         warmups = " and ".join(too_long)

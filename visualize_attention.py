@@ -43,7 +43,7 @@ from runtime import hardware
 from runtime.commandline import CommandLine, InputError, bar_style, brief, errors_in_one_line
 from runtime.panels import Panel, earlier_files, figure_pixels, remove, write_panels
 from training.checkpoint import load_backbone
-from training.evaluation import fit_to_patches
+from training.evaluation import fit_to_patches, shared_levels
 from training.pretrained import add_weights_flags, weights_path
 
 MOST_IN_A_FIGURE = 20  # images: more make a figure that no program shows
@@ -59,6 +59,8 @@ def attention_command_line(description: str | None) -> CommandLine:
         help="pixels of the short side; default: twice the checkpoint's --eval_size, or 480")
     add("--threshold", type=float,
         help="also draw masks that keep this fraction of the attention, 0 ... 1; the paper: 0.6")
+    add("--levels", type=float, nargs=2, default=(0, 0), metavar=("BLACK", "WHITE"),
+        help="of images of more than 8 bits [the checkpoint's, else found in these images]")
     add("--output_dir", default="attention", help="gets the figure and the files [attention]")
     add("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"))
     return parser
@@ -269,7 +271,7 @@ def common_colours(
     colours = PrincipalColours()
     for file in tqdm(files, "colours", leave=False, **bar_style()):
         with suppress(InputError):  # reported where the image is drawn
-            image = fit_to_patches(decode(file), image_size, backbone.patch_size)
+            image = fit_to_patches(decode(file, args["levels"]), image_size, backbone.patch_size)
             with enough_memory(image):
                 colours.add(patch_tokens_of(backbone, image, args))
     return colours
@@ -284,7 +286,7 @@ def look_at(
 ) -> tuple[list[Panel], np.ndarray]:
     """Read an image, and return its panels and its figure's pixels."""
     patch_size = backbone.patch_size
-    original = decode(file)
+    original = decode(file, args["levels"])
     # an image of any shape keeps its shape, in whole patches
     image = fit_to_patches(original, flags.image_size, patch_size)
     with enough_memory(image):
@@ -386,7 +388,7 @@ def draw_queries(
     patch_size = backbone.patch_size
     in_figure = []
     for number, (file, folder) in enumerate(images):
-        image = fit_to_patches(decode(file), flags.image_size, patch_size)
+        image = fit_to_patches(decode(file, args["levels"]), flags.image_size, patch_size)
         panels = []
         with enough_memory(image):
             tokens = patch_tokens_of(backbone, image, args)
@@ -418,6 +420,9 @@ def draw_attention(flags: Namespace) -> None:
     files = image_files(flags.image_path)
     output = Path(flags.output_dir)
     earlier = earlier_files(output, ("{}.png", "[0-9]*-*/{}.png"), files)
+    args["levels"], notes = shared_levels(files, flags, args)
+    for note in notes:
+        print(note)
     colours = None
     if flags.pca:
         colours = common_colours(files, backbone, args, flags.image_size)

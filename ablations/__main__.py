@@ -250,7 +250,8 @@ def show_masks(
 
     run, output = shown[0], Path(flags.output_dir)
     settings = run.settings
-    train, val = open_images(settings.data_path, settings.dataset, settings.download)
+    source = (settings.data_path, settings.dataset, settings.download)
+    train, val = open_images(*source, levels=settings.levels)
     images = val or train
     some = torch.linspace(0, len(images) - 1, min(8, len(images))).long()
     weights = {
@@ -318,6 +319,8 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         raise InputError(
             f"--nproc_per_node {flags.nproc_per_node} must be at least 1 and at most 1024"
         )
+    if min(flags.seeds) < 0:
+        raise InputError(f"--seeds {min(flags.seeds)} must be at least 0")
     if len(set(flags.seeds)) < len(flags.seeds):
         seeds = " ".join(map(str, flags.seeds))
         raise InputError(f"--seeds {seeds} has one twice, the same run: leave it out")

@@ -79,9 +79,8 @@ def store(images: Images, side: int, device: torch.device) -> Stored:
 
 def load(settings: RecordSettings, device: torch.device) -> tuple[Stored, Stored]:
     """Return train and test images; raises InputError where they have no labels."""
-    train_images, val_images = open_images(
-        settings.data_path, settings.dataset, settings.download
-    )
+    source = (settings.data_path, settings.dataset, settings.download)
+    train_images, val_images = open_images(*source, levels=settings.levels)
     split = knn_split(train_images, val_images)
     if split is None:
         refuse(settings, "data_path", "has no labels for k-NN: put the images in class folders")

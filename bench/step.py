@@ -153,8 +153,10 @@ def step_settings(flags: argparse.Namespace) -> Settings:
         value = getattr(flags, name)
         if not value >= least:  # NaN too
             raise InputError(f"--{name} {value} must be at least {least}")
-    if flags.threads > 1024:
-        raise InputError(f"--threads {flags.threads} must be at most 1024")
+    for name, most in (("batch_size", 2**16), ("threads", 1024)):
+        value = getattr(flags, name)
+        if value > most:
+            raise InputError(f"--{name} {value} must be at most {most}")
     if flags.profile and flags.json:
         raise InputError("--profile prints a table, which is no JSON: leave out one of the two")
     if flags.precision == "fp16":

@@ -30,7 +30,8 @@ from tqdm import tqdm
 from data import EXTENSIONS, UNREADABLE, decode, find_images, to_rgb
 from runtime.commandline import InputError, bar_style, brief, errors_in_one_line
 from runtime.panels import Panel, draw_figure, earlier_files, remove, write_panel
-from training.evaluation import fit_to_patches
+from training.evaluation import fit_to_patches, shared_levels
+from training.levels import Levels
 from visualize_attention import (
     attention_command_line,
     attention_of,
@@ -46,21 +47,31 @@ def frame_number(file: Path) -> list[int | str]:
     return [int(part) if part.isdecimal() else part for part in parts]
 
 
-def film_frames(path: Path) -> Iterator[Tensor]:
-    """Yield the frames of a folder, an animated image or a video file: uint8 (3, H, W) each."""
+def frame_files(path: Path) -> list[Path]:
+    """Return the files of a film: its frames in a folder, or itself."""
+    if not path.is_dir():
+        return [path]
+    files = sorted(find_images(path), key=frame_number)
+    if not files:
+        raise InputError(f"no images in {str(path)!r}: --video takes a folder of frames")
+    return files
+
+
+def film_frames(path: Path, levels: Levels | None = None) -> Iterator[Tensor]:
+    """Yield the frames of a folder, an animated image or a video file: uint8 (3, H, W) each.
+
+    levels: black and white of frames of more than 8 bits.
+    """
     if path.is_dir():
-        files = sorted(find_images(path), key=frame_number)
-        if not files:
-            raise InputError(f"no images in {str(path)!r}: --video takes a folder of frames")
-        for file in files:
-            yield decode(file)
+        for file in frame_files(path):
+            yield decode(file, levels)
     elif not path.is_file():
         raise InputError(f"no film at {str(path)!r}: check the path")
     elif path.suffix.lower() in EXTENSIONS:
         try:
             with Image.open(path) as image:
                 for frame in ImageSequence.Iterator(image):
-                    yield pil_to_tensor(to_rgb(frame.copy()))
+                    yield pil_to_tensor(to_rgb(frame.copy(), levels))
         except UNREADABLE as error:
             raise InputError(
                 f"cannot read the film {str(path)!r} ({brief(error)}): fix it, or take another"
@@ -123,7 +134,10 @@ def draw_film(flags: Namespace) -> None:
     writer, path = animation_writer(output / "attention", flags.fps)
     unfinished = path.with_name(f".part{path.suffix}")
     figure = None
-    frames = tqdm(film_frames(video), "frames", leave=False, **bar_style())
+    levels, notes = shared_levels(frame_files(video), flags, args)
+    for note in notes:
+        print(note)
+    frames = tqdm(film_frames(video, levels), "frames", leave=False, **bar_style())
     for number, frame in enumerate(frames):
         image = fit_to_patches(frame, flags.image_size, backbone.patch_size)
         with enough_memory(image):

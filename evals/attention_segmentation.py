@@ -178,10 +178,11 @@ def measure_segmentation(flags: Namespace, world: World) -> None:
             "--skip_bad_images does not go with masks: fix the images, or take them away"
         )
     columns = load_networks(flags, world)
-    images = open_masked(flags, world)
-    if images.note and world.is_main:
-        print(images.note)
     _, args = columns["DINO"]
+    images = open_masked(flags, world, args)
+    if world.is_main:
+        for note in images.notes:
+            print(note)
     embedded = not (flags.data_path or flags.dataset or flags.images)
     size = flags.eval_size or 480
     if embedded and not flags.eval_size:

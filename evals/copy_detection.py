@@ -228,29 +228,39 @@ def open_copydays(folder: Path) -> tuple[Images, dict[str, Images]]:
     return Images(originals, range(len(originals))), blocks
 
 
-def open_copies(flags: Namespace, world: World) -> Copies:
-    """Open Copydays' layout and the folders that the flags name, or make copies in memory."""
+def open_copies(flags: Namespace, world: World, args: dict) -> Copies:
+    """Open Copydays' layout and the folders that the flags name, or make copies in memory.
+
+    args: of the checkpoint that is evaluated.
+    """
     if flags.dataset or not flags.data_path:
         if flags.distractors or flags.whiten:
             raise InputError(
                 "--distractors and --whiten go with a --data_path in Copydays' layout: give one"
             )
-        train, test = evaluation.load_images(flags, world)
+        train, test = evaluation.load_images(flags, world, args)
         if test is None:
             raise InputError(f"--dataset {flags.dataset} has no test part to copy: take another")
         return made_copies(train, test)
 
-    def open_readable(path: str) -> Images | None:
-        return evaluation.readable(flags, open_folder(Path(path))) if path else None
-
     originals, blocks = open_copydays(Path(flags.data_path))
-    blocks = {name: evaluation.readable(flags, block) for name, block in blocks.items()}
-    return Copies(
-        evaluation.readable(flags, originals),
-        blocks,
-        open_readable(flags.distractors),
-        open_readable(flags.whiten),
-    )
+    distractors = open_folder(Path(flags.distractors)) if flags.distractors else None
+    whitening = open_folder(Path(flags.whiten)) if flags.whiten else None
+    parts = [originals, *blocks.values()]
+    parts += [part for part in (distractors, whitening) if part is not None]
+    files = [file for part in parts for file in part.source]
+    levels, notes = evaluation.shared_levels(files, flags, args)
+    for part in parts:
+        part.levels = levels
+    if world.is_main:
+        for note in notes:
+            print(note)
+
+    def readable(part: Images | None) -> Images | None:
+        return None if part is None else evaluation.readable(flags, part)
+
+    blocks = {name: readable(block) for name, block in blocks.items()}
+    return Copies(readable(originals), blocks, readable(distractors), readable(whitening))
 
 
 def find_copies(
@@ -297,7 +307,7 @@ def measure_copy_detection(flags: Namespace, world: World) -> None:
     backbone, args = evaluation.load_backbone(flags, world)
     if not isinstance(backbone, (VisionTransformer, ResNet)):
         raise InputError(f"{args['arch']} has no patch tokens: take a ViT's or a ResNet's weights")
-    copies = open_copies(flags, world)
+    copies = open_copies(flags, world, args)
     made = bool(flags.dataset) or not flags.data_path
     view = evaluation.evaluation_view(flags, args | {"eval_crop": 1}, SquareView)
     loading = evaluation.loading(flags, world)

@@ -303,7 +303,7 @@ def measure_same_class(
 
     They are of the network and, for few images, of what it has to beat.
     """
-    train, test = evaluation.load_images(flags, world)
+    train, test = evaluation.load_images(flags, world, args)
     images = train
     if test is not None and test.labels is not None:
         images = test

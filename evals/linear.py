@@ -325,7 +325,7 @@ def measure_linear(flags: Namespace, world: World) -> None:
     arch = args["arch"]
     read = blocks_to_read(flags, backbone, arch)
     view = evaluation.evaluation_view(flags, args)
-    train, test, which = evaluation.load_labelled(flags, world)
+    train, test, which = evaluation.load_labelled(flags, world, args)
     train = train.subset(common.balanced_fraction(train.labels, flags.fraction, flags.seed))
     classes = 1 + int(torch.cat([train.labels, test.labels]).max())
     batches = common.epoch_batches(train, flags, world)

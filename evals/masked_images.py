@@ -4,6 +4,7 @@ Shapes: O objects, H x W pixels.
 """
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from torchvision.transforms.functional import pil_to_tensor
 from data import UNREADABLE, decode, find_images, open_images, to_rgb
 from runtime.commandline import InputError, brief
 from runtime.hardware import World
+from training import evaluation
 from training.datasets import torchvision_part
+from training.levels import Levels
 
 JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
 VOID = 255  # a pixel that nobody labelled
@@ -27,18 +30,18 @@ NUMBERED = ("P", "PA", "I", "I;16")  # Pillow's modes of images that hold number
 class MaskedImages(Dataset):
     """Images with their objects: uint8 (3, H, W), objects bool (O, H, W), void bool (H, W).
 
-    read(items[i]) reads image i. note: a line to print about the source.
+    read(items[i]) reads image i. notes: lines to print about the source.
     """
 
     def __init__(
         self,
         items: Sequence,
         read: Callable[..., tuple[Tensor, Tensor, Tensor]],
-        note: str = "",
+        notes: Sequence[str] = (),
     ):
         self.items = items
         self.read = read
-        self.note = note
+        self.notes = notes
 
     def __len__(self) -> int:
         return len(self.items)
@@ -123,13 +126,16 @@ def read_voc(item: tuple[Path, Path]) -> tuple[Tensor, Tensor, Tensor]:
     return image, numbered_objects(numbers), numbers == VOID
 
 
-def read_pair(item: tuple[Path, Path]) -> tuple[Tensor, Tensor, Tensor]:
+def read_pair(
+    item: tuple[Path, Path], levels: Levels | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Read an image and its mask, which may have a size of its own.
 
     Two values of any kind: the larger is the object. More values: as in VOC12.
+    levels: of images of more than 8 bits, as data.decode takes them.
     """
     image_file, mask_file = item
-    image = decode(image_file)
+    image = decode(image_file, levels)
     numbers = read_numbers(mask_file)
     values = numbers.unique()
     nowhere = torch.zeros_like(numbers, dtype=torch.bool)
@@ -157,8 +163,12 @@ def by_name(folder: str, flag: str) -> dict[str, Path]:
     return files
 
 
-def open_pairs(image_folder: str, mask_folder: str) -> MaskedImages:
-    """Return the images and masks of the same names; the note counts what has no partner."""
+def open_pairs(flags: Namespace, args: dict) -> MaskedImages:
+    """Return the images and masks of the same names; a note counts what has no partner.
+
+    args: of the checkpoint.
+    """
+    image_folder, mask_folder = flags.images, flags.masks
     images = by_name(image_folder, "images")
     masks = by_name(mask_folder, "masks")
     names = sorted(images.keys() & masks.keys())
@@ -171,11 +181,11 @@ def open_pairs(image_folder: str, mask_folder: str) -> MaskedImages:
     pairs = [(images[name], masks[name]) for name in names]
     without_mask = len(images) - len(pairs)
     without_image = len(masks) - len(pairs)
-    note = ""
+    levels, notes = evaluation.shared_levels([image for image, _ in pairs], flags, args)
     if without_mask or without_image:
-        note = f"left out: {without_mask} images without a mask, {without_image} masks without "
-        note += "an image"
-    return MaskedImages(pairs, read_pair, note)
+        left_out = f"{without_mask} images without a mask, {without_image} masks without an image"
+        notes.append(f"left out: {left_out}")
+    return MaskedImages(pairs, partial(read_pair, levels=levels), notes)
 
 
 def open_voc(folder: Path) -> list[tuple[Path, Path]]:
@@ -202,14 +212,17 @@ def open_voc(folder: Path) -> list[tuple[Path, Path]]:
     return items
 
 
-def open_masked(flags: Namespace, world: World) -> MaskedImages:
-    """Open plain folders, VOC12's layout, Oxford Pets, or the embedded test images."""
+def open_masked(flags: Namespace, world: World, args: dict) -> MaskedImages:
+    """Open plain folders, VOC12's layout, Oxford Pets, or the embedded test images.
+
+    args: of the checkpoint.
+    """
     if bool(flags.images) != bool(flags.masks):
         raise InputError("--images and --masks go together: give a folder to each")
     if flags.images and (flags.data_path or flags.dataset):
         raise InputError("--images and --masks are the data: leave --data_path and --dataset out")
     if flags.images:
-        return open_pairs(flags.images, flags.masks)
+        return open_pairs(flags, args)
     if flags.dataset not in ("", "oxford_pets"):
         raise InputError(
             f"--dataset {flags.dataset} has no masks: take oxford_pets, or --images and --masks"

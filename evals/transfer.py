@@ -53,7 +53,7 @@ from training import evaluation
 from training.averages import load_averages
 from training.backbone import VITS, build_backbone
 from training.checkpoint import load_strictly, read_checkpoint, save_checkpoint
-from training.run_state import claimed
+from training.run_state import claimed, same_setting
 
 # Table 6, top-1 in %. Of its row "supervised" ImageNet alone is trained from scratch: the other
 # columns are of those weights, fine-tuned
@@ -112,7 +112,6 @@ EMBEDDED = {
 REGULARISED = {"weight_decay": 0.05, "smoothing": 0.1}
 # flags that may change when a stopped training continues; those of other fractions among them
 QUIET = ("output_dir", "results", "fraction", "device", "precision", "num_workers", "download")
-PATHS = ("data_path", "pretrained_weights")  # the same file or folder may be written differently
 
 
 class Classifier(nn.Module):
@@ -350,10 +349,7 @@ def saved_training(path: Path, flags: Namespace, world: World) -> dict | None:
         )
     for name, value in training_flags(flags).items():
         old = saved["transfer"].get(name, value)
-        same = old == value
-        if name in PATHS and old and value:
-            same = Path(old).resolve() == Path(value).resolve()
-        if not same:
+        if not same_setting(name, old, value):
             raise InputError(
                 f"{str(path)!r} was made with --{name} {brief(old)}, not {brief(value)}: choose "
                 "another --output_dir, or the old value"
@@ -404,7 +400,8 @@ def check(flags: Namespace) -> None:
     require("smoothing", 0 <= flags.smoothing < 1, "at least 0 and below 1, such as 0.1")
     require("erasing", 0 <= flags.erasing <= 1, "at least 0 and at most 1, such as 0.25")
     require("batch_size", flags.batch_size >= 2, "at least 2: mixup mixes two images")
-    sizes = ("train_size", "patch_size", "num_heads", "init_std")
+    require("train_size", 0 <= flags.train_size <= 4096, "at least 0 and at most 4096")
+    sizes = ("patch_size", "num_heads", "init_std")
     for flag in (*sizes, "weight_decay", "mixup", "cutmix", "classifier_std"):
         require(flag, getattr(flags, flag) >= 0, "at least 0")
     if flags.precision == "fp16":
@@ -434,12 +431,15 @@ def paper_number(args: dict, how: str, dataset: str) -> float | None:
 
 def measure_transfer(flags: Namespace, world: World) -> None:
     """Train with each fraction of the labels, and report top-1 and top-5."""
-    start, how = None, "from scratch"
+    start, args, how = None, {}, "from scratch"
     if not flags.from_scratch:
         start, how = evaluation.load_backbone(flags, world), "fine-tuned"
-    train, test, which = evaluation.load_labelled(flags, world)
+        _, args = start
+    train, test, which = evaluation.load_labelled(flags, world, args)
     classes = 1 + int(torch.cat([train.labels, test.labels]).max())
     about = network_flags(flags, start)
+    if train.levels:  # for whoever evaluates the checkpoint
+        about["levels"] = train.levels
     view = evaluation.evaluation_view(flags, about)
 
     for fraction in flags.fraction:  # a file in the way is reported before the first training

@@ -46,9 +46,12 @@ def load_tsne() -> type:
     return TSNE
 
 
-def labelled_images(flags: Namespace, world: World) -> Images:
-    """Return the test images if they have labels, else the train images; only labelled ones."""
-    train, test = evaluation.load_images(flags, world)
+def labelled_images(flags: Namespace, world: World, args: dict) -> Images:
+    """Return the test images if they have labels, else the train images; only labelled ones.
+
+    args: of the checkpoint.
+    """
+    train, test = evaluation.load_images(flags, world, args)
     images = train
     if test is not None and test.labels is not None:
         images = test
@@ -121,7 +124,7 @@ def draw_tsne(flags: Namespace, world: World) -> None:
     evaluation.require(flags, "most", flags.most >= 4, "at least 4, such as 1000")
     tsne = load_tsne()
     backbone, args = evaluation.load_backbone(flags, world)
-    images = labelled_images(flags, world)
+    images = labelled_images(flags, world, args)
     by_class = len(images.labels.unique()) > MANY_CLASSES
     if not by_class:
         images = at_most(images, flags.most)

@@ -3,6 +3,7 @@ nowhere.
 """
 
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -257,11 +258,17 @@ def numbers_with(*values: int) -> np.ndarray:
     return numbers
 
 
+def pair_flags(folder: Path) -> Namespace:
+    """Return the flags of a folder that write_pair wrote."""
+    folders = {part: str(folder / part) for part in ("images", "masks")}
+    return Namespace(**folders, levels=(0, 0))
+
+
 def read_mask(folder: Path, numbers: np.ndarray, ending: str = "png"):
     """Return the objects and the void of a plain folder's only mask."""
     write_pair(folder, "one", numbers, ending)
-    pairs = open_pairs(str(folder / "images"), str(folder / "masks"))
-    assert len(pairs) == 1 and pairs.note == ""
+    pairs = open_pairs(pair_flags(folder), {})
+    assert len(pairs) == 1 and pairs.notes == []
     _, objects, void = pairs[0]
     return objects, void
 

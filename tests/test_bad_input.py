@@ -15,6 +15,7 @@ from PIL import Image
 import eval_knn
 import train
 import visualize_attention
+from ablations.__main__ import main as ablations_main
 from evals import (
     attention_segmentation,
     copy_detection,
@@ -83,15 +84,15 @@ def error_of(main, capsys, *flags: str) -> str:
         ("--epochs 0", "--epochs 0 must be at least 1"),
         (
             "--epochs 3 --warmup_epochs 4",
-            "--epochs 3 is shorter than --warmup_epochs 4.0: pass --warmup_epochs 0, or more",
+            "--epochs 3 is shorter than --warmup_epochs 4: pass --warmup_epochs 0, or more",
         ),
         (
             "--epochs 30 --warmup_epochs 1 --warmup_teacher_temp_epochs 31",
-            "--epochs 30 is shorter than --warmup_teacher_temp_epochs 31.0: pass --warmup_teacher",
+            "--epochs 30 is shorter than --warmup_teacher_temp_epochs 31: pass --warmup_teacher",
         ),
         (
             "--preset vits16 --epochs 1",
-            "--epochs 1 is shorter than --warmup_epochs 10.0 and --warmup_teacher_temp_epochs 30: "
+            "--epochs 1 is shorter than --warmup_epochs 10 and --warmup_teacher_temp_epochs 30: "
             "pass --warmup_epochs 0 --warmup_teacher_temp_epochs 0, or more --epochs",
         ),
         (
@@ -99,6 +100,7 @@ def error_of(main, capsys, *flags: str) -> str:
             "--global_crops_size 50 is no multiple of --patch_size 8: take 48",
         ),
         ("--local_crops_size 20", "--local_crops_size 20 is no multiple"),
+        (f"--eval_size {10**12}", f"--eval_size {10**12} must be at most 4096"),
         ("--out_dim 1", "--out_dim 1 must be at least 2"),
         (f"--out_dim {10**18}", "the memory does not suffice ("),
         (f"--local_crops_number {10**9}", f"--local_crops_number {10**9} must be at most 1000"),
@@ -132,6 +134,26 @@ def test_a_bad_flag_is_named_with_its_fix(flags, said, photos, capsys, tmp_path)
     assert said in error_of(
         train.main, capsys, *given, "--device", "cpu", "--output_dir", tmp_path / "out"
     )
+
+
+@pytest.mark.parametrize(
+    ("main", "flags", "said"),
+    [
+        (attention_segmentation.main, "--seed -1", "--seed -1 must be at least 0"),
+        (linear.main, "--seed -1", "--seed -1 must be at least 0"),
+        (transfer.main, "--seed -1", "--seed -1 must be at least 0"),
+        (transfer.main, f"--train_size {10**12}", f"--train_size {10**12} must be at least 0 and"),
+        (eval_knn.main, f"--batch_size {10**12}", f"--batch_size {10**12} must be at least 1"),
+        (eval_knn.main, f"--eval_size {10**12}", f"--eval_size {10**12} must be at least 1"),
+        (video_segmentation.main, "--eval_size -1", "--eval_size -1 must be at least 1"),
+        (ablations_main, "components --seeds 0 -1", "--seeds -1 must be at least 0"),
+    ],
+)
+def test_a_number_without_sense_is_refused_by_every_script(main, flags, said, capsys):
+    given = flags.split()
+    if main is not ablations_main:
+        given += ["--pretrained_weights", "nowhere.pth", "--device", "cpu"]
+    assert said in error_of(main, capsys, *given)
 
 
 def test_a_flag_cut_short_is_answered_with_the_shortest_that_begins_so(capsys):

@@ -170,6 +170,24 @@ def test_a_run_in_fp16_keeps_the_scale_of_its_loss(few_images, tmp_path, monkeyp
     assert continued["scaler"]["scale"] == 32.0, "the scale must come from the checkpoint"
 
 
+def test_a_step_that_overflows_in_fp16_is_said_with_the_new_scale(
+    few_images, tmp_path, monkeypatch, capsys
+):
+    scaler = partial(torch.amp.GradScaler, init_scale=2.0**100)
+    monkeypatch.setattr(half, "GradScaler", scaler)
+    checkpoint = run(few_images, tmp_path, "--precision fp16")
+    said = [line for line in capsys.readouterr().out.splitlines() if "overflow" in line]
+    assert len(said) == 2 * STEPS and checkpoint["scaler"]["scale"] == 2.0 ** (100 - 2 * STEPS)
+    assert said[0] == (
+        f"a gradient overflowed in fp16: step skipped, loss scaled by {2.0**99:g} now"
+    )
+
+
+def test_steps_in_fp16_without_overflow_say_nothing(few_images, tmp_path, capsys):
+    run(few_images, tmp_path, "--precision fp16")
+    assert "overflow" not in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_continued_by_two_processes_it_ends_and_says_that_the_learning_rate_doubles(
     few_images, tmp_path, monkeypatch

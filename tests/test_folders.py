@@ -140,7 +140,22 @@ def test_an_empty_class_folder_is_named(tmp_path):
     assert train.notes == [
         f"no images in {tmp_path / 'train'}: bird",
         f"no images in {tmp_path / 'val'}: dog",
+        f"no test images of 1 of the 2 classes in {tmp_path / 'val'}: dog",
     ]
+
+
+@pytest.mark.parametrize("layout", ["absent", "empty", "of other files"])
+def test_classes_without_test_images_are_named(layout, tmp_path):
+    """All votes for the one class that is tested may be right, and mean nothing."""
+    lay(tmp_path, *part("train"), "train/cow/3.png", "val/cat/4.png")
+    if layout != "absent":
+        (tmp_path / "val/dog").mkdir()
+    if layout == "of other files":
+        lay(tmp_path, "val/dog/notes.txt")
+    train, test = data.open_images(str(tmp_path))
+    assert test.classes == train.classes == ["cat", "cow", "dog"] and test.labels.tolist() == [0]
+    line = f"no test images of 2 of the 3 classes in {tmp_path / 'val'}: cow, dog"
+    assert line in train.notes
 
 
 def test_files_that_are_not_read_are_counted_by_name(tmp_path):

@@ -24,6 +24,7 @@ from features import (
     top_accuracy,
 )
 from runtime.hardware import World
+from training import evaluation
 from training.backbone import build_backbone
 
 HERE = World(0, 1, torch.device("cpu"), torch.float32)
@@ -197,6 +198,15 @@ def test_features_are_kept_for_other_programs_and_vote_as_the_table_says(tmp_pat
         accuracies = knn_accuracies(LabelledFeatures(**kept["features"][name]), (3,))[3]
         assert line["measured"][f"{name}, k = 3, top-1 %"] == pytest.approx(accuracies[0], abs=1e-3)
     assert "74.5 % on ImageNet" in capsys.readouterr().out, "the paper's number stands beside ours"
+
+
+def test_the_paper_has_a_column_where_it_has_a_number(capsys):
+    evaluation.print_table({"row": 13.7, "other": 5}, {"row": 41.8})
+    assert capsys.readouterr().out == (
+        "          here   paper\nrow      13.70    41.8\nother     5.00       -\n"
+    )
+    evaluation.print_table({"row": 13.7, "other": 5}, {})
+    assert capsys.readouterr().out == "          here\nrow      13.70\nother     5.00\n"
 
 
 def knn_flags(tmp_path, data_path) -> list[str]:

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,12 @@ from test_bad_input import TINY, error_of
 from test_data import save
 
 import data
+import eval_knn
 import train
-from training.checkpoint import read_checkpoint
+import visualize_attention
+from evals import attention_film, copy_detection, image_retrieval, linear, transfer
+from runtime.commandline import InputError
+from training.checkpoint import load_backbone, read_checkpoint
 
 
 def ramp(lowest: float, highest: float, dtype, size: int = 64) -> Image.Image:
@@ -65,7 +70,7 @@ def test_one_rule_holds_for_a_data_set_so_that_dark_images_stay_dark(tmp_path):
     assert images.levels == val.levels == (0, 4095)
     found = [images[0][0].max(), images[1][0].max(), val[0][0].max()]
     assert found == [round(300 / 4095 * 255), round(900 / 4095 * 255), 255]
-    (note,) = images.notes
+    note = images.notes[-1]
     assert "3 of 3 files" in note and "values 0 to 4095" in note and "--levels 0 4095" in note
 
 
@@ -148,7 +153,7 @@ def test_a_continued_run_keeps_its_levels_whatever_was_added(tmp_path, capsys, m
 
 
 def png_of_16_bits(values: np.ndarray) -> bytes:
-    """A PNG of 16 bits a channel, which Pillow does not write: (H, W, 3 or 4) uint16."""
+    """A PNG of 16 bits a channel, which Pillow does not write: (H, W, 2 to 4) uint16."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         size = len(body).to_bytes(4, "big")
@@ -156,7 +161,7 @@ def png_of_16_bits(values: np.ndarray) -> bytes:
 
     height, width, channels = values.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    colour = {3: 2, 4: 6}[channels]
+    colour = {2: 4, 3: 2, 4: 6}[channels]
     header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
@@ -206,6 +211,25 @@ def test_deep_colours_lie_on_white_where_they_are_transparent(tmp_path):
     assert seen[:, 0].eq(255).all() and seen[:, 1, 0].tolist() == [0, 128, 255]
 
 
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_grey_of_any_bits_beside_alpha_reaches_from_black_to_white(bits, tmp_path):
+    """Pillow alone keeps the upper 8 of 16 bits."""
+    highest = 2**bits - 1
+    values = np.random.default_rng(bits).integers(0, highest + 1, (7, 11, 2)).astype(np.uint16)
+    values[0, 0, 0] = highest
+    values[..., 1] = 65535
+    values[3, 5] = [0, 255]  # nearly transparent black
+    (tmp_path / "a.png").write_bytes(png_of_16_bits(values))
+    images, _ = data.open_images(str(tmp_path))
+    seen = images[0][0]
+    assert seen[:, 3, 5].tolist() == [255, 255, 255]
+    expected = values[..., 0] / highest * 255
+    expected[3, 5] = 255
+    for channel in seen:
+        np.testing.assert_allclose(channel.numpy(), expected, atol=0.51)
+    assert images.levels == (0, highest) and len(images.notes) == 1
+
+
 @pytest.mark.parametrize("kind", ["tiff", "png"])
 def test_deep_images_are_turned_upright_too(kind, tmp_path):
     exif = Image.Exif()
@@ -240,3 +264,101 @@ def test_a_transparent_colour_of_an_rgb_png_is_white(tmp_path):
     file = save(tmp_path / "a.png", image, transparency=(9, 9, 9))
     seen = data.decode(file)
     assert seen[:, 0, 0].tolist() == [1, 2, 3] and seen[:, 1].eq(255).all()
+
+
+@pytest.fixture(scope="module")
+def xray_network(tmp_path_factory):
+    """The checkpoint of a training on images of 10 bits."""
+    folder = tmp_path_factory.mktemp("xrays")
+    for number in range(4):
+        save(folder / f"xrays/{number}.png", ramp(0, 1000, np.uint16))
+    places = ["--data_path", str(folder / "xrays"), "--output_dir", str(folder)]
+    train.main([*TINY, *places, "--num_workers", "0"])
+    return folder / "checkpoint.pth"
+
+
+def write_brighter(folder: Path) -> Path:
+    """Two classes of five 16-bit images, which the network was not trained on."""
+    for number in range(10):
+        name = f"{'ab'[number % 2]}/{number}.png"
+        save(folder / name, ramp(0, 500 * number + 3000, np.uint16))
+    return folder
+
+
+AS_TRAINED = "these levels are those of the checkpoint's training"
+EVALUATIONS = {
+    "k-NN": (eval_knn.main, "--data_path {0} --nb_knn 3"),
+    "linear": (linear.main, "--data_path {0} --cached --epochs 1 --lr 0.1"),
+    "retrieval": (image_retrieval.main, "--data_path {0}"),
+    "copies": (copy_detection.main, "--data_path {1}"),
+    "transfer": (transfer.main, "--data_path {0} --epochs 1 --warmup_epochs 0 --output_dir {2}"),
+    "attention": (visualize_attention.main, "--image_path {1}/original --output_dir {2}"),
+    "film": (attention_film.main, "--video {1}/original --output_dir {2}"),
+}
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_an_evaluation_takes_the_black_and_white_of_the_training(
+    name, xray_network, tmp_path, capsys
+):
+    main, flags = EVALUATIONS[name]
+    bright = write_brighter(tmp_path / "bright")
+    copies = tmp_path / "copydays"
+    for file, number in (("original/000100.png", 3000), ("strong/000101.png", 4000)):
+        save(copies / file, ramp(0, number, np.uint16))
+    command = ["--pretrained_weights", str(xray_network), "--device", "cpu"]
+    if name not in ("attention", "film"):
+        command += ["--num_workers", "0", "--results", str(tmp_path / "results.jsonl")]
+    command += flags.format(bright, copies, tmp_path / "out").split()
+    main(command)
+    said = capsys.readouterr().out
+    assert "--levels 0 1023 are black and white" in said and AS_TRAINED in said
+
+    if name == "transfer":
+        command[-1] += "2"  # else it continues
+    main([*command, "--levels", "0", "9000"])
+    said = capsys.readouterr().out
+    assert "--levels 0 9000 are black and white" in said and AS_TRAINED not in said
+
+
+@pytest.mark.parametrize("name", ["k-NN", "attention"])
+def test_images_of_8_bits_are_evaluated_without_a_word_about_levels(
+    name, xray_network, tmp_path, capsys
+):
+    main, flags = EVALUATIONS[name]
+    for number in range(10):
+        image = Image.new("RGB", (23, 29), (20 * number, 100, 3))
+        save(tmp_path / f"photos/{'ab'[number % 2]}/{number}.png", image)
+    save(tmp_path / "one/original/0.png", image)
+    command = ["--pretrained_weights", str(xray_network), "--device", "cpu"]
+    if name == "k-NN":
+        command += ["--num_workers", "0", "--results", str(tmp_path / "results.jsonl")]
+    main([*command, *flags.format(tmp_path / "photos", tmp_path / "one", tmp_path / "out").split()])
+    assert "levels" not in capsys.readouterr().out
+
+
+def test_the_attention_of_a_deep_image_is_drawn_in_the_trainings_levels(xray_network, tmp_path):
+    file = save(tmp_path / "a.png", ramp(0, 60000, np.uint16))
+    command = ["--pretrained_weights", str(xray_network), "--image_path", str(file)]
+    visualize_attention.main([*command, "--device", "cpu", "--output_dir", str(tmp_path)])
+    drawn = np.array(Image.open(tmp_path / "img.png"))[..., 0]
+    assert (drawn == 255).mean() > 0.9, "all above 1023 is white"
+
+
+def test_transfer_keeps_its_levels_for_those_who_evaluate_it(xray_network, tmp_path):
+    main, flags = EVALUATIONS["transfer"]
+    bright = write_brighter(tmp_path / "bright")
+    command = ["--from_scratch", "--device", "cpu", "--num_workers", "0"]
+    command += "--arch vit_nano --eval_size 32 --batch_size 4".split()
+    command += ["--results", str(tmp_path / "results.jsonl")]
+    main([*command, *flags.format(bright, "", tmp_path / "out").split()])
+    assert read_checkpoint(tmp_path / "out/checkpoint.pth")["args"]["levels"] == (0, 8191)
+
+
+@pytest.mark.parametrize("levels", [7, (1.0,), ("a", "b")])
+def test_a_checkpoint_whose_levels_are_none_is_refused(levels, xray_network, tmp_path):
+    stored = read_checkpoint(xray_network)
+    stored["args"]["levels"] = levels
+    torch.save(stored, tmp_path / "other.pth")
+    with pytest.raises(InputError, match="as its --levels"):
+        load_backbone(tmp_path / "other.pth")

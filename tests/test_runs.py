@@ -199,6 +199,7 @@ def test_a_finished_run_is_refused_for_what_it_was_not_trained_with_alone(
 ):
     output, _ = uninterrupted
     run(photos, output, "--download")
+    run(f"{photos.parent}/./{photos.name}/", output)  # the same folder
     assert "settings changed" not in capsys.readouterr().out
     with pytest.raises(SystemExit):
         run(photos, output, "--lr", "0.123", "--download")

@@ -1,6 +1,7 @@
 """A training from other weights: what --init_from takes, leaves and prints."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -8,13 +9,15 @@ import torch
 from test_runs import TINY, write_photos
 
 import train
+from ablations import train as ablations_train
 from runtime.commandline import InputError
 from runtime.hardware import World
 from settings import parse_settings
 from training import pretrained
+from training.backbone import build_backbone
 from training.checkpoint import read_checkpoint
 from training.run_state import build_student, start_run
-from training.start import load_center
+from training.start import load_center, read_start
 
 HERE = World(0, 1, torch.device("cpu"), torch.float32)
 FROZEN = ("--lr", "0", "--min_lr", "0", "--epochs", "1")
@@ -139,3 +142,90 @@ def test_the_report_compares_with_the_weights_before_the_run(trained, photos, tm
     train.main([*flags(trained, *FROZEN), "--data_path", str(photos), "--output_dir", str(output)])
     assert "head and center from" not in capsys.readouterr().out
     shutil.rmtree(output)
+
+
+BEGINNINGS = [
+    ("", "changed"),
+    ("", "gone"),
+    ("--init_head false --out_dim 13", "gone"),
+    ("--global_crops_size 48", "gone"),  # other positions than the file has
+    ("--predictor true --precision bf16 --saveckp_freq 0", "gone"),
+    ("--loss infonce --local_crops_number 0 --queue_length 23 --init_head false", "gone"),
+]
+
+
+@pytest.mark.parametrize(("more", "becomes"), BEGINNINGS)
+def test_a_run_continues_without_the_file_that_it_started_from(
+    more, becomes, trained, photos, tmp_path, capsys
+):
+    start = tmp_path / "start.pth"
+    shutil.copy(trained, start)
+    output = tmp_path / "run"
+    command = [*flags(start, *FROZEN), "--data_path", str(photos), "--output_dir", str(output)]
+    command += [*more.split(), "--warmup_epochs", "0"]
+    ablations_train.main(command)
+    begun = read_checkpoint(output / "checkpoint0000.pth")
+    assert (begun["epoch"], begun["images"]) == (0, 0)
+    before = report_of(capsys)
+
+    if becomes == "gone":
+        start.unlink()
+    else:
+        stored = read_checkpoint(start)
+        stored["teacher"]["backbone.cls_token"] += 7
+        torch.save(stored, start)
+    ablations_train.main([*command, "--epochs", "2"])
+    assert read_checkpoint(output / "checkpoint.pth")["epoch"] == 2
+    assert report_of(capsys) == before
+    weights, _ = read_start(ablations_train.parse(command))
+    teacher = read_checkpoint(trained)["teacher"]
+    for name, value in weights.backbone.items():
+        assert torch.equal(value, teacher[f"backbone.{name}"]), f"{name} is not the start's"
+
+
+def report_of(capsys) -> str:
+    """The network's k-NN before the run, as the last paragraph has it."""
+    (said,) = re.findall(r"(\S+ % with the same network before this run)", capsys.readouterr().out)
+    return said
+
+
+def test_a_convnet_continues_without_the_file_that_it_started_from(photos, tmp_path):
+    network = "--arch resnet18 --optimizer sgd --knn_every 0".split()
+    shared = [*TINY, "--data_path", str(photos), *network]
+    start = tmp_path / "start.pth"
+    weights = build_backbone("resnet18").state_dict()
+    torch.save({"teacher": {f"backbone.{name}": weights[name] for name in weights},
+                "args": {"arch": "resnet18"}}, start)
+    command = [*shared, *FROZEN, "--output_dir", str(tmp_path / "run"), "--init_from", str(start)]
+    train.main(command)
+    start.unlink()
+    train.main([*command, "--epochs", "2"])
+    assert read_checkpoint(tmp_path / "run/checkpoint.pth")["epoch"] == 2
+
+
+def test_a_fresh_run_takes_no_start_that_another_left_behind(trained, photos, tmp_path):
+    output = tmp_path / "run"
+    output.mkdir()
+    stored = read_checkpoint(trained)
+    for value in stored["teacher"].values():
+        value.zero_()
+    torch.save(stored, output / "checkpoint0000.pth")
+    run, _ = started(trained, "--output_dir", str(output))
+    assert run.student.backbone.cls_token.any()
+
+
+def test_the_authors_weights_are_not_downloaded_again(trained, photos, tmp_path, monkeypatch):
+    """The run began where there is a network, and continues where there is none."""
+    output = tmp_path / "run"
+    command = [*flags(trained, *FROZEN), "--data_path", str(photos), "--output_dir", str(output)]
+    train.main(command)
+    stored = read_checkpoint(output / "checkpoint.pth")
+    stored["args"]["init_from"] = "dino_vits16"
+    torch.save(stored, output / "checkpoint.pth")
+    monkeypatch.setattr(pretrained, "download_pretrained", lambda *_: pytest.fail("downloads"))
+    train.main([*command, "--init_from", "dino_vits16", "--epochs", "2"])
+    assert read_checkpoint(output / "checkpoint.pth")["epoch"] == 2
+
+
+def test_a_run_from_fresh_weights_keeps_no_start(trained):
+    assert not (trained.parent / "checkpoint0000.pth").exists()

@@ -35,6 +35,7 @@ READ_FLAGS = {
     "eval_crop": (int, float),
     "mean": tuple,
     "std": tuple,
+    "levels": tuple,
     "precision": str,
     "in_memory": str,
 }
@@ -105,7 +106,8 @@ def checkpoint_args(checkpoint: dict, path: str | Path) -> dict:
         value = args.get(name)
         fits = value is None or isinstance(value, kind)
         if fits and isinstance(value, tuple):
-            fits = len(value) == 3 and all(isinstance(number, float) for number in value)
+            length = 2 if name == "levels" else 3  # black and white, or the three colours
+            fits = len(value) == length and all(isinstance(number, float) for number in value)
         if not fits:
             kind = type(value).__name__
             raise InputError(f"{str(path)!r} has a {kind} as its --{name}: use another copy of it")

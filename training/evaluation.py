@@ -7,7 +7,7 @@ import json
 import math
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from runtime.hardware import World
 from runtime.threads import share_cores
 from training.backbone import build_backbone
 from training.checkpoint import load_backbone as read_backbone
+from training.levels import Levels, find_levels
 from training.pretrained import PRETRAINED, add_weights_flags, weights_path
 
 FEW = 20_000  # images: the pixels of more fill the memory, and a second network costs hours
@@ -47,7 +48,7 @@ def command_line(
         add("--download", action="store_true", help="fetch --dataset over the network")
         add("--skip_bad_images", action="store_true", help="leave out what cannot be read")
         add("--levels", type=float, nargs=2, default=(0, 0), metavar=("BLACK", "WHITE"),
-            help="of images of more than 8 bits; give what training had [found in these data]")
+            help="of images of more than 8 bits [the checkpoint's, else found in these data]")
         add("--num_workers", type=int, default=-1,
             help="processes that decode images; -1: one a core, on a CPU one in four cores")
     if batch_size and not videos:
@@ -77,9 +78,13 @@ def start(flags: Namespace) -> Iterator[World]:
             values = value if isinstance(value, list) else [value]
             numbers = [number for number in values if isinstance(number, float)]
             require(flags, flag, all(map(math.isfinite, numbers)), "finite: take a usual number")
-        require(flags, "eval_size", flags.eval_size >= 0, "at least 1 pixel, such as 224")
+        usual = 0 <= flags.eval_size <= MOST_PIXELS**0.5
+        require(flags, "eval_size", usual, "at least 1 pixel and at most 4096, such as 224")
+        if hasattr(flags, "seed"):
+            require(flags, "seed", flags.seed >= 0, "at least 0")
         if hasattr(flags, "batch_size"):
-            require(flags, "batch_size", flags.batch_size >= 1, "at least 1, such as 64")
+            usual = 1 <= flags.batch_size <= 2**20
+            require(flags, "batch_size", usual, f"at least 1, such as 64, and at most {2**20}")
         if hasattr(flags, "num_workers"):
             in_range = -1 <= flags.num_workers <= 1024
             require(flags, "num_workers", in_range, "at least 0 and at most 1024, or -1 to choose")
@@ -132,12 +137,44 @@ def readable(flags: Namespace, images: Images) -> Images:
     return images
 
 
-def load_images(flags: Namespace, world: World) -> tuple[Images, Images | None]:
-    """Return the train images, and the test images where the source has them."""
+def wanted_levels(flags: Namespace, args: dict) -> tuple[Levels, list[str]]:
+    """Return black and white of images of more than 8 bits, and a line for where there are some.
+
+    They are those of --levels, else those of the checkpoint's training. 0 and 0: neither has any.
+    args: of the checkpoint.
+    """
+    trained = args.get("levels", (0.0, 0.0))
+    if any(flags.levels) or not any(trained):
+        return flags.levels, []
+    return trained, ["these levels are those of the checkpoint's training: --levels gives others"]
+
+
+def shared_levels(
+    files: Sequence[Path], flags: Namespace, args: dict
+) -> tuple[Levels | None, list[str]]:
+    """Return one black and white for all files of more than 8 bits, and lines that say so.
+
+    None, and no lines, where there are none. args: of the checkpoint.
+    """
+    wanted, line = wanted_levels(flags, args)
+    levels, notes = find_levels(files, wanted)
+    if levels:
+        notes += line
+    return levels, notes
+
+
+def load_images(flags: Namespace, world: World, args: dict) -> tuple[Images, Images | None]:
+    """Return the train images, and the test images where the source has them.
+
+    args: of the checkpoint that is evaluated.
+    """
     source = (flags.data_path, flags.dataset, flags.download)
+    levels, line = wanted_levels(flags, args)
     with world.main_first(flags.download):
-        train, test = open_images(*source, levels=flags.levels)
+        train, test = open_images(*source, levels=levels)
     notes = train.notes
+    if train.levels:
+        notes += line
     found = len(train) + (len(test) if test else 0)
     train = readable(flags, train)
     left = len(train)
@@ -152,9 +189,12 @@ def load_images(flags: Namespace, world: World) -> tuple[Images, Images | None]:
     return train, test
 
 
-def load_labelled(flags: Namespace, world: World) -> tuple[Images, Images, str]:
-    """Return labelled train and test images, and which the test images are."""
-    return split_labelled(flags, *load_images(flags, world))
+def load_labelled(flags: Namespace, world: World, args: dict) -> tuple[Images, Images, str]:
+    """Return labelled train and test images, and which the test images are.
+
+    args: of the checkpoint that is evaluated.
+    """
+    return split_labelled(flags, *load_images(flags, world, args))
 
 
 def split_labelled(
@@ -233,14 +273,21 @@ def print_table(
     paper: dict[str, float],
     intervals: dict[str, tuple[float, float]],
 ) -> None:
-    """Print each row's number beside the paper's, and its interval where it has one."""
+    """Print each row's number beside the paper's, and its interval.
+
+    Where no row has a paper's number, or an interval, there is no column for it.
+    """
     width = max(len(row) for row in measured)
-    heading = f"{'':{width}}     here   paper"
+    head = f"{'':{width}}     here"
+    if paper:
+        head += "   paper"
     if intervals:
-        heading += "   95 % interval"
-    print(heading)
+        head += "   95 % interval"
+    print(head)
     for row, value in measured.items():
-        line = f"{row:{width}}  {value:7.2f}  {paper.get(row, '-'):>6}"
+        line = f"{row:{width}}  {value:7.2f}"
+        if paper:
+            line += f"  {paper.get(row, '-'):>6}"
         if row in intervals:
             low, high = intervals[row]
             line += f"   {low:.2f} to {high:.2f}"

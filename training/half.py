@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
+from tqdm import tqdm
 
 from loss import DINOLoss
 from optimizer import clip_gradients
@@ -39,7 +40,8 @@ class ScaledLoss:
 class ScaledOptimizer:
     """An optimiser that unscales the gradients and clips them before it steps."""
 
-    def __init__(self, run: RunState, network: nn.Module, max_norm: float):
+    def __init__(self, run: RunState, network: nn.Module, max_norm: float, world: World):
+        self.world = world
         self.optimizer = run.optimizer
         self.scaler = run.scaler
         self.network = network
@@ -51,8 +53,12 @@ class ScaledOptimizer:
     def step(self) -> None:
         self.scaler.unscale_(self.optimizer)
         clip_gradients(self.network, self.max_norm)
+        before = self.scaler.get_scale()
         self.scaler.step(self.optimizer)  # none where a gradient overflowed
         self.scaler.update()
+        after = self.scaler.get_scale()
+        if after < before and self.world.is_main:
+            tqdm.write(f"a gradient overflowed in fp16: step skipped, loss scaled by {after:g} now")
 
 
 def scaled_step(train_step: Callable, run: RunState, world: World) -> Callable:
@@ -75,7 +81,7 @@ def scaled_step(train_step: Callable, run: RunState, world: World) -> Callable:
             student,
             teacher,
             ScaledLoss(dino_loss, run.scaler),
-            ScaledOptimizer(run, network, settings.clip_grad),
+            ScaledOptimizer(run, network, settings.clip_grad, world),
             micro_batches,
             now,
             replace(settings, clip_grad=0.0),  # clipped once they are unscaled

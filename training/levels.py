@@ -21,6 +21,7 @@ from runtime.commandline import InputError
 
 SAMPLE = 1000  # as many files are looked at, evenly spaced: all would take too long
 OTHER_BYTES = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+GREY_ALPHA = "LA;16B"  # Pillow's name of a PNG's pixels
 Levels = tuple[float, float]  # the values that become black and white
 
 
@@ -36,15 +37,23 @@ class Found(NamedTuple):
 def has_deep_colours(image: Image.Image) -> bool:
     """Return whether a file just opened has colours of 16 bits, of which Pillow reads the upper 8.
 
-    16 bits of grey and alpha are not among them: they stay as Pillow reads them.
+    Grey with alpha counts too: Pillow makes RGBA of it.
     """
-    return "RGB" in image.mode and "RGB" in str(image.tile) and ";16" in str(image.tile)
+    raw = str(image.tile)
+    deep = GREY_ALPHA in raw or ("RGB" in raw and ";16" in raw)  # BGR;16 has 16 for all three
+    return "RGB" in image.mode and deep
 
 
 def read_colours(image: Image.Image) -> np.ndarray:
     """Return all 16 bits of an image just opened that has_deep_colours: (H, W, 3 or 4)."""
     image.fp.seek(0)
     second = Image.open(io.BytesIO(image.fp.read()))
+    if GREY_ALPHA in str(second.tile):
+        # a pixel's four bytes, upper and lower of grey and of alpha, taken for RGBA of 8 bits
+        second.tile = [tile._replace(args="RGBA") for tile in second.tile]
+        pairs = np.array(second, dtype=np.float64)
+        grey_alpha = 256 * pairs[..., 0::2] + pairs[..., 1::2]
+        return grey_alpha[..., [0, 0, 0, 1]]
     tiles = []
     for tile in second.tile:
         # bytes in the other order: Pillow then keeps the lower 8 bits, taking them for the upper
@@ -138,8 +147,9 @@ def find_levels(files: Sequence[Path], wanted: Levels) -> tuple[Levels | None, l
     others floats, since no pair of levels fits both.
     """
     given = any(wanted)
-    if given and wanted[0] == wanted[1]:
-        raise InputError(f"--levels {wanted[0]:g} {wanted[1]:g} must be two values")
+    distance = abs(wanted[1] - wanted[0])
+    if given and not 0 < distance < math.inf:  # NaN too
+        raise InputError(f"--levels {wanted[0]:g} {wanted[1]:g} must be two values, both finite")
     step = max(1, math.ceil(len(files) / SAMPLE))
     with ThreadPoolExecutor() as pool:
         looks = list(pool.map(look_at_file, files[::step]))

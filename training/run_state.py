@@ -33,6 +33,8 @@ from training.checkpoint import (
 )
 
 FIX = "the last checkpoint is untouched; continue from it with a lower --lr, or --precision fp32"
+START = "checkpoint0000.pth"  # of a run with --init_from: before its first step
+PATHS = ("data_path", "init_from", "pretrained_weights")  # flags of scripts that continue
 
 
 @dataclass
@@ -190,6 +192,8 @@ def save(run: RunState, settings: Settings, world: World, before_save=None) -> N
     if world.is_main:
         output = Path(settings.output_dir)
         write_log(output / "log.txt", run.history)
+        if settings.init_from and run.epoch == 0 and run.images == 0:
+            save_run(output / START, run, settings)
         every = settings.saveckp_freq
         if every and run.epoch and not run.images and run.epoch % every == 0:
             save_run(output / f"checkpoint{run.epoch:04d}.pth", run, settings)
@@ -293,6 +297,13 @@ def load_run(path: Path, run: RunState, settings: Settings) -> str:
     return line
 
 
+def same_setting(name: str, old: object, new: object) -> bool:
+    """Return whether a flag has the same value; a path may be written differently."""
+    if name in PATHS and old and new:
+        return Path(str(old)).resolve() == Path(new).resolve()
+    return old == new
+
+
 def changed_settings(old: dict, settings: Settings, path: Path) -> dict[str, str]:
     """Return a line for each setting that differs from the file's flags, but for the quiet ones.
 
@@ -308,7 +319,7 @@ def changed_settings(old: dict, settings: Settings, path: Path) -> dict[str, str
     quiet = marked(type(settings), "quiet")
     for name, value in new.items():
         was = old.get(name, defaults[name])
-        if was != value and name not in quiet:
+        if name not in quiet and not same_setting(name, was, value):
             changed[name] = f"{name} {written(value)} (before: {written(was)})"
 
     for name in marked(type(settings), "fixed"):

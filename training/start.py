@@ -1,22 +1,32 @@
 """What --init_from brings to a run: backbone, head and center of a teacher."""
 
+import os
+from pathlib import Path
+
 from loss import DINOLoss
 from runtime.commandline import InputError
 from settings import VITS, Settings
 from training.checkpoint import Weights, describe, load_strictly, read_checkpoint, split_weights
 from training.pretrained import find_weights
-from training.run_state import RunState
+from training.run_state import START, RunState
 
 
 def read_start(settings: Settings) -> tuple[Weights, int]:
     """Return the teacher's weights in --init_from, and the pixels that it was trained on.
 
-    --init_from is a file, or a name of the authors' weights.
+    --init_from is a file, or a name of the authors' weights. A run that began has a copy.
     Raises InputError if it is another network than the settings', and names the flags to pass.
     """
-    path = find_weights(settings.init_from, "--init_from")
+    # the file may be gone, or changed, when the run continues
+    output = Path(settings.output_dir)
+    path = output / START
+    copied = os.path.isfile(output / "checkpoint.pth") and os.path.isfile(path)
+    if not copied:
+        path = find_weights(settings.init_from, "--init_from")
     weights = split_weights(read_checkpoint(path), "teacher", path)
-    if weights.head and not settings.init_head:
+    if copied:
+        weights = weights._replace(head={})  # checkpoint.pth has the run's own
+    elif weights.head and not settings.init_head:
         weights = weights._replace(head={}, unread=[*weights.unread, "head"])
 
     found = {}
