@@ -19,6 +19,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from runtime.commandline import InputError, brief
 from runtime.creatures import CLASSES, make_creatures
+from training.datasets import open_dataset
 from training.folders import (
     EXTENSIONS,  # noqa: F401, for the evaluations
     WANTED,
@@ -27,6 +28,8 @@ from training.folders import (
     is_image,
     listed,
 )
+from training.levels import find_levels, to_8_bits
+from training.parts import look_around
 
 EIGHT_BITS = (".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".webp", ".bmp")  # a pixel, or 3 times 8
 UNREADABLE = Exception  # a damaged file makes Pillow's many decoders raise anything
@@ -40,8 +43,6 @@ def to_rgb(image: Image.Image, levels: tuple[float, float] | None = None) -> Ima
     """
     modes = image.mode + str(getattr(image, "tile", ""))  # in memory, and in the file
     if modes.startswith(("I", "F")) or ";16" in modes:  # convert() would clip these at 255
-        from training.levels import to_8_bits  # few have such images
-
         image = to_8_bits(image, levels)
     ImageOps.exif_transpose(image, in_place=True)
     if image.has_transparency_data:
@@ -197,8 +198,6 @@ def open_root(root: Path, levels: tuple[float, float]) -> tuple[Images, Images |
 
     levels: as open_images takes them.
     """
-    from training.parts import look_around  # neither the demo nor --dataset has such folders
-
     files = find_files(root)
     train_folder, test_folder, notes = look_around(root, files)
     files = [file for file in files if is_image(file)]
@@ -216,8 +215,6 @@ def open_root(root: Path, levels: tuple[float, float]) -> tuple[Images, Images |
     files = train.source + (test.source if test else [])
     files = [file for file in files if not file.name.lower().endswith(EIGHT_BITS)]
     if files:
-        from training.levels import find_levels  # JPEGs, as most images are, need no look
-
         train.levels, more = find_levels(files, levels)
         notes += more
         if test:
@@ -240,8 +237,6 @@ def open_images(
     levels: black and white of images of more than 8 bits; 0 and 0: they are looked for.
     """
     if dataset:
-        from training.datasets import open_dataset  # the other sources need nothing of it
-
         train, test = open_dataset(dataset, data_path or "data", download)
         test_images = Images(*test) if test else None
         return Images(*train), test_images

@@ -3,10 +3,16 @@
 import argparse
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from runtime.suggestions import explained
+
+# the words of PyTorch's allocators, of numpy's, and of tensors too large for any memory
+FULL = r"allocate|out of memory|Storage size calculation overflowed|integer multiplication overflow"
 
 
 class InputError(ValueError):
@@ -39,8 +45,6 @@ class CommandLine(argparse.ArgumentParser):
         self.add_argument("--local_rank", "--local-rank", default=hidden, help=hidden)
 
     def error(self, message: str) -> None:
-        from runtime.suggestions import explained  # here: most command lines have no error
-
         message = explained(message, self._option_string_actions)
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
@@ -62,13 +66,25 @@ def errors_in_one_line() -> Iterator[None]:
         print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
-        from runtime.memory import exit_if_full  # here: most runs fit
-
         exit_if_full(error)
         raise
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
+
+
+def exit_if_full(error: Exception) -> None:
+    """Print an error about full memory as one line and exit with status 2; return after others."""
+    said = re.search(rf"[^.:]*({FULL}).*", str(error))
+    if not said and not isinstance(error, MemoryError):
+        return
+    words = brief(said[0]) if said else "no more is free"
+    print(
+        f"error: the memory does not suffice ({words}): lower the images of a batch, the pixels, "
+        "or the network's widths",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 
 def whole_number(text: str) -> int:

@@ -84,3 +84,13 @@ def test_a_part_imports_what_the_table_allows(part):
 def test_the_table_refuses(part, line):
     assert refused(part, line)
     assert refused(part, f"def f():\n    {line}"), "an import inside of a function counts too"
+
+
+def test_what_a_file_needs_of_ours_stands_at_its_top():
+    """So the first lines of a file say all that it leans on; optional packages may stand deeper."""
+    for part in sorted(MAY):
+        for file in [*REPO.glob(f"{part}.py"), *REPO.glob(f"{part}/**/*.py")]:
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.FunctionDef):
+                    found = imported(ast.unparse(node)) & OURS
+                    assert not found, f"{file.relative_to(REPO)}: {node.name} imports {found}"

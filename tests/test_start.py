@@ -44,7 +44,7 @@ def started(weights, *more: str):
     """A fresh run from the weights, and the line that says so."""
     settings = parse_settings(flags(weights, *more))
     run = start_run(settings, HERE)
-    return run, load_center(run, settings)
+    return run, load_center(run.student, run.dino_loss, settings)
 
 
 def test_the_center_comes_with_the_head(trained):

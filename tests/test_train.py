@@ -437,8 +437,8 @@ def scaled_run(init_scale: float) -> tuple[SimpleNamespace, RunState, Callable]:
     set_schedules(p.optimizer, VALUES)
     run = RunState(p.student, p.teacher, p.dino_loss, p.optimizer)
     world = World(0, 1, torch.device("cpu"), torch.float16)
-    scaled = scaled_step(train_step, run, world)
     run.scaler = torch.amp.GradScaler("cpu", init_scale=init_scale)
+    scaled = scaled_step(train_step, run.scaler)
 
     def step() -> torch.Tensor:
         return scaled(

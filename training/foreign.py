@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from runtime.commandline import InputError, brief
-from training.checkpoint import Weights, checkpoint_args, named_tensors, refuse_packed
 from training.pretrained import PRETRAINED
+from training.weights import Weights, checkpoint_args, named_tensors, refuse_packed
 
 
 def no_pairs(*_) -> dict:

@@ -8,9 +8,9 @@ from then on. Algorithm 1's step itself (train.py:train_step) knows nothing of i
 from collections.abc import Callable
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from loss import DINOLoss
@@ -18,7 +18,6 @@ from optimizer import clip_gradients
 from runtime import hardware
 from runtime.hardware import World
 from settings import Settings
-from training.run_state import RunState
 
 
 class ScaledLoss:
@@ -40,12 +39,19 @@ class ScaledLoss:
 class ScaledOptimizer:
     """An optimiser that unscales the gradients and clips them before it steps."""
 
-    def __init__(self, run: RunState, network: nn.Module, max_norm: float, world: World):
-        self.world = world
-        self.optimizer = run.optimizer
-        self.scaler = run.scaler
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        scaler: GradScaler,
+        network: nn.Module,
+        max_norm: float,
+        world: World,
+    ):
+        self.optimizer = optimizer
+        self.scaler = scaler
         self.network = network
         self.max_norm = max_norm
+        self.world = world
 
     def zero_grad(self) -> None:
         self.optimizer.zero_grad()
@@ -61,15 +67,14 @@ class ScaledOptimizer:
             tqdm.write(f"a gradient overflowed in fp16: step skipped, loss scaled by {after:g} now")
 
 
-def scaled_step(train_step: Callable, run: RunState, world: World) -> Callable:
-    """Return train_step for fp16, with its arguments; run.scaler becomes a scaler that scales."""
-    run.scaler = GradScaler(world.device.type)
+def scaled_step(train_step: Callable, scaler: GradScaler) -> Callable:
+    """Return train_step for fp16, with its arguments."""
 
     def step(
         student: nn.Module,
         teacher: nn.Module,
         dino_loss: DINOLoss,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizer,
         micro_batches: list[list[Tensor]],
         now,
         settings: Settings,
@@ -80,8 +85,8 @@ def scaled_step(train_step: Callable, run: RunState, world: World) -> Callable:
         metrics = train_step(
             student,
             teacher,
-            ScaledLoss(dino_loss, run.scaler),
-            ScaledOptimizer(run, network, settings.clip_grad, world),
+            ScaledLoss(dino_loss, scaler),
+            ScaledOptimizer(optimizer, scaler, network, settings.clip_grad, world),
             micro_batches,
             now,
             replace(settings, clip_grad=0.0),  # clipped once they are unscaled

@@ -19,7 +19,10 @@ from features import EvaluationView
 from runtime.commandline import InputError, write_whole
 from runtime.hardware import World
 from settings import Settings
+from training.collapse import verdict
+from training.not_finite import first_bad_tensor
 from training.run_state import FIX, RunState
+from training.scalars import write_scalars
 
 
 def epoch_record(run: RunState, now) -> dict:
@@ -73,8 +76,6 @@ def require_finite(
     elif step < last_step:
         bad = "not known, since later steps took its place (--log_every 1 finds it)"
     else:
-        from training.not_finite import first_bad_tensor  # here: a sound run needs it never
-
         bad = first_bad_tensor(own[first].tolist(), micro_batches, student)
 
     loss, norm = metrics[first, 0].item(), metrics[first, 3].item()
@@ -112,8 +113,6 @@ def collapse(record: dict, out_dim: int) -> str:
     kinds = [kind_of_collapse(*part, log_k) for part in zip(entropies, kls, strict=True)]
     if not any(kinds):
         return ""
-    from training.collapse import verdict  # here: few runs need its words
-
     return verdict(kinds, entropies, kls, log_k)
 
 
@@ -140,8 +139,6 @@ def draw_epochs(output: Path, history: list[dict], settings: Settings) -> None:
     del figure
     gc.collect()  # its parts refer to one another: many epochs' figures would wait in memory
     if settings.tensorboard:
-        from training.scalars import write_scalars  # here: few runs ask for it
-
         write_scalars(output, history)
 
 

@@ -20,20 +20,20 @@ from head import DINOHead
 from loss import DINOLoss
 from multicrop import MultiCropNetwork
 from optimizer import make_optimizer
+from runtime.batch_norm import synchronise_batch_norms
 from runtime.commandline import InputError, brief, write_whole
 from runtime.hardware import World
 from settings import Settings, check, marked, written
 from teacher import make_teacher
+from training.ablated import refuse_other_head, refuse_other_method
+from training.averages import load_averages
 from training.backbone import build_backbone
-from training.checkpoint import (
-    checkpoint_args,
-    load_strictly,
-    read_checkpoint,
-    save_checkpoint,
-)
+from training.checkpoint import load_strictly, read_checkpoint, save_checkpoint
+from training.half import scaled_step
+from training.start import START, load_center, read_start
+from training.weights import checkpoint_args
 
 FIX = "the last checkpoint is untouched; continue from it with a lower --lr, or --precision fp32"
-START = "checkpoint0000.pth"  # of a run with --init_from: before its first step
 PATHS = ("data_path", "init_from", "pretrained_weights")  # flags of scripts that continue
 
 
@@ -74,9 +74,6 @@ def build_student(settings: Settings, make_head=make_head) -> MultiCropNetwork:
     torch.manual_seed(settings.seed)
     img_size = settings.global_crops_size
     if settings.init_from:
-        # imported here, since most runs start from fresh weights
-        from training.start import read_start
-
         weights, img_size = read_start(settings)
 
     backbone = build_backbone(
@@ -91,9 +88,6 @@ def build_student(settings: Settings, make_head=make_head) -> MultiCropNetwork:
     if settings.init_from:
         load_strictly(backbone, weights.backbone, settings.init_from)
         if weights.head:
-            # imported here: few runs start from a file that may be an ablation's
-            from training.ablated import refuse_other_head
-
             refuse_other_head(weights.flags, settings, settings.init_from)
             fix = "give the file's --out_dim and head, or --init_head false for a fresh one"
             load_strictly(head, weights.head, settings.init_from, fix)
@@ -104,9 +98,6 @@ def start_run(settings: Settings, world: World) -> RunState:
     """Return a fresh run; the teacher has the student's weights, the center is 0."""
     student = build_student(settings)
     if world.size > 1:
-        # imported here: one process alone has nothing to synchronise
-        from runtime.batch_norm import synchronise_batch_norms
-
         student = synchronise_batch_norms(student, world)
     student = student.to(world.device)
     dino_loss = DINOLoss(
@@ -228,20 +219,15 @@ def begin(path: Path, run: RunState, settings: Settings, world: World) -> str:
         return load_run(path, run, settings)
     if not settings.init_from:
         return ""
-    # imported here, since most runs start from fresh weights
-    from training.start import load_center
-
-    return load_center(run, settings)
+    return load_center(run.student, run.dino_loss, settings)
 
 
 def step_for(train_step: Callable, run: RunState, world: World) -> Callable:
     """Return train_step, or in fp16 one with the same arguments that scales the loss."""
     if world.dtype != torch.float16:
         return train_step
-    # imported here: old GPUs alone need it
-    from training.half import scaled_step
-
-    return scaled_step(train_step, run, world)
+    run.scaler = GradScaler(world.device.type)
+    return scaled_step(train_step, run.scaler)
 
 
 def load_run(path: Path, run: RunState, settings: Settings) -> str:
@@ -253,9 +239,6 @@ def load_run(path: Path, run: RunState, settings: Settings) -> str:
     checkpoint = read_checkpoint(path)
     if "pictures" in checkpoint:  # older files call the images so
         checkpoint["images"] = checkpoint.pop("pictures")
-    # imported here: a fresh run has none to load
-    from training.averages import load_averages
-
     changed = changed_settings(checkpoint_args(checkpoint, path), settings, path)
     other = "choose another --output_dir, or start from its weights with --init_from"
 
@@ -309,9 +292,6 @@ def changed_settings(old: dict, settings: Settings, path: Path) -> dict[str, str
 
     Raises InputError for one that is marked fixed, and for the run of another method.
     """
-    # imported here: a fresh run reads no file that may be an ablation's
-    from training.ablated import refuse_other_method
-
     refuse_other_method(old, settings, path)
     new = dataclasses.asdict(settings)
     changed = {}

@@ -3,12 +3,16 @@
 import os
 from pathlib import Path
 
+from torch import nn
+
 from loss import DINOLoss
 from runtime.commandline import InputError
 from settings import VITS, Settings
-from training.checkpoint import Weights, describe, load_strictly, read_checkpoint, split_weights
+from training.checkpoint import describe, load_strictly, read_checkpoint, split_weights
 from training.pretrained import find_weights
-from training.run_state import START, RunState
+from training.weights import Weights
+
+START = "checkpoint0000.pth"  # of a run with --init_from: before its first step
 
 
 def read_start(settings: Settings) -> tuple[Weights, int]:
@@ -44,7 +48,7 @@ def read_start(settings: Settings) -> tuple[Weights, int]:
     return weights, found.get("img_size", settings.global_crops_size)
 
 
-def load_center(run: RunState, settings: Settings) -> str:
+def load_center(student: nn.Module, dino_loss: nn.Module, settings: Settings) -> str:
     """Give the loss the center that belongs to the head of --init_from.
 
     Return a line that says what came from the file, what is fresh, and what was not read.
@@ -55,8 +59,8 @@ def load_center(run: RunState, settings: Settings) -> str:
     if weights.head:
         came = "backbone and head"
         fresh = "center, optimizer and schedules"
-    if weights.head and weights.center is not None and type(run.dino_loss) is DINOLoss:
-        load_strictly(run.dino_loss, {"center": weights.center}, settings.init_from)
+    if weights.head and weights.center is not None and type(dino_loss) is DINOLoss:
+        load_strictly(dino_loss, {"center": weights.center}, settings.init_from)
         came = "backbone, head and center"
         fresh = "optimizer and schedules"
 
@@ -64,6 +68,6 @@ def load_center(run: RunState, settings: Settings) -> str:
     if weights.unread:
         line += f"; not read: {', '.join(weights.unread)}"
     if settings.arch in VITS and not {"arch", "num_heads"} & weights.flags.keys():
-        heads = run.student.backbone.blocks[0].attn.num_heads
+        heads = student.backbone.blocks[0].attn.num_heads
         line += f"; the file does not say its heads: taken as {heads}; --num_heads sets them"
     return line
