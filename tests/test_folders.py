@@ -79,6 +79,9 @@ MAY_BE_EITHER = {
                             "val_dog/4.png"],
     "images beside masks": ["images/1.png", "masks/1.png"],
     "photographs beside labels": ["JPEGImages/1.jpg", "SegmentationClass/1.png", "GT/1.png"],
+    "VOC": ["VOC2012/JPEGImages/1.jpg", "VOC2012/SegmentationClass/1.png"],
+    "VOC with objects": ["JPEGImages/1.jpg", "SegmentationClass/1.png", "SegmentationObject/1.png"],
+    "CUB": ["images/001.Crow/1.jpg", "segmentations/001.Crow/1.png"],
     "flat test parts": ["val/1.png", "test/2.png"],
     "a flat train beside an unknown name": ["train/1.png", "holdout/2.png"],
 }  # fmt: skip
@@ -90,6 +93,11 @@ def test_folders_that_may_be_parts_or_classes_are_refused_with_the_fix(names, tm
         InputError, match="name parts train and val, or choose one with --data_path"
     ):
         read(tmp_path, *names)
+
+
+def test_of_images_and_masks_the_line_offers_the_images(tmp_path):
+    with pytest.raises(InputError, match=r"choose one with --data_path '\S+/images'"):
+        read(tmp_path, "annotations/trimaps/cat.png", "images/cat.jpg")
 
 
 def test_the_way_out_that_the_line_names_works(tmp_path):
