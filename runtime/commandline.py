@@ -44,6 +44,22 @@ class CommandLine(argparse.ArgumentParser):
         hidden = argparse.SUPPRESS
         self.add_argument("--local_rank", "--local-rank", default=hidden, help=hidden)
 
+    def parse_known_args(self, args=None, namespace=None):
+        """Parse as argparse does; ~ is the home folder, and an empty value is an error."""
+        given = []
+        flag = ""
+        for word in sys.argv[1:] if args is None else args:
+            before, value = "", word
+            if word.startswith("--"):
+                flag, equals, after = word.partition("=")
+                if equals:
+                    before, value = f"{flag}=", after
+            if not value:  # --data_path "$PHOTOS" would train on the embedded images
+                self.error(f"{flag} has an empty value: is a variable of the shell not set?")
+            # the shell leaves --data_path=~/photos as it is
+            given.append(before + os.path.expanduser(value))
+        return super().parse_known_args(given, namespace)
+
     def error(self, message: str) -> None:
         message = explained(message, self._option_string_actions)
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
