@@ -291,6 +291,13 @@ def test_images_that_cannot_be_read_are_skipped_with_a_count(photos, capsys, tmp
     assert (tmp_path / "out" / "checkpoint.pth").exists()
 
 
+def test_an_output_folder_that_is_a_file_is_refused_before_anything_is_read(capsys, tmp_path):
+    (tmp_path / "run").write_text("mine")
+    flags = f"--device cpu --data_path nowhere --output_dir {tmp_path / 'run'}".split()
+    assert "run' is a file: choose a folder" in error_of(train.main, capsys, *flags)
+    assert (tmp_path / "run").read_text() == "mine"
+
+
 def test_an_output_folder_that_cannot_be_written(photos, capsys, tmp_path):
     (tmp_path / "file").write_text("a file where a folder is wanted")
     flags = [*TINY, "--data_path", photos, "--num_workers", "0"]
