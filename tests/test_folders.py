@@ -178,6 +178,19 @@ def test_a_folder_of_other_files_alone_says_what_is_there(tmp_path):
         read(tmp_path, "a.dcm", "b.dcm", "images.zip")
 
 
+@pytest.mark.parametrize("output", ["runs/mine", "cat", "."])
+def test_a_run_that_writes_among_its_images_does_not_train_on_its_figures(output, tmp_path):
+    """When it continued it had two images more, and perhaps a class called runs."""
+    before, _ = read(tmp_path, *part("."))
+    lay(tmp_path / output, "curves.png", "attention.png", "checkpoint.pth", "log.txt")
+    after, _ = data.open_images(str(tmp_path))
+    assert after.source == before.source and after.classes == ["cat", "dog"]
+
+
+def test_a_photograph_may_be_called_attention(tmp_path):
+    assert len(read(tmp_path, "attention.png", "curves.png", "log.txt")[0]) == 2
+
+
 def test_ordinary_layouts_need_no_word(tmp_path):
     assert not read(tmp_path / "flat", "1.png", "2.jpg")[0].notes
     assert not read(tmp_path / "classes", *part("."))[0].notes
