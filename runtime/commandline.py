@@ -81,6 +81,11 @@ def errors_in_one_line() -> Iterator[None]:
         text = str(error).rsplit("InputError: ", 1)[-1].strip()
         print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:
+        print("error: what read the output has ended, as | head does", file=sys.stderr)
+        # else Python tries once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(2)
     except Exception as error:
         exit_if_full(error)
         raise

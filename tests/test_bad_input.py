@@ -440,6 +440,20 @@ def test_the_exit_status_of_the_command_itself(answers):
         assert status == 2 and len(errors.strip().splitlines()) == 1, errors
 
 
+def test_a_reader_that_has_ended_is_one_line(tmp_path):
+    program = (
+        "import sys; from runtime.commandline import errors_in_one_line\n"
+        "with errors_in_one_line():\n    while True:\n        print('a line', flush=True)"
+    )
+    command = f'"{sys.executable}" -c "$PROGRAM" | head -1'
+    given = {"PROGRAM": program, "PATH": "/usr/bin:/bin"}
+    ended = subprocess.run(
+        command, shell=True, env=given, cwd=REPO, capture_output=True, text=True, timeout=60
+    )
+    assert ended.stdout == "a line\n"
+    assert ended.stderr == "error: what read the output has ended, as | head does\n"
+
+
 @pytest.mark.slow
 def test_help_needs_nothing(answers):
     for said, _, status in answers["help"]:
