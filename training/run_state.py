@@ -122,7 +122,7 @@ def claimed(folder: Path, world: World) -> Iterator[None]:
     if not world.is_main:
         yield
         return
-    if folder.is_file():
+    if os.path.isfile(folder):  # False for a name too long, which saving reports
         raise InputError(f"--output_dir {str(folder)!r} is a file: choose a folder")
     try:
         import fcntl
