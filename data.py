@@ -247,7 +247,10 @@ def open_images(
     root = Path(data_path)
     if not os.path.isdir(root):
         problem = "a file" if os.path.exists(root) else "not there"
-        raise InputError(f"--data_path {data_path!r} is {problem}: it must be a folder of images")
+        raise InputError(
+            f"--data_path {data_path!r} is {problem}: it must be a folder of images, unpacked and "
+            "on this machine"
+        )
     return open_root(root, levels)
 
 

@@ -44,6 +44,22 @@ class CommandLine(argparse.ArgumentParser):
         hidden = argparse.SUPPRESS
         self.add_argument("--local_rank", "--local-rank", default=hidden, help=hidden)
 
+    def parse_known_args(self, args=None, namespace=None):
+        """Parse as argparse does; ~ is the home folder, and an empty value is an error."""
+        given = []
+        flag = ""
+        for word in sys.argv[1:] if args is None else args:
+            before, value = "", word
+            if word.startswith("--"):
+                flag, equals, after = word.partition("=")
+                if equals:
+                    before, value = f"{flag}=", after
+            if not value:  # --data_path "$PHOTOS" would train on the embedded images
+                self.error(f"{flag} has an empty value: is a variable of the shell not set?")
+            # the shell leaves --data_path=~/photos as it is
+            given.append(before + os.path.expanduser(value))
+        return super().parse_known_args(given, namespace)
+
     def error(self, message: str) -> None:
         message = explained(message, self._option_string_actions)
         self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
@@ -64,6 +80,11 @@ def errors_in_one_line() -> Iterator[None]:
         # from a loader's worker it arrives inside of a longer text
         text = str(error).rsplit("InputError: ", 1)[-1].strip()
         print(f"error: {text}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        print("error: what read the output has ended, as | head does", file=sys.stderr)
+        # else Python tries once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(2)
     except Exception as error:
         exit_if_full(error)

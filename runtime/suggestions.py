@@ -6,13 +6,27 @@ from difflib import get_close_matches
 
 from runtime.release_flags import ANSWERS
 
-SYNONYMS = {"learning_rate": "lr", "wd": "weight_decay", "weights": "pretrained_weights"}
+SYNONYMS = {
+    "learning_rate": "lr",
+    "wd": "weight_decay",
+    "weights": "pretrained_weights",
+    "data": "data_path",
+    "data_dir": "data_path",
+    "fp16": "precision",
+    "bf16": "precision",
+    "amp": "precision",
+    "gpu": "device",
+    "resume": "output_dir",  # a run found there is continued
+}
+DASHES = "-\N{EN DASH}\N{EM DASH}"  # a web page or a word processor makes one of two hyphens
 LONGEST_WORD = 200  # characters of a value in a message
 
 
 def explained(message: str, flags: Iterable[str]) -> str:
     """Return argparse's message, with a number of 5,000 digits cut, and with suggestions."""
     cut = re.sub(rf"(\S{{{LONGEST_WORD}}})\S+", r"\1 ...", message)
+    if re.search(r"expected \d+ arguments", message):
+        cut += "; numbers stand apart, as in 0.4 1.0"
     return cut + suggestions(message, flags)
 
 
@@ -25,13 +39,19 @@ def suggestions(message: str, flags: Iterable[str]) -> str:
     known = {plain(flag) for flag in flags if flag.startswith("--")} - {"local_rank"}
     _, _, unknown = message.partition("unrecognized arguments: ")
     text = ""
-    for word in unknown.split():
-        if not word.startswith("--"):  # the value of an unknown flag
+    words = unknown.split()
+    if words and words[0][0] not in DASHES:  # else it may be the value of an unknown flag
+        text += f"; {words[0]} follows no flag: one value with spaces wants quotes"
+    for word in words:
+        if word[0] not in DASHES:
             continue
         flag, _, _ = word.partition("=")
         name = plain(flag)
         if name in ANSWERS:
             text += f"; instead of the release's {flag}: {ANSWERS[name]}"
+            continue
+        if name.startswith("no_") and name[3:] in known:
+            text += f"; did you mean --{name[3:]} false?"
             continue
         meant = nearest(name, known)
         if meant:
@@ -41,7 +61,7 @@ def suggestions(message: str, flags: Iterable[str]) -> str:
 
 def plain(flag: str) -> str:
     """Return a flag's name without its dashes: --data-path is meant as --data_path."""
-    return flag.removeprefix("--").replace("-", "_")
+    return flag.lstrip(DASHES).replace("-", "_")
 
 
 def nearest(name: str, known: set[str]) -> str:

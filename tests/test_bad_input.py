@@ -26,7 +26,7 @@ from evals import (
 )
 from runtime.commandline import InputError, errors_in_one_line
 from runtime.hardware import losses_in_one_line
-from settings import Settings, check
+from settings import Settings, check, parse_settings
 from training import evaluation
 
 REPO = Path(__file__).parent.parent
@@ -72,9 +72,18 @@ def error_of(main, capsys, *flags: str) -> str:
         ),
         ("--data_pth=/very/long/path", "--data_pth=/very/long/path; did you mean --data_path? ("),
         ("--learning-rate 3", "--learning-rate 3; did you mean --lr? ("),
+        ("\N{EM DASH}epochs 3", "did you mean --epochs? ("),
+        ("-epochs 3", "did you mean --epochs? ("),
+        ("--no-use_bn_in_head", "did you mean --use_bn_in_head false? ("),
+        ("--data photos", "did you mean --data_path? ("),
+        ("--data-dir photos", "did you mean --data_path? ("),
+        ("--resume run/checkpoint.pth", "did you mean --output_dir? ("),
+        ("--data_path my photos", "; photos follows no flag: one value with spaces wants quotes ("),
+        ("--global_crops_scale 0.4,1.0", "arguments; numbers stand apart, as in 0.4 1.0"),
         ("--batch 3", "--batch 3; did you mean --batch_size_per_gpu? ("),
         ("--batch-size-per-gpu 3", "did you mean --batch_size_per_gpu? ("),
         ("--zzz 3 arch", "unrecognized arguments: --zzz 3 arch ("),
+        ("--data_path=", "--data_path has an empty value: is a variable of the shell not set? ("),
         ("--epochs three", "--epochs: invalid int value: 'three'"),
         (f"--epochs {400 * '7'}", f"argument --epochs: {100 * '7'} is too large"),
         (f"--epochs {2**63}", f"argument --epochs: {2**63} is too large"),
@@ -159,6 +168,20 @@ def test_a_number_without_sense_is_refused_by_every_script(main, flags, said, ca
 def test_a_flag_cut_short_is_answered_with_the_shortest_that_begins_so(capsys):
     line = error_of(eval_knn.main, capsys, "--batch", 3)
     assert "--batch 3; did you mean --batch_size? (" in line
+
+
+@pytest.mark.parametrize("main", [train.main, eval_knn.main, visualize_attention.main])
+def test_an_empty_value_is_no_demo(main, capsys):
+    """--data_path "$PHOTOS" without such a variable would mean the embedded images."""
+    said = error_of(main, capsys, "--output_dir", "a", "--pretrained_weights", "")
+    assert "--pretrained_weights has an empty value: is a variable of the shell not set?" in said
+
+
+@pytest.mark.parametrize("written", [["--data_path=~/a b/=c"], ["--data_path", "~/a b/=c"]])
+def test_the_home_folder_is_found_where_the_shell_leaves_its_sign(written, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    flags = parse_settings(["--output_dir", "~", *written])
+    assert flags.output_dir == str(tmp_path) and flags.data_path == f"{tmp_path}/a b/=c"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -266,6 +289,13 @@ def test_images_that_cannot_be_read_are_skipped_with_a_count(photos, capsys, tmp
     said = capsys.readouterr().out
     assert "torn one.jpg" in said and "skipped 1 images" in said
     assert (tmp_path / "out" / "checkpoint.pth").exists()
+
+
+def test_an_output_folder_that_is_a_file_is_refused_before_anything_is_read(capsys, tmp_path):
+    (tmp_path / "run").write_text("mine")
+    flags = f"--device cpu --data_path nowhere --output_dir {tmp_path / 'run'}".split()
+    assert "run' is a file: choose a folder" in error_of(train.main, capsys, *flags)
+    assert (tmp_path / "run").read_text() == "mine"
 
 
 def test_an_output_folder_that_cannot_be_written(photos, capsys, tmp_path):
@@ -408,6 +438,20 @@ def answers() -> dict[str, list[tuple[str, str, int]]]:
 def test_the_exit_status_of_the_command_itself(answers):
     for _, errors, status in answers["refused"]:
         assert status == 2 and len(errors.strip().splitlines()) == 1, errors
+
+
+def test_a_reader_that_has_ended_is_one_line(tmp_path):
+    program = (
+        "import sys; from runtime.commandline import errors_in_one_line\n"
+        "with errors_in_one_line():\n    while True:\n        print('a line', flush=True)"
+    )
+    command = f'"{sys.executable}" -c "$PROGRAM" | head -1'
+    given = {"PROGRAM": program, "PATH": "/usr/bin:/bin"}
+    ended = subprocess.run(
+        command, shell=True, env=given, cwd=REPO, capture_output=True, text=True, timeout=60
+    )
+    assert ended.stdout == "a line\n"
+    assert ended.stderr == "error: what read the output has ended, as | head does\n"
 
 
 @pytest.mark.slow

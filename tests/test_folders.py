@@ -79,6 +79,9 @@ MAY_BE_EITHER = {
                             "val_dog/4.png"],
     "images beside masks": ["images/1.png", "masks/1.png"],
     "photographs beside labels": ["JPEGImages/1.jpg", "SegmentationClass/1.png", "GT/1.png"],
+    "VOC": ["VOC2012/JPEGImages/1.jpg", "VOC2012/SegmentationClass/1.png"],
+    "VOC with objects": ["JPEGImages/1.jpg", "SegmentationClass/1.png", "SegmentationObject/1.png"],
+    "CUB": ["images/001.Crow/1.jpg", "segmentations/001.Crow/1.png"],
     "flat test parts": ["val/1.png", "test/2.png"],
     "a flat train beside an unknown name": ["train/1.png", "holdout/2.png"],
 }  # fmt: skip
@@ -90,6 +93,11 @@ def test_folders_that_may_be_parts_or_classes_are_refused_with_the_fix(names, tm
         InputError, match="name parts train and val, or choose one with --data_path"
     ):
         read(tmp_path, *names)
+
+
+def test_of_images_and_masks_the_line_offers_the_images(tmp_path):
+    with pytest.raises(InputError, match=r"choose one with --data_path '\S+/images'"):
+        read(tmp_path, "annotations/trimaps/cat.png", "images/cat.jpg")
 
 
 def test_the_way_out_that_the_line_names_works(tmp_path):
@@ -168,6 +176,19 @@ def test_files_that_are_not_read_are_counted_by_name(tmp_path):
 def test_a_folder_of_other_files_alone_says_what_is_there(tmp_path):
     with pytest.raises(InputError, match=r"no images in .*; 2 .dcm, 1 .zip are there"):
         read(tmp_path, "a.dcm", "b.dcm", "images.zip")
+
+
+@pytest.mark.parametrize("output", ["runs/mine", "cat", "."])
+def test_a_run_that_writes_among_its_images_does_not_train_on_its_figures(output, tmp_path):
+    """When it continued it had two images more, and perhaps a class called runs."""
+    before, _ = read(tmp_path, *part("."))
+    lay(tmp_path / output, "curves.png", "attention.png", "checkpoint.pth", "log.txt")
+    after, _ = data.open_images(str(tmp_path))
+    assert after.source == before.source and after.classes == ["cat", "dog"]
+
+
+def test_a_photograph_may_be_called_attention(tmp_path):
+    assert len(read(tmp_path, "attention.png", "curves.png", "log.txt")[0]) == 2
 
 
 def test_ordinary_layouts_need_no_word(tmp_path):

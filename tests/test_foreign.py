@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchvision.models import get_model
 
 import visualize_attention
 from runtime.commandline import InputError
@@ -261,6 +262,26 @@ def test_each_resnet_is_known_by_its_blocks(name, arch, tmp_path):
     assert args["arch"] == arch
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(backbone(images), resnet(images), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["wide_resnet50_2", "resnext50_32x4d"])
+def test_another_kind_of_resnet_is_called_so(name, tmp_path):
+    with torch.device("meta"):
+        state = get_model(name).state_dict()
+    few = {key: torch.zeros(value.shape) for key, value in state.items() if "conv" in key}
+    torch.save(few, tmp_path / "file.pth")
+    with pytest.raises(InputError, match="a wider ResNet or a ResNeXt"):
+        load_backbone(tmp_path / "file.pth")
+
+
+def test_an_optimizers_state_is_called_so(tmp_path):
+    weight = torch.nn.Parameter(torch.zeros(3, 5))
+    optimizer = torch.optim.AdamW([weight])
+    weight.sum().backward()
+    optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    with pytest.raises(InputError, match="is an optimizer's state: use the network's weights"):
+        load_backbone(tmp_path / "optimizer.pt")
 
 
 def test_a_lone_student_is_not_taken_for_the_teacher(tmp_path):

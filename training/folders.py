@@ -15,12 +15,14 @@ with suppress(ImportError):  # an optional package reads an iPhone's images
 
     register_heif_opener()
     EXTENSIONS += (".heic", ".heif")
+# what a training writes: beside its checkpoint these are no data
+OF_A_RUN = ("checkpoint.pth", "log.txt", "curves.png", "attention.png")
 HIDDEN = (".", "__MACOSX")  # what systems leave behind
 WANTED = f"wanted {' '.join(EXTENSIONS[:6])} ... files there, or in class folders below it"
 
 
 def find_files(folder: Path) -> list[Path]:
-    """Return all files in the folder and below it, sorted, without hidden ones."""
+    """Return all files in the folder and below it, sorted, without hidden ones and a run's own."""
     files = []
     for here, below, names in os.walk(folder, followlinks=True):
         if os.path.dirname(here) == str(folder):
@@ -32,6 +34,8 @@ def find_files(folder: Path) -> list[Path]:
             continue
         visited.add(os.path.realpath(here))
         below[:] = sorted(name for name in below if not name.startswith(HIDDEN))
+        if "checkpoint.pth" in names:
+            names = [name for name in names if name not in OF_A_RUN]
         for name in names:
             if not name.startswith(HIDDEN) and name.lower() not in ("thumbs.db", "desktop.ini"):
                 files.append(Path(here, name))

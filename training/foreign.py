@@ -243,6 +243,8 @@ def split_foreign(checkpoint: dict, key: str, path: str | Path, fix: str) -> Wei
     networks = find_networks(tensors)
     flags = checkpoint_args(checkpoint, path)
     if not networks:
+        if "param_groups" in checkpoint:
+            raise InputError(f"{str(path)!r} is an optimizer's state: use the network's weights")
         named_tensors(checkpoint if not tensors else tensors, path)
         seen = f"its tensors are {brief(', '.join(tensors))}"
         return Weights(tensors, {}, None, flags, seen, [])
@@ -261,6 +263,12 @@ def split_foreign(checkpoint: dict, key: str, path: str | Path, fix: str) -> Wei
 
     arch = resnet_name(backbone)
     if arch:
+        convolution = backbone.get("layer1.0.conv2.weight")
+        if convolution is not None and convolution.shape[:2] != (64, 64):
+            raise InputError(
+                f"{str(path)!r} is a wider ResNet or a ResNeXt (layer1.0.conv2.weight "
+                f"{tuple(convolution.shape)}): use a plain ResNet's weights"
+            )
         flags["arch"] = arch
     if Path(path).stem in {file for file, _, _ in PRETRAINED.values()}:
         flags.setdefault("num_heads", 0)  # the authors': each arch has its own

@@ -11,7 +11,7 @@ from training.folders import HIDDEN, WANTED, is_image, listed
 
 PART = re.compile("train(ing|val)?|valid(ation)?|val|dev|eval(uation)?|test(ing)?")
 IMAGES = re.compile("(jpeg)?(images?|imgs?|photos?)")
-MASKS = re.compile("(masks?|labels?|annotations?|segmentations?|ground_?truth|gt)")
+MASKS = re.compile("(masks?|labels?|annotations?|segmentation\\w*|trimaps?|ground_?truth|gt)")
 
 
 def count_others(files: Iterable[Path]) -> str:
@@ -130,7 +130,8 @@ def find_parts(root: Path, files: list[Path]) -> tuple[Path, Path | None, list[s
     nested_train = any(len(inside[name]) > 1 for name in trains)
     one_beside_train = bool(trains) and len(names) == 2  # train and holdout
     if len(common) > 1 or only_parts or beside_masks or nested_train or one_beside_train:
-        one = (trains or names)[0]
+        images = [name for name in names if IMAGES.fullmatch(name.lower())]
+        one = (trains + images + names)[0]
         raise InputError(
             f"the folders of {str(root)!r}, {listed(names)}, may be parts or classes: name parts "
             f"train and val, or choose one with --data_path {str(root / one)!r}; put classes "

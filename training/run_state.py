@@ -115,13 +115,15 @@ def start_run(settings: Settings, world: World) -> RunState:
 
 @contextmanager
 def claimed(folder: Path, world: World) -> Iterator[None]:
-    """Lock the output folder; raises InputError while another training has it.
+    """Lock the output folder; raises InputError for a file, and while another training has it.
 
     Two trainings would write over each other's checkpoints. Only the main process writes.
     """
     if not world.is_main:
         yield
         return
+    if os.path.isfile(folder):  # False for a name too long, which saving reports
+        raise InputError(f"--output_dir {str(folder)!r} is a file: choose a folder")
     try:
         import fcntl
 
