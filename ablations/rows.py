@@ -56,6 +56,8 @@ def as_flags(settings: dict) -> list[str]:
     """Return settings as a command line: {"epochs": 4, "mean": (0, 1)} -> --epochs 4 --mean 0 1."""
     flags = []
     for name, value in settings.items():
+        if value == "":  # as good as not given; no script takes an empty value
+            continue
         values = value if isinstance(value, tuple) else (value,)
         flags += [f"--{name}", *map(str, values)]
     return flags

@@ -341,9 +341,11 @@ def test_plain_folders_are_measured_by_names_with_intervals(weights, tmp_path, c
 
 def test_bad_folders_are_one_line(weights, tmp_path, capsys):
     def said(images, masks, *more) -> str:
+        folders = ["--images", images]
+        if masks:
+            folders += ["--masks", masks]
         with pytest.raises(SystemExit) as stopped:
-            run(tmp_path, "--pretrained_weights", weights, "--images", images, "--masks", masks,
-                *more)
+            run(tmp_path, "--pretrained_weights", weights, *folders, *more)
         assert stopped.value.code == 2
         return capsys.readouterr().err.strip().splitlines()[-1]
 

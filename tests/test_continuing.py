@@ -16,7 +16,7 @@ from test_runs import REPO, STATE, TINY, equal
 
 import train
 from ablations import train as ablations_train
-from training import backbone, half
+from training import backbone, run_state
 from vit import VisionTransformer
 
 IMAGES = 11
@@ -45,7 +45,7 @@ def quick(monkeypatch) -> None:
     monkeypatch.setitem(backbone.VITS, "vit_nano", few_weights)
     monkeypatch.setattr(train.report, "finish", lambda *_: "")
     # from its own 65536 the first steps would be skipped, one for each halving
-    monkeypatch.setattr(half, "GradScaler", partial(torch.amp.GradScaler, init_scale=64.0))
+    monkeypatch.setattr(run_state, "GradScaler", partial(torch.amp.GradScaler, init_scale=64.0))
 
 
 def command(images: Path, output: Path, flags: str) -> list[str]:
@@ -174,7 +174,7 @@ def test_a_step_that_overflows_in_fp16_is_said_with_the_new_scale(
     few_images, tmp_path, monkeypatch, capsys
 ):
     scaler = partial(torch.amp.GradScaler, init_scale=2.0**100)
-    monkeypatch.setattr(half, "GradScaler", scaler)
+    monkeypatch.setattr(run_state, "GradScaler", scaler)
     checkpoint = run(few_images, tmp_path, "--precision fp16")
     said = [line for line in capsys.readouterr().out.splitlines() if "overflow" in line]
     assert len(said) == 2 * STEPS and checkpoint["scaler"]["scale"] == 2.0 ** (100 - 2 * STEPS)

@@ -201,11 +201,11 @@ def test_features_are_kept_for_other_programs_and_vote_as_the_table_says(tmp_pat
 
 
 def test_the_paper_has_a_column_where_it_has_a_number(capsys):
-    evaluation.print_table({"row": 13.7, "other": 5}, {"row": 41.8})
+    evaluation.print_table({"row": 13.7, "other": 5}, {"row": 41.8}, {})
     assert capsys.readouterr().out == (
         "          here   paper\nrow      13.70    41.8\nother     5.00       -\n"
     )
-    evaluation.print_table({"row": 13.7, "other": 5}, {})
+    evaluation.print_table({"row": 13.7, "other": 5}, {}, {})
     assert capsys.readouterr().out == "          here\nrow      13.70\nother     5.00\n"
 
 

@@ -246,8 +246,6 @@ def test_fine_tuning_starts_from_the_weights_of_any_checkpoint(photos, tmp_path,
         "0",
         "--init_std",
         "0",
-        "--arch",
-        "",
     )
     assert load_backbone(tmp_path / "checkpoint.pth")[0].blocks[0].attn.num_heads == 2, (
         "no weight's shape tells these"
