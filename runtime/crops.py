@@ -53,7 +53,8 @@ def crop_and_resize(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     Same result as torchvision's antialiased bicubic resize of floats.
     """
     H, W = images.shape[-2:]
-    top, left, height, width = boxes.to(images.device).unbind(dim=1)
+    boxes = boxes.to(images.device, non_blocking=True)  # a GPU is not waited for
+    top, left, height, width = boxes.unbind(dim=1)
     rows = resize_weights(top, height, H, size)
     columns = resize_weights(left, width, W, size)
     # a resize is linear in the pixels: one matrix for the rows, one for the columns

@@ -97,7 +97,7 @@ class CropsInMemory:
                 torch.default_generator.manual_seed(seed_of(self.seed, epoch, index))
                 draws.append(self.crop.draw())
             numbers = torch.tensor([index for _, index in keys])
-            images = self.pixels[numbers.to(self.pixels.device)]
+            images = self.pixels[numbers.to(self.pixels.device, non_blocking=True)]
             yield self.crop.of_batch(images, self.sides[numbers], torch.stack(draws))
 
 
