@@ -246,6 +246,11 @@ class Settings:
         "torch.compile of the blocks: auto (on a GPU), true or false",
         choices=("auto", "true", "false"),
     )
+    cuda_graph: bool = setting(
+        False,
+        "launch the whole step at once, as a CUDA graph; for one process, adamw, fp32 or bf16",
+        quiet=True,
+    )
     patience: float = setting(
         30.0,
         "minutes that one of several processes waits for another before it gives up",

@@ -224,8 +224,13 @@ def begin(path: Path, run: RunState, settings: Settings, world: World) -> str:
     return load_center(run.student, run.dino_loss, settings)
 
 
-def step_for(train_step: Callable, run: RunState, world: World) -> Callable:
-    """Return train_step, or in fp16 one with the same arguments that scales the loss."""
+def step_for(train_step: Callable, run: RunState, settings: Settings, world: World) -> Callable:
+    """Return train_step, or one with its arguments: in fp16, or as a CUDA graph."""
+    if settings.cuda_graph:
+        # imported here: a GPU alone has such graphs
+        from training.cuda_graph import graph_step
+
+        return graph_step(train_step, run.optimizer, settings, world)
     if world.dtype != torch.float16:
         return train_step
     run.scaler = GradScaler(world.device.type)
