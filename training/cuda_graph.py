@@ -111,7 +111,7 @@ def beside(step: Callable) -> Tensor:
     with torch.cuda.stream(stream):
         metrics = step()
     torch.cuda.current_stream().wait_stream(stream)
-    return metrics
+    return metrics.clone()
 
 
 def graph_step(
