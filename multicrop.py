@@ -126,7 +126,9 @@ class MultiCrop:
         x = change(x, below(to_grey, 0.2), grey)
         x = change(x, below(to_blur, view.blur), gaussian_blur, sigma)
         x = change(x, below(to_solarize, view.solarize), solarize)
-        return (x - self.mean.to(x.device)) / self.std.to(x.device)
+        mean = self.mean.to(x.device, non_blocking=True)
+        std = self.std.to(x.device, non_blocking=True)
+        return (x - mean) / std
 
 
 def forward_crops(backbone: nn.Module, head: nn.Module, crops: Sequence[Tensor]) -> Tensor:

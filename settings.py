@@ -44,8 +44,8 @@ class Settings:
     # -- data
     preset: str = setting(
         "",
-        "a recipe by name: demo, small, vanilla, vits16, vits8, vitb16, vitb8, resnet50; by "
-        "default demo without data and vits16 with data",
+        "a recipe by name: demo, small, imagenette, vanilla, vits16, vits8, vitb16, vitb8, "
+        "resnet50; by default demo without data and vits16 with data",
         quiet=True,
     )
     data_path: str = setting(
@@ -246,6 +246,11 @@ class Settings:
         "torch.compile of the blocks: auto (on a GPU), true or false",
         choices=("auto", "true", "false"),
     )
+    cuda_graph: bool = setting(
+        False,
+        "launch the whole step at once, as a CUDA graph; for one process, adamw, fp32 or bf16",
+        quiet=True,
+    )
     patience: float = setting(
         30.0,
         "minutes that one of several processes waits for another before it gives up",
@@ -330,6 +335,19 @@ PRESETS = {
         epochs=300,
         weight_decay_end=0.2,
         drop_path_rate=0.0,
+        knn_every=10,
+    ),
+    # Imagenette (--dataset imagenette): the best published run of DINO on it, 128 images a step on
+    # one A100, under 24 hours: 83.8 % k-NN, 86.1 % linear. Its rate of 5e-4 is read as that of the
+    # step, so per 256 images it is twice that. The epochs of the temperature's warm-up are the
+    # paper's; what is not named here was not published, and has the release's default.
+    "imagenette": dict(
+        epochs=200,
+        batch_size_per_gpu=128,
+        local_crops_number=6,
+        lr=0.001,
+        teacher_temp=0.07,
+        warmup_teacher_temp_epochs=30,
         knn_every=10,
     ),
     # All of ImageNet, below: the arguments of the authors' runs, and what these reached with frozen

@@ -132,7 +132,8 @@ def evaluate(
     accuracies = {}
     for name, network in due.items():
         # in every process: each has a part of the images
-        features = extract(network, split, view, world, num_workers=num_workers)
+        with torch.compiler.set_stance("force_eager"):  # other sizes: not worth compiling again
+            features = extract(network, split, view, world, num_workers=num_workers)
         top1, _ = knn_accuracies(features, world=world)[20]
         accuracies[name] = round(top1, 2)
     return accuracies
@@ -167,7 +168,7 @@ def train(
     with world.main_first(bool(settings.init_from)):  # which may be downloaded
         run = start_run(settings, world)
     run.images_per_step = batches.images_per_step
-    make_step = run_state.step_for(train_step, run, world)  # train_step, but in fp16
+    make_step = run_state.step_for(train_step, run, settings, world)  # mostly train_step
 
     # 3. Continue where a run was stopped, or start from other weights
     begun = run_state.begin(output / "checkpoint.pth", run, settings, world)

@@ -82,6 +82,8 @@ def parse(argv: list[str] | None = None) -> AblationSettings:
     settings = parse_settings(argv, AblationSettings)
     if settings.head_l2_bottleneck and settings.head_nlayers < 1:
         refuse(settings, "head_nlayers", "must be at least 1 (0 without the l2 bottleneck)")
+    if settings.cuda_graph:
+        refuse(settings, "cuda_graph", "is for train.py: leave it out")
     if settings.centering != "center" and settings.loss != "cross_entropy":
         refuse(settings, "centering", "is for --loss cross_entropy: leave it out")
     return settings

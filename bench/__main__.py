@@ -10,14 +10,16 @@ needs less. Slow parts get two turns, which say little on a busy machine: raise 
 
 The step's speed is compared with the rate at which this machine, in the same turns, multiplies
 large square matrices (GEMM). Memory is what two steps take in a fresh process, without imports.
-How fast loader and step are together, a run says itself: images/s, in each epoch's line.
+End to end is a training on these images, as train.py loads and crops them where they fit in memory.
 `python -m ablations patch_size` and `crops` show how a step's cost grows.
 """
 
 import argparse
 import json
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -39,6 +41,7 @@ from multicrop import MultiCrop
 from runtime import hardware
 from runtime.commandline import CommandLine, errors_in_one_line
 from runtime.creatures import make_creatures
+from runtime.crops import padded, shrunk
 from runtime.hardware import World
 from runtime.threads import share_cores
 from settings import Settings
@@ -105,8 +108,36 @@ def time_crops(bench: Bench) -> Iterator[dict]:
     yield time_row("crops", bench.compare(ours, plain), images=1)
 
 
-def make_loaders(bench: Bench) -> tuple[DataLoader, DataLoader]:
-    """Return train.py's loader and a stock one: as many batches, as many workers."""
+def time_batch(bench: Bench) -> Iterator[dict]:
+    """Make the crops of a batch of decoded images at once, on the device; plain: one by one."""
+    our_crops, plain_crops = make_crops(bench.settings)
+    B = bench.settings.batch_size_per_gpu
+    files = [bench.files[i % len(bench.files)] for i in range(B)]
+    images = [shrunk(decode(file), 2 * bench.settings.global_crops_size) for file in files]
+    pil_images = [to_pil_image(image) for image in images]
+    pixels, sides = padded(images)
+    pixels = pixels.to(bench.world.device)
+
+    def ours() -> list[Tensor]:
+        draws = torch.stack([our_crops.draw() for _ in images])
+        return our_crops.of_batch(pixels, sides, draws)
+
+    def plain() -> list[list[Tensor]]:
+        return [plain_crops(image) for image in pil_images]
+
+    yield time_row("crops, batch", bench.compare(ours, plain), images=B)
+
+
+class Loaders(NamedTuple):
+    """train.py's loader and a stock one: as many batches, as many workers."""
+
+    ours: Iterable[list[Tensor]]
+    plain: DataLoader
+    batches: int
+
+
+def make_loaders(bench: Bench, in_memory: str) -> Loaders:
+    """Return loaders of the bench's images; in_memory: as train.py's flag."""
     flags, settings, world, files = bench
     workers = share_cores(settings.num_workers, world.device)
     if flags.threads:
@@ -117,8 +148,9 @@ def make_loaders(bench: Bench) -> tuple[DataLoader, DataLoader]:
         files = files + files
     files = files[:images]
 
-    loaded = replace(settings, num_workers=workers, in_memory="false")
-    ours, _ = make_loader(Images(files), loaded, world)
+    loaded = replace(settings, num_workers=workers, in_memory=in_memory)
+    with redirect_stdout(sys.stderr):  # what it says is no row
+        ours, order = make_loader(Images(files), loaded, world)
     plain = DataLoader(
         PlainImages(files, make_crops(settings)[1]),
         settings.batch_size_per_gpu,
@@ -128,26 +160,48 @@ def make_loaders(bench: Bench) -> tuple[DataLoader, DataLoader]:
         drop_last=True,
         persistent_workers=workers > 0,
     )
-    return ours, plain
+    return Loaders(ours, plain, order.steps)
 
 
-def run_epoch(loader: DataLoader, world: World) -> None:
-    """Take all batches to the device, and do nothing with them."""
+def run_epoch(loader: Iterable[list[Tensor]], world: World, step: Callable = len) -> None:
+    """Take all batches to the device, and make a step on each; without a step do nothing."""
     for crops in loader:
-        for crop in crops:
-            crop.to(world.device, non_blocking=True)
+        step([crop.to(world.device, non_blocking=True) for crop in crops])
 
 
 def time_loader(bench: Bench) -> Iterator[dict]:
-    """Load a batch, by workers that have started already."""
-    ours, plain = make_loaders(bench)
+    """Load a batch from files, by workers that have started already."""
+    loaders = make_loaders(bench, in_memory="false")
     times = bench.compare(
-        lambda: run_epoch(ours, bench.world),
-        lambda: run_epoch(plain, bench.world),
+        lambda: run_epoch(loaders.ours, bench.world),
+        lambda: run_epoch(loaders.plain, bench.world),
     )
-    per_batch = [[seconds / len(ours) for seconds in turn] for turn in times]
+    per_batch = [[seconds / loaders.batches for seconds in turn] for turn in times]
     row = time_row("loader", per_batch, bench.settings.batch_size_per_gpu)
-    yield row | {"workers": ours.num_workers}
+    yield row | {"workers": loaders.ours.num_workers}
+
+
+def time_end_to_end(bench: Bench) -> Iterator[dict]:
+    """Load, crop and train; beside it our step alone, on crops that are there already."""
+    settings, world = bench.settings, bench.world
+    loaders = make_loaders(bench, in_memory="auto")
+    crops = random_crops(settings, world)
+    ours = make_ours(settings, world)
+    plain = make_plain(settings, world)
+
+    def steps_alone() -> None:
+        for _ in range(loaders.batches):
+            ours.step(crops)
+
+    times = bench.compare(
+        lambda: run_epoch(loaders.ours, world, ours.step),
+        lambda: run_epoch(loaders.plain, world, plain.step),
+        steps_alone,
+    )
+    per_batch = [[seconds / loaders.batches for seconds in turn] for turn in times]
+    step_percent = 100 * median(turn[2] / turn[0] for turn in times)
+    row = time_row("end to end", per_batch, settings.batch_size_per_gpu)
+    yield row | {"step_percent": step_percent, "workers": loaders.ours.num_workers}
 
 
 def time_ema(bench: Bench) -> Iterator[dict]:
@@ -189,7 +243,8 @@ def measure_step(bench: Bench) -> Iterator[dict]:
     step_row = time_row("step", times, settings.batch_size_per_gpu)
     yield step_row
 
-    eager = make_ours(replace(settings, compile="false"), world)  # compiled products are not seen
+    # products are not seen that are compiled, or in a graph
+    eager = make_ours(replace(settings, compile="false", cuda_graph=False), world)
     work = measure.flops(lambda: eager.step(crops))
     plain_work = measure.flops(lambda: plain.step(crops))
     flops_per_ms = matmul_flops / median(turn[2] for turn in times) / 1000
@@ -224,10 +279,12 @@ def measure_memory(bench: Bench) -> Iterator[dict]:
 
 PARTS = {
     "crops": time_crops,
+    "batch": time_batch,
     "loader": time_loader,
+    "step": measure_step,
+    "end": time_end_to_end,
     "ema": time_ema,
     "knn": time_knn,
-    "step": measure_step,
     "memory": measure_memory,
 }
 
@@ -243,6 +300,8 @@ def notes(row: dict) -> list[str]:
         percent, plain_percent = row["gemm_percent"], row["plain_gemm_percent"]
         found.append(f"{percent:.0f} % of the GEMM rate, plain {plain_percent:.0f} %")
         found.append(f"GEMM: {row['gemm_gflop_per_s']:.0f} GFLOP/s")
+    if "step_percent" in row:
+        found.append(f"{row['step_percent']:.0f} % of the step's rate")
     if "workers" in row:
         found.append(f"workers: {row['workers']}, threads: {torch.get_num_threads()}")
     return found

@@ -1,12 +1,10 @@
 r"""Train on images that stay on the device, with crops made there; print JSON lines.
 
-    python -m bench.record --data_path imagenette/ --limit 500 --preset vits16 --epochs 85 \
-        --local_crops_number 6 --batch_size_per_gpu 128 --lr 0.001 --min_lr 1e-6 --clip_grad 3 \
-        --precision auto --output_dir runs/record
+    python -m bench.record --data_path imagenette/ --preset imagenette --epochs 160 --limit 500 \
+        --cuda_graph true --output_dir runs/record
 
 --data_path holds train/ and val/, with class folders. The flags are train.py's, and three more.
-Crops, step, schedules, networks and k-NN are train.py's too. On CUDA the step, crops apart, is
-one CUDA graph.
+Crops, step, schedules, networks and k-NN are train.py's too.
 At the end the teacher's backbone is saved as teacher.pth in --output_dir.
 
 docs/log.md has what was measured with an earlier form, whose crops were part of the graph
@@ -19,7 +17,7 @@ Shapes: n images of H x H pixels, kept as uint8 (n, 3, H, H); B of them are a st
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,23 +27,19 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import resize
 
-import train
 from bench import measure
 from data import Images, knn_split, open_images
 from features import EvaluationView, LabelledFeatures, Pixels, knn_accuracies
-from optimizer import parameter_groups
 from runtime import hardware
 from runtime.commandline import InputError, errors_in_one_line
 from runtime.hardware import World
-from runtime.sampling import CropsInMemory, EpochBatches
+from runtime.sampling import CropsInMemory, EpochBatches, seed_of
 from settings import Settings, parse_settings, refuse, setting
 from teacher import update_teacher
-from train import Schedules, schedules, set_schedules, train_step
+from train import schedules, set_schedules, train_step
 from training.checkpoint import save_checkpoint
 from training.inputs import make_multicrop
-from training.run_state import RunState, start_run
-
-WARMUP_STEPS = 4  # before a capture: libraries and the optimizer allocate in their first steps
+from training.run_state import RunState, start_run, step_for
 
 
 @dataclass
@@ -106,7 +100,7 @@ def features(network: nn.Module, pixels: Tensor, view: EvaluationView, world: Wo
     found = []
     for batch in pixels.split(256):
         views = view(batch)
-        with world.autocast():
+        with world.autocast(), torch.compiler.set_stance("force_eager"):
             found.append(network(views).float())
     network.train()  # as make_teacher leaves the teacher too; its paths are all kept
     return torch.cat(found).cpu()
@@ -131,159 +125,12 @@ class Knn(NamedTuple):
         return round(top1, 2)
 
 
-@torch.no_grad()
-def clip_at_once(student: nn.Module, max_norm: float) -> Tensor:
-    """Do what optimizer.clip_gradients does, with one kernel for many tensors."""
-    gradients = [param.grad for param in student.parameters() if param.grad is not None]
-    norms = torch.stack(torch._foreach_norm(gradients))
-    if max_norm:
-        factors = (max_norm / (norms + 1e-6)).clamp(max=1)
-        torch._foreach_mul_(gradients, factors.unbind())
-    return norms.max()
-
-
-@torch.no_grad()
-def update_teacher_at_once(student: nn.Module, teacher: nn.Module, momentum: Tensor) -> None:
-    """Do what teacher.update_teacher does, with one kernel for many tensors."""
-    student_params = dict(student.named_parameters())
-    theirs = []
-    ours = []
-    for name, teacher_param in teacher.named_parameters():
-        theirs.append(teacher_param)
-        ours.append(student_params[name])
-    torch._foreach_mul_(theirs, momentum)
-    torch._foreach_add_(theirs, torch._foreach_mul(ours, 1 - momentum))
-
-
-class TensorAdamW(torch.optim.AdamW):
-    """AdamW whose learning rate and weight decay are tensors on the device.
-
-    A captured graph would keep a float as it was. torch's takes the rate as a tensor, not the
-    decay, so the decay is done here.
-    """
-
-    def __init__(self, groups: list[dict], lr: Tensor, weight_decay: Tensor):
-        super().__init__(groups, lr=lr, weight_decay=0.0, fused=True, capturable=True)
-        self.lr = lr
-        self.weight_decay = weight_decay
-
-    @torch.no_grad()
-    def step(self) -> None:
-        for group in self.param_groups:
-            if group["decays"]:
-                moving = [param for param in group["params"] if param.grad is not None]
-                # decoupled: w <- w - lr decay w, before Adam's own step
-                torch._foreach_mul_(moving, 1 - self.lr * self.weight_decay)
-        super().step()
-
-
-class EagerStep:
-    """A step on V crops (B, 3, S, S); returns train_step's metrics (4,)."""
-
-    def __init__(self, run: RunState, settings: Settings, world: World):
-        self.run = run
-        self.settings = settings
-        self.world = world
-
-    def __call__(self, crops: list[Tensor], now: Schedules) -> Tensor:
-        set_schedules(self.run.optimizer, now)
-        return self.train(crops, now, update_teacher)
-
-    def train(self, crops: list[Tensor], now: Schedules, follow: Callable) -> Tensor:
-        run = self.run
-        return train_step(
-            run.student, run.teacher, run.dino_loss, run.optimizer,
-            [crops], now, self.settings, self.world, follow,
-        )
-
-
-class GraphStep(EagerStep):
-    """The same step as one CUDA graph: the processor launches it as a whole."""
-
-    def __init__(self, run: RunState, settings: Settings, world: World):
-        super().__init__(run, settings, world)
-        device = world.device
-        # what a captured step reads, and what each step writes anew
-        self.crops: list[Tensor] = []
-        lr, weight_decay, momentum, temp = torch.zeros(4, device=device).unbind()
-        self.now = Schedules(lr, weight_decay, momentum, temp)
-        run.optimizer = TensorAdamW(parameter_groups(run.student), lr, weight_decay)
-        train.clip_gradients = clip_at_once
-        self.warmed_up = {True: 0, False: 0}  # steps, with the last layer frozen and not
-        self.graphs = {}
-
-    def write_inputs(self, crops: list[Tensor], now: Schedules) -> None:
-        """Put a step's crops and values where the captured step reads them."""
-        if not self.crops:
-            self.crops = [torch.empty_like(crop) for crop in crops]
-        for place, crop in zip(self.crops, crops, strict=True):
-            place.copy_(crop)
-        for tensor, value in zip(self.now[:4], now[:4]):
-            tensor.fill_(value)
-
-    def __call__(self, crops: list[Tensor], now: Schedules) -> Tensor:
-        self.write_inputs(crops, now)
-        frozen = now.last_layer_frozen  # the two differ in which gradients there are
-        if self.warmed_up[frozen] < WARMUP_STEPS:
-            self.warmed_up[frozen] += 1
-            return self.warm_up(frozen)
-        if frozen not in self.graphs:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):  # nothing is computed yet
-                metrics = self.captured(frozen)
-            self.graphs[frozen] = graph, metrics
-        graph, metrics = self.graphs[frozen]
-        graph.replay()
-        return metrics.clone()  # the next replay writes there again
-
-    def captured(self, frozen: bool) -> Tensor:
-        """Make a step from the tensors."""
-        now = self.now._replace(last_layer_frozen=frozen)
-        return self.train(self.crops, now, update_teacher_at_once)
-
-    def warm_up(self, frozen: bool) -> Tensor:
-        """Make a step on a stream of its own, as captures want it."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            metrics = self.captured(frozen)
-        torch.cuda.current_stream().wait_stream(stream)
-        return metrics.clone()
-
-
-def compile_each_shape(run: RunState) -> None:
-    """Compile blocks and loss, with a graph for each shape.
-
-    By default the second shape makes one dynamic graph, which is slower (docs/log.md).
-    """
-    torch._dynamo.config.cache_size_limit = 64  # two sizes of crops, training or not
-    for network in (run.student, run.teacher):
-        blocks = getattr(network.backbone, "blocks", [])  # a convnet has none
-        for block in blocks[:-1]:  # the last one computes [CLS] alone
-            block.compile(dynamic=False)
-    run.dino_loss.compile(dynamic=False)
-
-
-def make_step(run: RunState, settings: Settings, world: World) -> EagerStep:
-    """Return the step for this device."""
-    if world.device.type != "cuda":
-        return EagerStep(run, settings, world)
-    torch.set_float32_matmul_precision("high")  # what is left in fp32: TF32
-    if settings.compile != "false":
-        compile_each_shape(run)
-    return GraphStep(run, settings, world)
-
-
 def require_supported(settings: Settings, world: World) -> None:
     """Raise InputError for what a run of train.py has and this one has not."""
     if world.size > 1:
         raise InputError("the record runs in one process: start it with python, not torchrun")
     if settings.accumulate > 1:
         refuse(settings, "accumulate", "is for train.py: leave it out")
-    if settings.precision == "fp16":
-        refuse(settings, "precision", "is for train.py, which scales its loss: take bf16")
-    if world.device.type == "cuda" and settings.optimizer != "adamw":
-        refuse(settings, "optimizer", "has no CUDA graph here: take adamw")
 
 
 def record(settings: RecordSettings, world: World) -> Iterator[dict]:
@@ -293,15 +140,18 @@ def record(settings: RecordSettings, world: World) -> Iterator[dict]:
     train_part, test_part = load(settings, device)
     knn = Knn(train_part, test_part, make_view(settings, device), world)
     run = start_run(settings, world)
+    one_step = step_for(train_step, run, settings, world)
+    hot_path = [run.student.backbone, run.teacher.backbone, run.dino_loss]
+    compiled = hardware.compile_hot_path(hot_path, settings.compile, world)
     yield measure.machine(world) | {
         "images": len(train_part.pixels),
         "test_images": len(test_part.pixels),
+        "compiled": compiled,
         "knn_pixels": knn.accuracy(Pixels()),
         "knn_untrained": knn.accuracy(run.teacher.backbone),
         "settings": asdict(settings),
     }
 
-    one_step = make_step(run, settings, world)
     B = settings.batch_size_per_gpu
     images = len(train_part.pixels)
     batches = EpochBatches(images, B, 1, rank=0, world_size=1, seed=settings.seed)
@@ -315,8 +165,16 @@ def record(settings: RecordSettings, world: World) -> Iterator[dict]:
         batches.epoch = epoch
         metrics = []
         for step, views in enumerate(crops):
-            now = schedules(settings, epoch * batches.steps + step, batches.steps, B)
-            metrics.append(one_step(views, now))
+            global_step = epoch * batches.steps + step
+            now = schedules(settings, global_step, batches.steps, B)
+            set_schedules(run.optimizer, now)
+            torch.manual_seed(seed_of(settings.seed, global_step, world.rank))
+            metrics.append(
+                one_step(
+                    run.student, run.teacher, run.dino_loss, run.optimizer,
+                    [views], now, settings, world, update_teacher,
+                )
+            )
 
         loss, entropy, kl, norm = torch.stack(metrics).mean(dim=0).tolist()
         ended = measure.now(device)

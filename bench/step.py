@@ -18,9 +18,10 @@ from runtime import hardware
 from runtime.commandline import InputError
 from runtime.hardware import World
 from settings import Settings, check
-from teacher import make_teacher
+from teacher import make_teacher, update_teacher
 from train import Schedules, set_schedules, train_step
-from training.run_state import RunState, start_run
+from training.cuda_graph import WARMUP_STEPS
+from training.run_state import RunState, start_run, step_for
 from vit import VisionTransformer
 
 FLAGS = (  # the settings that are flags here too, with the same defaults
@@ -42,15 +43,19 @@ def make_ours(settings: Settings, world: World) -> Version:
     run = start_run(settings, world)
     hot_path = [run.student.backbone, run.teacher.backbone, run.dino_loss]
     hardware.compile_hot_path(hot_path, settings.compile, world)
+    make_step = step_for(train_step, run, settings, world)
 
     def step(crops: list[Tensor]) -> Tensor:
         set_schedules(run.optimizer, VALUES)
-        metrics = train_step(
+        metrics = make_step(
             run.student, run.teacher, run.dino_loss, run.optimizer,
-            [crops], VALUES, settings, world,
+            [crops], VALUES, settings, world, update_teacher,
         )
         return metrics[0]  # on the device: a GPU is not waited for
 
+    if settings.cuda_graph:  # recorded before anything is timed
+        for _ in range(WARMUP_STEPS + 1):
+            step(random_crops(settings, world))
     return Version(run, step)
 
 
@@ -140,6 +145,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--batch_size", type=int, default=4, help="images [4]")
     add("--precision", default="fp32", help="auto, fp32 or bf16 [fp32]")
     add("--compile", action="store_true", help="our blocks and our loss through torch.compile")
+    add("--cuda_graph", action="store_true", help="our step as one CUDA graph")
     add("--threads", type=int, default=0, help="of the CPU; 0: as many as torch takes [0]")
     add("--turns", type=int, default=7, help="measured calls, at most [7]")
     add("--seconds", type=float, default=15, help="two calls, and more for so long [15]")
@@ -169,6 +175,7 @@ def step_settings(flags: argparse.Namespace) -> Settings:
         batch_size_per_gpu=flags.batch_size,
         precision=flags.precision,
         compile=str(flags.compile).lower(),
+        cuda_graph=flags.cuda_graph,
         **values,
     )
     check(settings)

@@ -2,6 +2,9 @@
 
 Each image of a batch has an amount of its own. Each function returns new images.
 
+Images may be on a GPU. Random numbers stay on the CPU, which reads them: reading from a GPU waits
+for all that it has to do. non_blocking: a copy to the GPU does not wait either.
+
 Shapes: n images of S x S pixels, (n, 3, S, S) in 0 ... 1; a grey one is (n, 1, S, S).
 Amounts are (n,).
 """
@@ -28,12 +31,11 @@ def change(images: Tensor, which: list[int], operation: Callable, *amounts: Tens
     """
     if not which:
         return images
-    device = images.device
     if len(which) == len(images):
-        return operation(images, *[amount.to(device) for amount in amounts])
+        return operation(images, *amounts)
     index = torch.tensor(which)
-    own = [amount[index].to(device) for amount in amounts]
-    index = index.to(device)
+    own = [amount[index] for amount in amounts]
+    index = index.to(images.device, non_blocking=True)
     images[index] = operation(images[index], *own)
     return images
 
@@ -76,7 +78,7 @@ def flip(images: Tensor) -> Tensor:
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
     """Scale all pixels."""
-    return (images * per_image(factor)).clamp_(max=1)
+    return (images * per_image(factor, images)).clamp_(max=1)
 
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
@@ -92,12 +94,12 @@ def saturation(images: Tensor, factor: Tensor) -> Tensor:
 
 def blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
     """Return factor * images + (1 - factor) * other, cut to 0 ... 1."""
-    return torch.lerp(other, images, per_image(factor)).clamp_(0, 1)
+    return torch.lerp(other, images, per_image(factor, images)).clamp_(0, 1)
 
 
-def per_image(amount: Tensor) -> Tensor:
+def per_image(amount: Tensor, images: Tensor) -> Tensor:
     """Return a number for each image as it multiplies a batch: (n,) -> (n, 1, 1, 1)."""
-    return amount.view(-1, 1, 1, 1)
+    return amount.view(-1, 1, 1, 1).to(images.device, non_blocking=True)
 
 
 def hue(images: Tensor, angle: Tensor) -> Tensor:
@@ -114,7 +116,7 @@ def hue(images: Tensor, angle: Tensor) -> Tensor:
     # 0 is red; green lies at 1/3, blue at -1/3 or, once round the circle, at 2/3
     from_red = (1 + (g + b - r - lowest) / chroma) / 6
     pixel_hue = from_red.copysign(g - b)  # its sign says on which side of red it lies
-    turned = (pixel_hue + per_image(angle) + 1).frac()
+    turned = (pixel_hue + per_image(angle, images) + 1).frac()
 
     to_red = 0.5 - (turned - 0.5).abs()  # the circle closes at red, which is both 0 and 1
     to_green = (turned - 1 / 3).abs()
@@ -125,12 +127,12 @@ def hue(images: Tensor, angle: Tensor) -> Tensor:
 
 def grey(images: Tensor) -> Tensor:
     """Return the luma: (n, 3, S, S) -> (n, 1, S, S)."""
-    luma = LUMA.to(images.device) @ images.flatten(2)
+    luma = LUMA.to(images.device, non_blocking=True) @ images.flatten(2)
     return luma.view(-1, 1, *images.shape[2:])
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Convolve with the Gaussian of a grid, sigma in pixels; the border is reflected.
+    """Convolve with the Gaussian of a grid; the border is reflected. sigma: in pixels, on the CPU.
 
     Its kernel g has the standard deviation sigma and the spectrum exp(sigma^2 (cos(w) - 1)), about
     exp(-sigma^2 w^2 / 2). Samples of exp(-x^2 / 2 sigma^2) would miss a narrow bell: under half of
@@ -139,21 +141,21 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
     """
     height, width = images.shape[-2:]
     radius = min(math.ceil(3 * sigma.max().item()), height - 1, width - 1)
-    x = torch.arange(-radius, radius + 1, device=images.device)
+    x = torch.arange(-radius, radius + 1)
     sigma = sigma[:, None]
-    waves = GRID_WAVES.to(images.device)
-    spectrum = (sigma**2 * (waves.cos() - 1)).exp()
+    spectrum = (sigma**2 * (GRID_WAVES.cos() - 1)).exp()
     kernel = torch.fft.ifft(spectrum).real  # (n, 32): g(0), g(1), ...; g(-1) is the last
     weights = torch.where(x.abs() <= (3 * sigma).ceil(), kernel[:, x], 0.0)
     weights = weights / weights.sum(dim=1, keepdim=True)  # (n, 2 radius + 1)
+    weights = weights.to(images.device, non_blocking=True)
 
     padded = F.pad(images, (radius, radius, radius, radius), mode="reflect")
     along_x = torch.zeros_like(padded[..., :width])
     for i, weight in enumerate(weights.unbind(dim=1)):
-        along_x.addcmul_(padded[..., i : i + width], per_image(weight))
+        along_x.addcmul_(padded[..., i : i + width], per_image(weight, images))
     blurred = torch.zeros_like(images)
     for i, weight in enumerate(weights.unbind(dim=1)):
-        blurred.addcmul_(along_x[..., i : i + height, :], per_image(weight))
+        blurred.addcmul_(along_x[..., i : i + height, :], per_image(weight, images))
     return blurred
 
 

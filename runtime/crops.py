@@ -3,9 +3,12 @@
 Shapes: n images of H x W pixels, a box in each, S the side of a crop.
 """
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2.functional import resize
 
 TRIES = 10  # at a box that lies inside, as in torchvision
 LARGEST_RATIO = 4 / 3  # of a box's sides
@@ -53,7 +56,8 @@ def crop_and_resize(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     Same result as torchvision's antialiased bicubic resize of floats.
     """
     H, W = images.shape[-2:]
-    top, left, height, width = boxes.to(images.device).unbind(dim=1)
+    boxes = boxes.to(images.device, non_blocking=True)  # a GPU is not waited for
+    top, left, height, width = boxes.unbind(dim=1)
     rows = resize_weights(top, height, H, size)
     columns = resize_weights(left, width, W, size)
     # a resize is linear in the pixels: one matrix for the rows, one for the columns
@@ -78,6 +82,30 @@ def resize_weights(start: Tensor, length: Tensor, pixels: int, size: int) -> Ten
     inside = (old > start) & (old < start + length)
     weights = torch.where(inside, weights, 0.0)
     return weights / weights.sum(dim=-1, keepdim=True)
+
+
+def shrunk(image: Tensor, side: int) -> Tensor:
+    """Return uint8 (3, H, W) with no side longer than `side` pixels; it keeps its shape."""
+    height, width = image.shape[-2:]
+    shrink = side / max(height, width)
+    if shrink >= 1:
+        return image
+    size = [max(1, round(height * shrink)), max(1, round(width * shrink))]
+    return resize(image, size, InterpolationMode.BICUBIC, antialias=True)
+
+
+def padded(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return images of any shapes as one uint8 tensor (n, 3, H, W), and their sides (n, 2).
+
+    Each stands in the left upper corner; what is right of it and below is 0.
+    """
+    sides = torch.tensor([image.shape[-2:] for image in images])
+    H, W = sides.amax(dim=0).tolist()
+    pixels = torch.zeros(len(images), 3, H, W, dtype=torch.uint8)
+    for i, image in enumerate(images):
+        _, height, width = image.shape
+        pixels[i, :, :height, :width] = image
+    return pixels, sides
 
 
 def cubic(x: Tensor) -> Tensor:

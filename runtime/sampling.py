@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from runtime import hardware
+from runtime.crops import padded, shrunk
 from runtime.hardware import World
 from runtime.threads import share_cores
 
@@ -21,6 +22,12 @@ def seed_of(*numbers: int) -> int:
     Neighbouring numbers have seeds far apart, and no two images of an epoch share one.
     """
     return zlib.crc32(" ".join(map(str, numbers)).encode())
+
+
+def draws_of(crop, seed: int, epoch: int, index: int) -> Tensor:
+    """Return the random numbers of an image's views in an epoch; crop: a MultiCrop."""
+    torch.default_generator.manual_seed(seed_of(seed, epoch, index))
+    return crop.draw()
 
 
 class CropsDataset(Dataset):
@@ -92,26 +99,71 @@ class CropsInMemory:
 
     def __iter__(self) -> Iterator[list[Tensor]]:
         for keys in self.batches:
-            draws = []
-            for epoch, index in keys:
-                torch.default_generator.manual_seed(seed_of(self.seed, epoch, index))
-                draws.append(self.crop.draw())
+            draws = [draws_of(self.crop, self.seed, *key) for key in keys]
             numbers = torch.tensor([index for _, index in keys])
-            images = self.pixels[numbers.to(self.pixels.device)]
+            images = self.pixels[numbers.to(self.pixels.device, non_blocking=True)]
             yield self.crop.of_batch(images, self.sides[numbers], torch.stack(draws))
 
 
+class ImagesAndDraws(Dataset):
+    """Images as bytes, and their views' random numbers: dataset[epoch, index] -> both.
+
+    An image is shrunk to at most `side` pixels a side.
+    """
+
+    def __init__(self, images: Dataset, crop, seed: int, side: int):
+        self.images = images
+        self.crop = crop  # a MultiCrop
+        self.seed = seed
+        self.side = side
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        _, index = key
+        image, _ = self.images[index]
+        return shrunk(image, self.side), draws_of(self.crop, self.seed, *key)
+
+
+def together(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a batch of ImagesAndDraws as MultiCrop.of_batch takes it: pixels, sides, draws."""
+    pixels, sides = padded([image for image, _ in items])
+    return pixels, sides, torch.stack([draws for _, draws in items])
+
+
+class CropsOnDevice:
+    """The crops of an epoch: workers decode the images, and the device crops a batch at once.
+
+    They are the views of CropsInMemory.
+    loader: of ImagesAndDraws, together.
+    """
+
+    def __init__(self, loader: DataLoader, crop, device: torch.device):
+        self.loader = loader
+        self.crop = crop  # a MultiCrop
+        self.device = device
+        self.num_workers = loader.num_workers
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        for pixels, sides, draws in self.loader:
+            pixels = pixels.to(self.device, non_blocking=True)
+            yield self.crop.of_batch(pixels, sides, draws)
+
+
 def make_loader(
-    dataset: CropsDataset, batches: EpochBatches, num_workers: int, world: World
+    dataset: Dataset,
+    batches: EpochBatches,
+    num_workers: int,
+    world: World,
+    collate: Callable | None = None,
 ) -> DataLoader:
     """Return a loader of the dataset in this order; its workers stay from epoch to epoch.
 
-    num_workers: as share_cores takes it.
+    num_workers: as share_cores takes it. collate: makes a batch of items; None: DataLoader's own.
     """
     workers = share_cores(num_workers, world.device)
     return DataLoader(
         dataset,
         batch_sampler=batches,
+        collate_fn=collate,
         num_workers=workers,
         pin_memory=world.device.type == "cuda",
         persistent_workers=workers > 0,

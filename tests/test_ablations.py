@@ -480,6 +480,7 @@ def test_fig_4_s_table_is_of_the_seeds_of_all_calls(tmp_path):
             "center -- --head_nlayers 0",
             "--head_nlayers 0 must be at least 1 (0 without the l2 bottleneck)",
         ),
+        ("center -- --cuda_graph true", "--cuda_graph True is for train.py: leave it out"),
         ("center -- --nonsense 1", "unrecognized arguments: --nonsense"),
     ],
 )

@@ -203,6 +203,7 @@ def test_memory_that_does_not_suffice_is_named():
         ("--drop_path_rate 1", "--drop_path_rate 1.0 must be below 1"),
         ("--precision fp16", "--precision fp16 is for train.py"),
         ("--device tpu", "--device tpu is unknown"),
+        ("--cuda_graph --parts step", "--cuda_graph true needs a GPU"),
         ("--profile --json", "--profile prints a table"),
     ],
 )
@@ -233,12 +234,16 @@ def test_the_bench_prints_a_row_for_each_part(capsys):
     for text in capsys.readouterr().out.splitlines():
         row = json.loads(text)
         rows[row["part"]] = row
-    assert set(rows) == {"crops", "loader", "EMA", "step", "work", "memory"}
+    assert set(rows) == {
+        "crops", "crops, batch", "loader", "step", "work", "end to end", "EMA", "memory",
+    }
     for row in rows.values():
         assert row["torch"] == torch.__version__
         assert row["ours"] is None or row["ratio"] > 0
     assert rows["work"]["ratio"] > 1, "every token through the last block is more work"
     assert rows["step"]["batch_size"] == 2
+    assert rows["crops, batch"]["images_per_s"] > 0
+    assert 0 < rows["end to end"]["step_percent"] < 200, "loading and training beside training"
     assert rows["step"]["device"] == "cpu"
 
 

@@ -1,11 +1,19 @@
 """Which number type a program computes in, and how much memory it may take."""
 
+import shutil
+
 import pytest
 import torch
+from torch import nn
+from torch._dynamo.utils import counters
 
+from multicrop import MultiCropNetwork
 from runtime import hardware
+from runtime.hardware import World
 from settings import VITS
+from teacher import make_teacher
 from training.backbone import build_backbone
+from vit import VisionTransformer
 
 CPU = torch.device("cpu")
 
@@ -37,3 +45,34 @@ def test_a_type_that_is_asked_for_is_taken_unmeasured(name, dtype):
 @pytest.mark.parametrize("arch", VITS)
 def test_auto_multiplies_matrices_as_wide_as_the_vit(arch):
     assert VITS[arch] == build_backbone(arch).embed_dim
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="there is no compiler here")
+def test_each_size_of_crops_has_a_compiled_graph_of_its_own():
+    """Three: the student's globals and locals, the teacher's globals; none with unknown sizes.
+
+    What is evaluated in between is not compiled, so that Dynamo's limit is far.
+    """
+    torch.manual_seed(0)
+    torch.compiler.reset()
+    counters.clear()
+    backbone = VisionTransformer(7, 35, embed_dim=22, depth=3, num_heads=2, drop_path_rate=0.3)
+    student = MultiCropNetwork(backbone, nn.Linear(22, 5))
+    teacher = make_teacher(student)
+    crops = [torch.randn(3, 3, size, size) for size in (35, 35, 14, 14, 14)]
+    eager = teacher(crops[:2])
+    hot_path = [student.backbone, teacher.backbone]
+    said = hardware.compile_hot_path(hot_path, "true", World(0, 1, CPU, torch.float32))
+    assert said.startswith("compiled"), said
+    counters.clear()  # of the compiler's trial
+    for images in (3, 11):
+        with torch.no_grad():
+            compiled = teacher(crops[:2])
+        student(crops).sum().backward()
+        with torch.compiler.set_stance("force_eager"), torch.no_grad():
+            teacher.backbone(torch.randn(images, 3, 21, 21))
+    torch.compiler.reset()
+    torch.testing.assert_close(compiled, eager, atol=1e-4, rtol=1e-4)
+    assert counters["stats"]["unique_graphs"] == 3
+    assert not counters["recompile_limit"] and not counters["graph_break"]

@@ -9,9 +9,15 @@ from data import Images, open_images
 from runtime import hardware
 from runtime.creatures import make_creatures
 from runtime.hardware import World, free_memory
-from runtime.sampling import CropsInMemory
+from runtime.sampling import CropsInMemory, CropsOnDevice
 from settings import parse_settings
-from training.inputs import fits_in_memory, make_loader, stored
+from training.inputs import (
+    device_crops,
+    fits_in_memory,
+    make_loader,
+    make_multicrop,
+    stored,
+)
 
 ALONE = World(0, 1, torch.device("cpu"), torch.float32)
 SHAPES = [(41, 29), (13, 17), (23, 46)]
@@ -75,3 +81,31 @@ def test_a_run_keeps_where_its_images_are(folder, tmp_path, monkeypatch, capsys)
         assert "kept in memory" not in capsys.readouterr().out
     args = torch.load(tmp_path / "run/checkpoint.pth", weights_only=True)["args"]
     assert args["in_memory"] == "false"
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_crops_of_a_loaders_bytes_are_those_of_images_in_memory(workers, folder):
+    """What a GPU does with files that do not fit, here on the CPU; one image is shrunk."""
+    flags = "--preset demo --batch_size_per_gpu 3 --global_crops_size 16 --local_crops_size 8"
+    flags += f" --in_memory true --num_workers {workers} --seed 5"
+    settings = parse_settings(flags.split())
+    images, _ = open_images(str(folder))
+    in_memory, batches = make_loader(images, settings, ALONE)
+    multicrop = make_multicrop(settings)
+    loaded = device_crops(images, multicrop, batches, 32, settings, ALONE)
+    assert loaded.num_workers == int(workers)
+    for epoch in (0, 3):
+        batches.epoch = epoch
+        (ours,) = list(loaded)
+        (theirs,) = list(in_memory)
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_a_gpu_crops_files_that_do_not_fit(folder):
+    """And a CPU leaves that to its workers."""
+    flags = "--preset demo --batch_size_per_gpu 3 --num_workers 0 --in_memory false"
+    settings = parse_settings(flags.split())
+    images, _ = open_images(str(folder))
+    gpu = World(0, 1, torch.device("cuda"), torch.float32)
+    assert isinstance(make_loader(images, settings, gpu)[0], CropsOnDevice)
+    assert not isinstance(make_loader(images, settings, ALONE)[0], CropsOnDevice)

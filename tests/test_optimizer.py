@@ -84,3 +84,25 @@ def test_each_weight_that_takes_a_gradient_is_in_one_group():
         "only matrices decay"
     )
     assert len(others["params"]) == 4 and decaying["decays"] and not others["decays"]
+
+
+@pytest.mark.parametrize("max_norm", [0.0, 0.5])
+def test_clipping_is_that_of_a_loop_over_the_tensors(max_norm):
+    """g <- g min(1, max_norm / ||g||) for each tensor by itself; one has no gradient."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(7, 5), nn.LayerNorm(5), nn.Linear(5, 3))
+    for number, param in enumerate(network.parameters()):
+        param.grad = torch.randn_like(param) * 10.0 ** (number - 3)
+    network[1].bias.grad = None
+    wanted = []
+    norms = []
+    for param in network.parameters():
+        if param.grad is None:
+            continue
+        norm = param.grad.square().sum().sqrt()
+        norms.append(norm)
+        factor = min(1.0, max_norm / norm.item()) if max_norm else 1.0
+        wanted.append(param.grad * factor)
+    assert clip_gradients(network, max_norm).item() == pytest.approx(max(norms).item())
+    found = [param.grad for param in network.parameters() if param.grad is not None]
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)

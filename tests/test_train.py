@@ -635,6 +635,22 @@ RELEASED = {  # each run's args.txt, as public copies have it: what differs from
 }
 
 
+def test_the_preset_of_imagenette_is_the_published_recipe():
+    """ViT-S/16, 200 epochs of 128 images a step, 2 x 224 + 6 x 96, K 65536, rate 5e-4, teacher
+    temperature 0.04 -> 0.07, momentum 0.996 -> 1.
+    """
+    settings = parse_settings(["--preset", "imagenette"])
+    assert (settings.arch, settings.patch_size, settings.out_dim) == ("vit_small", 16, 65536)
+    assert (settings.epochs, settings.batch_size_per_gpu) == (200, 128)
+    sizes = (settings.global_crops_size, settings.local_crops_size, settings.local_crops_number)
+    assert sizes == (224, 96, 6)
+    values = schedules(settings, 10 * 73, epoch_steps=73, images_per_step=128)
+    assert values.lr == pytest.approx(5e-4) and values.teacher_momentum > 0.996
+    assert schedules(settings, 0, 73, 128).teacher_momentum == pytest.approx(0.996)
+    assert schedules(settings, 0, 73, 128).teacher_temp == pytest.approx(0.04)
+    assert schedules(settings, 30 * 73, 73, 128).teacher_temp == pytest.approx(0.07)
+
+
 @pytest.mark.parametrize("preset", RELEASED)
 def test_a_preset_is_the_run_whose_numbers_stand_beside_it(preset):
     """Every setting: what the run's arguments do not name has the release's default."""

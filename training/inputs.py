@@ -5,15 +5,21 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2.functional import resize
 
 from data import Images, open_images, without_unreadable
 from multicrop import MultiCrop
 from runtime import hardware, sampling
 from runtime.commandline import InputError
+from runtime.crops import padded, shrunk
 from runtime.hardware import World
-from runtime.sampling import CropsDataset, CropsInMemory, EpochBatches
+from runtime.sampling import (
+    CropsDataset,
+    CropsInMemory,
+    CropsOnDevice,
+    EpochBatches,
+    ImagesAndDraws,
+    together,
+)
 from runtime.threads import share_cores
 from settings import Settings
 
@@ -63,7 +69,8 @@ def make_loader(
 ) -> tuple[Iterable[list[Tensor]], EpochBatches]:
     """Return a loader of this process's micro-batches of crops, and the order that it follows.
 
-    Images in memory are cropped in batches, on the device; others one by one, by workers.
+    Images in memory are cropped in batches, on the device, and a GPU crops all others so too.
+    For a CPU the workers crop them one by one.
     """
     batches = EpochBatches(
         len(images),
@@ -86,6 +93,8 @@ def make_loader(
         settings.in_memory = str(in_memory).lower()  # auto is decided now, and kept
         if in_memory and world.is_main:
             print(f"the images are kept in memory, at most {side} pixels a side")
+    if not in_memory and world.device.type == "cuda":
+        return device_crops(images, multicrop, batches, side, settings, world), batches
     if not in_memory:
         crops = CropsDataset(images, multicrop, settings.seed)
         return sampling.make_loader(crops, batches, settings.num_workers, world), batches
@@ -93,6 +102,20 @@ def make_loader(
     pixels, sides = stored(images, side)
     pixels = pixels.to(world.device)
     return CropsInMemory(pixels, sides, multicrop, batches, settings.seed), batches
+
+
+def device_crops(
+    images: Images,
+    multicrop: MultiCrop,
+    batches: EpochBatches,
+    side: int,
+    settings: Settings,
+    world: World,
+) -> CropsOnDevice:
+    """Return crops that the device makes of what workers decode and shrink."""
+    small = ImagesAndDraws(images, multicrop, settings.seed, side)
+    loader = sampling.make_loader(small, batches, settings.num_workers, world, together)
+    return CropsOnDevice(loader, multicrop, world.device)
 
 
 def fits_in_memory(number: int, side: int, wanted: str, world: World) -> bool:
@@ -111,8 +134,7 @@ def fits_in_memory(number: int, side: int, wanted: str, world: World) -> bool:
 def stored(images: Images, side: int) -> tuple[Tensor, Tensor]:
     """Return all images as one uint8 tensor (n, 3, H, W), and their heights and widths (n, 2).
 
-    Images longer than `side` pixels are shrunk to that. Each keeps its shape and stands in the
-    left upper corner; what is right of it and below is 0.
+    Images longer than `side` pixels are shrunk to that.
     """
     if images.in_memory:
         sides = torch.tensor([images.source.shape[-2:]])
@@ -120,19 +142,7 @@ def stored(images: Images, side: int) -> tuple[Tensor, Tensor]:
 
     def read(index: int) -> Tensor:
         image, _ = images[index]
-        height, width = image.shape[-2:]
-        shrink = side / max(height, width)
-        if shrink >= 1:
-            return image
-        size = [max(1, round(height * shrink)), max(1, round(width * shrink))]
-        return resize(image, size, InterpolationMode.BICUBIC, antialias=True)
+        return shrunk(image, side)
 
     with ThreadPoolExecutor() as pool:
-        read_images = list(pool.map(read, range(len(images))))
-    sides = torch.tensor([image.shape[-2:] for image in read_images])
-    H, W = sides.amax(dim=0).tolist()
-    pixels = torch.zeros(len(images), 3, H, W, dtype=torch.uint8)
-    for i, image in enumerate(read_images):
-        _, height, width = image.shape
-        pixels[i, :, :height, :width] = image
-    return pixels, sides
+        return padded(list(pool.map(read, range(len(images)))))

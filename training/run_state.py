@@ -29,6 +29,7 @@ from training.ablated import refuse_other_head, refuse_other_method
 from training.averages import load_averages
 from training.backbone import build_backbone
 from training.checkpoint import load_strictly, read_checkpoint, save_checkpoint
+from training.cuda_graph import graph_step
 from training.half import scaled_step
 from training.start import START, load_center, read_start
 from training.weights import checkpoint_args
@@ -224,8 +225,10 @@ def begin(path: Path, run: RunState, settings: Settings, world: World) -> str:
     return load_center(run.student, run.dino_loss, settings)
 
 
-def step_for(train_step: Callable, run: RunState, world: World) -> Callable:
-    """Return train_step, or in fp16 one with the same arguments that scales the loss."""
+def step_for(train_step: Callable, run: RunState, settings: Settings, world: World) -> Callable:
+    """Return train_step, or one with its arguments: in fp16, or as a CUDA graph."""
+    if settings.cuda_graph:
+        return graph_step(train_step, run.optimizer, settings, world)
     if world.dtype != torch.float16:
         return train_step
     run.scaler = GradScaler(world.device.type)
