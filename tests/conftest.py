@@ -27,3 +27,15 @@ def a_hang_ends(request: pytest.FixtureRequest) -> Iterator[None]:
         signal.alarm(0)
     else:
         yield
+
+
+@pytest.fixture
+def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No figure of the curves: a tiny run spends most of its time on that. For other tests."""
+    monkeypatch.setattr("training.report.draw_epochs", lambda *_: None)
+
+
+@pytest.fixture
+def no_report(no_curves: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No figures and no last paragraph either."""
+    monkeypatch.setattr("training.report.finish", lambda *_: "")

@@ -35,7 +35,7 @@ def few_images(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch) -> None:
+def quick(no_report, monkeypatch) -> None:
     """A network of few weights, and no figures, which take longer than these trainings."""
 
     def few_weights(patch_size: int, **sizes) -> VisionTransformer:
@@ -43,7 +43,6 @@ def quick(monkeypatch) -> None:
         return VisionTransformer(patch_size, embed_dim=16, depth=2, **sizes)
 
     monkeypatch.setitem(backbone.VITS, "vit_nano", few_weights)
-    monkeypatch.setattr(train.report, "finish", lambda *_: "")
     # from its own 65536 the first steps would be skipped, one for each halving
     monkeypatch.setattr(run_state, "GradScaler", partial(torch.amp.GradScaler, init_scale=64.0))
 

@@ -27,6 +27,7 @@ def command(photos: Path, output: Path) -> list[str]:
     return [*TINY, *CONVNET, "--data_path", str(photos), "--output_dir", str(output)]
 
 
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.slow
 def test_a_convnet_trains_stops_goes_on_reloads_and_evaluates(tmp_path, monkeypatch, capsys):
     photos = write_photos(tmp_path / "photos")

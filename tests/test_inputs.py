@@ -68,6 +68,7 @@ def test_a_folder_is_kept_in_memory_or_loaded_by_workers(wanted, folder):
     assert [len(view) for view in views] == [3] * len(views) and batches.steps == 1
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_run_keeps_where_its_images_are(folder, tmp_path, monkeypatch, capsys):
     """Shrunk images have other crops, so a continued run must not choose anew."""
     flags = (

@@ -133,6 +133,7 @@ def test_levels_that_are_one_value_are_refused(tmp_path, capsys):
     assert "--levels 7 7 must be two values" in said
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_continued_run_keeps_its_levels_whatever_was_added(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for number in range(4):

@@ -238,6 +238,7 @@ def steps_of(kind: str, folder: Path, monkeypatch) -> tuple[list[dict], list[dic
     return students, teachers
 
 
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize(
     ("kind", "source"),
     [

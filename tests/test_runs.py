@@ -123,6 +123,7 @@ def test_a_run_leaves_its_log_figures_and_checkpoints(uninterrupted):
     assert (checkpoint["epoch"], args["arch"], args["patch_size"]) == (3, "vit_nano", 16)
 
 
+@pytest.mark.usefixtures("no_report")
 def test_the_same_seed_gives_the_same_run_bit_for_bit_and_another_another(
     uninterrupted, photos, tmp_path
 ):
@@ -156,6 +157,7 @@ def run_until(step: int, photos: Path, output: Path, monkeypatch, *flags: str) -
     monkeypatch.undo()
 
 
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("stop_after", [3, 6, 11])
 def test_a_run_stopped_anywhere_ends_bit_for_bit_where_an_uninterrupted_one_ends(
     uninterrupted, photos, tmp_path, monkeypatch, stop_after, capsys
@@ -173,6 +175,7 @@ def test_a_run_stopped_anywhere_ends_bit_for_bit_where_an_uninterrupted_one_ends
     assert log_of(tmp_path) == log_of(output)
 
 
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
 def test_a_run_stopped_and_continued_has_the_weights_of_an_undisturbed_one_with_every_optimizer(
     optimizer, photos, tmp_path, monkeypatch
@@ -229,6 +232,7 @@ def test_weights_can_start_another_run_with_fresh_schedules(uninterrupted, photo
     )
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_nan_stops_the_run_names_the_step_and_spares_the_checkpoint(photos, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         run(
@@ -352,6 +356,7 @@ def test_two_trainings_do_not_share_an_output_folder(photos, tmp_path, capsys):
         first.wait()
 
 
+@pytest.mark.usefixtures("no_report")
 def test_reading_the_metrics_every_few_steps_changes_nothing_but_when_they_are_read(
     photos, uninterrupted, tmp_path, monkeypatch
 ):
@@ -374,6 +379,7 @@ def test_reading_the_metrics_every_few_steps_changes_nothing_but_when_they_are_r
     assert torch.load(tmp_path / "broken" / "checkpoint.pth", weights_only=True)["epoch"] == 1
 
 
+@pytest.mark.usefixtures("no_report")
 def test_images_in_memory_give_the_same_run_after_a_stop_in_mid_epoch(
     photos, tmp_path, monkeypatch
 ):
@@ -385,6 +391,7 @@ def test_images_in_memory_give_the_same_run_after_a_stop_in_mid_epoch(
     assert all(equal(stopped[name], straight[name]) for name in STATE)
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_continued_run_keeps_the_type_that_auto_chose(photos, tmp_path, capsys, monkeypatch):
     """Another machine would choose another one; the settings say nothing of a change."""
     auto = ("--precision", "auto", "--epochs")
@@ -414,6 +421,7 @@ OF_STORED = (
 ).split()
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_checkpoint_of_an_older_version_is_continued_to_the_end(
     small_vit, photos, tmp_path, capsys
 ):
@@ -462,6 +470,7 @@ def test_a_stopped_run_has_the_curves_of_its_completed_epochs(photos, tmp_path, 
     assert np.array_equal(drawn, expected), "curves.png must show the two completed epochs"
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_run_with_a_warm_up_of_half_an_epoch_trains_and_old_whole_numbers_continue(
     photos, tmp_path, monkeypatch, capsys
 ):

@@ -154,6 +154,7 @@ BEGINNINGS = [
 ]
 
 
+@pytest.mark.usefixtures("no_curves")
 @pytest.mark.parametrize(("more", "becomes"), BEGINNINGS)
 def test_a_run_continues_without_the_file_that_it_started_from(
     more, becomes, trained, photos, tmp_path, capsys
@@ -189,6 +190,7 @@ def report_of(capsys) -> str:
     return said
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_convnet_continues_without_the_file_that_it_started_from(photos, tmp_path):
     network = "--arch resnet18 --optimizer sgd --knn_every 0".split()
     shared = [*TINY, "--data_path", str(photos), *network]
@@ -214,6 +216,7 @@ def test_a_fresh_run_takes_no_start_that_another_left_behind(trained, photos, tm
     assert run.student.backbone.cls_token.any()
 
 
+@pytest.mark.usefixtures("no_report")
 def test_the_authors_weights_are_not_downloaded_again(trained, photos, tmp_path, monkeypatch):
     """The run began where there is a network, and continues where there is none."""
     output = tmp_path / "run"
