@@ -136,7 +136,7 @@ orderings() {
     local epochs=30 seeds=(0 1) studies=(components teachers crops)
     if [ -n "$dry" ]; then
         recipe=("${small[@]}" --num_workers 0)
-        epochs=1 seeds=(0) studies=(teachers)
+        epochs=1 seeds=(0) studies=(crops)
     fi
     local jobs=()
     for study in "${studies[@]}"; do
