@@ -5,11 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from data import Images, open_images, without_unreadable
 from multicrop import MultiCrop
 from runtime import hardware, sampling
-from runtime.commandline import InputError
+from runtime.commandline import InputError, bar_style
 from runtime.crops import padded, shrunk
 from runtime.hardware import World
 from runtime.sampling import (
@@ -99,7 +100,7 @@ def make_loader(
         crops = CropsDataset(images, multicrop, settings.seed)
         return sampling.make_loader(crops, batches, settings.num_workers, world), batches
     share_cores(settings.num_workers, world.device, most=0)  # no workers
-    pixels, sides = stored(images, side)
+    pixels, sides = stored(images, side, quiet=not world.is_main)
     pixels = pixels.to(world.device)
     return CropsInMemory(pixels, sides, multicrop, batches, settings.seed), batches
 
@@ -131,10 +132,10 @@ def fits_in_memory(number: int, side: int, wanted: str, world: World) -> bool:
     return not world.any(too_many)  # all processes or none
 
 
-def stored(images: Images, side: int) -> tuple[Tensor, Tensor]:
+def stored(images: Images, side: int, quiet: bool = True) -> tuple[Tensor, Tensor]:
     """Return all images as one uint8 tensor (n, 3, H, W), and their heights and widths (n, 2).
 
-    Images longer than `side` pixels are shrunk to that.
+    Images longer than `side` pixels are shrunk to that. quiet: without a bar.
     """
     if images.in_memory:
         sides = torch.tensor([images.source.shape[-2:]])
@@ -145,4 +146,6 @@ def stored(images: Images, side: int) -> tuple[Tensor, Tensor]:
         return shrunk(image, side)
 
     with ThreadPoolExecutor() as pool:
-        return padded(list(pool.map(read, range(len(images)))))
+        read_images = pool.map(read, range(len(images)))
+        bar = tqdm(read_images, "reading", len(images), leave=False, disable=quiet, **bar_style())
+        return padded(list(bar))
