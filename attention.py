@@ -43,7 +43,8 @@ def keep_mass(attention: Tensor, mass: float) -> Tensor:
     total = flat.sum(dim=-1, keepdim=True)
     fractions = flat / total
     weights, order = fractions.sort(dim=-1)  # the lightest first
-    kept = weights.cumsum(dim=-1) > 1 - mass  # from the lightest on, 1 - mass may go
+    # the lightest are dropped while their sum is at most 1 - mass
+    kept = weights.cumsum(dim=-1) > 1 - mass
     mask = torch.empty_like(kept)
     mask.scatter_(-1, order, kept)  # back to their places
     return mask.view_as(attention)

@@ -34,7 +34,7 @@ def normalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Ten
 
 
 def mean_and_std(args: dict) -> tuple[Sequence[float], Sequence[float]]:
-    """Return the mean and deviation that a checkpoint's flags name, or those of ImageNet."""
+    """Return a checkpoint's mean and standard deviation of the pixels, or ImageNet's."""
     return args.get("mean", IMAGENET_MEAN), args.get("std", IMAGENET_STD)
 
 

@@ -1,9 +1,9 @@
 """The loss (Sec. 3.1, Eq. 1 to 4; Sec. 5.3, Eq. 5).
 
-The student predicts, from one view of an image, what the teacher says of another view.
-Centering (Eq. 4) keeps one prototype from winning everywhere; with centering alone the output
-becomes uniform, where the loss is ln K. Sharpening, a low teacher temperature, keeps all from
-winning equally; with sharpening alone the output becomes one-hot (Sec. 5.3).
+The student predicts, from one view of an image, the teacher's output for another view.
+A collapse is the same output for every image. Centering (Eq. 4) keeps one prototype from winning
+everywhere (one-hot), but alone leads to the uniform output, where the loss is ln K. Sharpening, a
+low teacher temperature, prevents the uniform one, but alone leads to one-hot (Sec. 5.3).
 The loss is entropy + KL (Eq. 5): KL -> 0 shows a collapse, the entropy which one (Fig. 7).
 
 Shapes: B images, V views (the first two are global), K prototypes: the dimensions of the output.
@@ -19,7 +19,7 @@ class DINOLoss(nn.Module):
     `teacher_entropy` and `kl` are the two parts (Eq. 5) of the last loss, without gradient.
     """
 
-    has_entropy = True  # whether there are these parts: not every loss of the field has them
+    has_entropy = True  # these parts; False in the ablations' losses of BYOL and MoCo
 
     def __init__(self, out_dim: int, student_temp: float = 0.1, center_momentum: float = 0.9):
         super().__init__()
@@ -45,13 +45,12 @@ class DINOLoss(nn.Module):
         teacher_views = p_teacher.chunk(2)
 
         loss = 0.0
-        for student_view in range(V):  # the student sees all V views
-            logits = student_views[student_view].float() / self.student_temp
-            log_p_student = logits.log_softmax(dim=-1)  # one softmax serves both teacher views
-            for teacher_view in range(2):  # the teacher sees the two global ones
+        for student_view, logits in enumerate(student_views):  # the student sees all V views
+            # Eq. 1: log P_s; one softmax serves both teacher views
+            log_p_student = (logits.float() / self.student_temp).log_softmax(dim=-1)
+            for teacher_view, p in enumerate(teacher_views):  # the teacher sees the two global ones
                 if student_view == teacher_view:
                     continue  # a view never predicts itself: the answer would be a copy
-                p = teacher_views[teacher_view]
                 cross_entropy = -(p * log_p_student).sum(dim=-1)  # Eq. 2: H(P_t, P_s) of each image
                 loss = loss + cross_entropy.mean()
 
@@ -79,8 +78,9 @@ class DINOLoss(nn.Module):
 
 
 def split_views(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, ...]:
-    """Return the student's views, V of (B, K), of a teacher's (2 * B, K).
+    """Split the student's logits (V * B, K) into its V views of (B, K).
 
+    The teacher's (2 * B, K) say what B is.
     Raises ValueError if the rows are not views of one batch.
     """
     B = len(teacher_logits) // 2

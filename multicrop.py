@@ -20,8 +20,8 @@ from torchvision.transforms.v2.functional import pil_to_tensor, resized_crop
 from runtime.augment import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    below,
-    change,
+    apply_to,
+    chosen,
     color_jitter,
     flip,
     gaussian_blur,
@@ -31,7 +31,15 @@ from runtime.augment import (
 )
 from runtime.crops import TRIES, crop_and_resize, random_boxes
 
-DRAWS = [4 * TRIES, 6, 4, 4]  # numbers in 0 ... 1 for a view: box, chances, order, amounts
+# All random numbers of an image are drawn before a pixel is touched. So its views are the same
+# alone (MultiCrop's call) and in a batch, perhaps on a GPU (batch_views). Uniform in 0 ... 1, for
+# each view:
+DRAWS = [
+    4 * TRIES,  # box: area, ratio, top and left of each try
+    6,  # whether to flip, jitter, grey, blur and solarise; the blur's sigma
+    4,  # order of the four jitters
+    4,  # their strengths
+]
 
 
 class View(NamedTuple):
@@ -47,7 +55,7 @@ class View(NamedTuple):
 class MultiCrop:
     """Turn an image into V = 2 + local_number views, the globals first.
 
-    blur: the chance of it for global 1, global 2 and each local; solarize: on global 2 only.
+    blur: its probability for global 1, global 2 and each local; solarize: on global 2 only.
     The defaults are the release's.
     """
 
@@ -90,15 +98,15 @@ class MultiCrop:
         sides = torch.tensor(image.shape[1:])
         boxes = random_boxes(sides, self.scales, draws[:, : DRAWS[0]]).int().tolist()
         views = []
-        for view, box, own in zip(self.views, boxes, draws.split(1), strict=True):
+        for view, box, draw in zip(self.views, boxes, draws.split(1), strict=True):
             size = [view.size, view.size]
             # still uint8: bytes are resized faster than floats
             x = resized_crop(image, *box, size, InterpolationMode.BICUBIC, antialias=True)
             x = x.contiguous() / 255
-            views.append(self.augment(x.unsqueeze(0), own, view)[0])
+            views.append(self.augment(x.unsqueeze(0), draw, view)[0])
         return views
 
-    def of_batch(self, images: Tensor, sides: Tensor, draws: Tensor) -> list[Tensor]:
+    def batch_views(self, images: Tensor, sides: Tensor, draws: Tensor) -> list[Tensor]:
         """Return V views (B, 3, S, S) of a batch, made at once on the images' device.
 
         images: uint8 (B, 3, H, W); sides (B, 2): the height and width that each one fills.
@@ -115,17 +123,17 @@ class MultiCrop:
 
     def augment(self, x: Tensor, draws: Tensor, view: View) -> Tensor:
         """Change crops at random, each in its own way, and normalise: (B, 3, S, S) -> the same."""
-        _, chances, order, amounts = draws.split(DRAWS, dim=1)
-        to_flip, to_jitter, to_grey, to_blur, to_solarize, sigma = chances.unbind(dim=1)
-        order = order.argsort(dim=1)
-        amounts = self.least + (self.most - self.least) * amounts
+        _, whether, order, strengths = draws.split(DRAWS, dim=1)
+        flip_draw, jitter_draw, grey_draw, blur_draw, solarize_draw, sigma = whether.unbind(dim=1)
+        order = order.argsort(dim=1)  # a random permutation
+        strengths = self.least + (self.most - self.least) * strengths
         sigma = 0.1 + 1.9 * sigma  # U(0.1, 2) pixels
 
-        x = change(x, below(to_flip, 0.5), flip)  # these probabilities are BYOL's
-        x = color_jitter(x, below(to_jitter, 0.8), order, amounts)
-        x = change(x, below(to_grey, 0.2), grey)
-        x = change(x, below(to_blur, view.blur), gaussian_blur, sigma)
-        x = change(x, below(to_solarize, view.solarize), solarize)
+        x = apply_to(x, chosen(flip_draw, 0.5), flip)  # these probabilities are BYOL's
+        x = color_jitter(x, chosen(jitter_draw, 0.8), order, strengths)
+        x = apply_to(x, chosen(grey_draw, 0.2), grey)
+        x = apply_to(x, chosen(blur_draw, view.blur), gaussian_blur, sigma)
+        x = apply_to(x, chosen(solarize_draw, view.solarize), solarize)
         mean = self.mean.to(x.device, non_blocking=True)
         std = self.std.to(x.device, non_blocking=True)
         return (x - mean) / std

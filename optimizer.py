@@ -63,7 +63,7 @@ def clip_gradients(student: nn.Module, max_norm: float) -> Tensor:
     # foreach: a GPU's kernels for one tensor after the other take longer to launch than to run
     norms = torch.stack(torch._foreach_norm(gradients))
     if max_norm:
-        # clamp, not an if: a GPU would have to be waited for to compare
+        # min(1, max_norm / norm); an if would have to wait for a GPU's number
         factors = (max_norm / (norms + 1e-6)).clamp(max=1)
         torch._foreach_mul_(gradients, factors.unbind())
     return norms.max()

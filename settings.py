@@ -93,7 +93,8 @@ class Settings:
     num_heads: int = setting(0, "of the ViT's attention; 0: the arch's own", at_least=0, fixed=True)
     init_std: float = setting(
         0.02,
-        "width of the initial weights; narrow networks and short runs want more, about 0.06",
+        "standard deviation of the initial weights; narrow networks and short runs want more, "
+        "about 0.06",
         above=0,
     )
     out_dim: int = setting(
@@ -281,16 +282,16 @@ class Settings:
 
 
 # what the authors' long runs share, most of them or all
-_LONG = dict(
+_AUTHORS = dict(
     precision="fp32",
     epochs=800,
     teacher_temp=0.07,
     warmup_teacher_temp_epochs=50,
     local_crops_number=10,
 )
-_SMALL = _LONG | dict(warmup_teacher_temp_epochs=30, norm_last_layer=False)
-_QUARTER = dict(global_crops_scale=(0.25, 1.0), local_crops_scale=(0.05, 0.25))
-_BASE = dict(**_LONG, **_QUARTER, arch="vit_base", freeze_last_layer=3, min_lr=2e-6)
+_VIT_S = _AUTHORS | dict(warmup_teacher_temp_epochs=30, norm_last_layer=False)
+_QUARTER_SCALES = dict(global_crops_scale=(0.25, 1.0), local_crops_scale=(0.05, 0.25))
+_VIT_B = dict(**_AUTHORS, **_QUARTER_SCALES, arch="vit_base", freeze_last_layer=3, min_lr=2e-6)
 
 PRESETS = {
     # The embedded images on two CPU cores, ten minutes: far above the untrained network and raw
@@ -360,17 +361,17 @@ PRESETS = {
     "vanilla": {},
     # 16 GPUs, 1024 images a step: 74.5 % k-NN, 77.0 % linear. 300 epochs took 72.6 hours and
     # 15.4 GiB a GPU, so 800 took 3,100 GPU-hours.
-    "vits16": dict(**_SMALL, **_QUARTER, clip_grad=0.0, min_lr=1e-5),
+    "vits16": dict(**_VIT_S, **_QUARTER_SCALES, clip_grad=0.0, min_lr=1e-5),
     # 64 GPUs of 32 GB, 1024 images a step: 78.3 % k-NN, 79.7 % linear. 17,000 GPU-hours.
-    "vits8": dict(**_SMALL, patch_size=8, batch_size_per_gpu=16),
+    "vits8": dict(**_VIT_S, patch_size=8, batch_size_per_gpu=16),
     # 32 GPUs, 1024 images a step: 76.1 % k-NN, 78.2 % linear. 5,000 GPU-hours.
-    "vitb16": _BASE | dict(epochs=400, batch_size_per_gpu=32, lr=0.00075, clip_grad=0.3),
+    "vitb16": _VIT_B | dict(epochs=400, batch_size_per_gpu=32, lr=0.00075, clip_grad=0.3),
     # How many GPUs is not known: 77.4 % k-NN, 80.1 % linear. 19,000 GPU-hours.
-    "vitb8": _BASE
+    "vitb8": _VIT_B
     | dict(patch_size=8, epochs=300, batch_size_per_gpu=6, warmup_teacher_temp=0.03),
     # 80 GPUs, 4080 images a step: 67.5 % k-NN, 75.3 % linear. For fewer images a step the release
     # advises --optimizer sgd --lr 0.03 --weight_decay 1e-4 --weight_decay_end 1e-4.
-    "resnet50": _LONG
+    "resnet50": _AUTHORS
     | dict(
         arch="resnet50",
         optimizer="lars",

@@ -4,6 +4,9 @@
     python train.py --data_path photos/ --output_dir runs/mine   # your own images
     torchrun --nproc_per_node=8 train.py --data_path imagenet/train --output_dir runs/vits16
 
+train_step is Algorithm 1, and train the loop around it: read its seven numbered headings first.
+World (runtime/hardware.py) is this process's rank, device and precision.
+
 Ctrl-C saves and stops, and the same command continues. --help lists the settings.
 """
 
@@ -91,17 +94,19 @@ def train_step(
                 teacher_logits = teacher(crops[:2])  # the teacher sees the two global views
             student_logits = student(crops)  # the student sees all of them
         loss = dino_loss(student_logits, teacher_logits, now.teacher_temp)  # Eq. 1 to 3
-        (loss / len(micro_batches)).backward()  # with several processes: averages over them
+        # with several processes DDP averages the gradients over them here
+        (loss / len(micro_batches)).backward()
         metrics.append(torch.stack([loss.detach(), dino_loss.teacher_entropy, dino_loss.kl]))
-        teacher_means.append(teacher_logits.float().mean(dim=0))
+        teacher_means.append(teacher_logits.float().mean(dim=0))  # (K,), for Eq. 4
 
     network = hardware.unwrap(student)  # without DDP
     norm = clip_gradients(network, settings.clip_grad)  # release: each tensor by itself
     if now.last_layer_frozen:  # release: steadier in the first epoch
-        network.head.last_layer.zero_grad()  # no gradient at all: AdamW skips it, decay too
+        network.head.last_layer.zero_grad()  # grad = None: AdamW skips it, weight decay too
     optimizer.step()  # the student learns
-    follow(network, teacher, now.teacher_momentum)  # the teacher follows: update_teacher
-    dino_loss.update_center(world.mean(torch.stack(teacher_means)))  # Eq. 4, last
+    follow(network, teacher, now.teacher_momentum)  # update_teacher, but in Fig. 6's ablations
+    # Eq. 4, after the loss that used the old center
+    dino_loss.update_center(world.mean(torch.stack(teacher_means)))
     return torch.cat([torch.stack(metrics).mean(dim=0), norm.view(1)])
 
 

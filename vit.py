@@ -24,7 +24,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
-        """Map (B, T, D) to (B, T, D); queries: to the first so many tokens' outputs alone."""
+        """Map (B, T, D) to (B, T, D); queries: compute only the first so many outputs."""
         q, k, v = self.queries_keys_values(x)
         q = q[:, :, :queries]  # queries do not affect one another: each looks at all tokens
         x = F.scaled_dot_product_attention(q, k, v)  # softmax(q k^T / sqrt(d)) v
@@ -180,11 +180,13 @@ class VisionTransformer(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=std)
                 nn.init.zeros_(module.bias)
-        if std != 0.02:  # release, at 0.02: the patch convolution keeps PyTorch's default
+        # release, whose std is 0.02: the patch convolution keeps PyTorch's default
+        if std != 0.02:
             nn.init.trunc_normal_(self.patch_embed.proj.weight, std=std)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.before_last_block(images)
+        # the head reads [CLS] alone: the last block's patch outputs are not computed
         cls = self.blocks[-1].forward_cls(x)
         return self.norm(cls)[:, 0]
 
@@ -201,7 +203,8 @@ class VisionTransformer(nn.Module):
         B, rows, cols, _ = patches.shape
         cls = self.cls_token.expand(B, -1, -1)
         x = torch.cat([cls, patches.flatten(1, 2)], dim=1)
-        # else attention could not tell where a patch was; int: torch.jit.trace has tensors here
+        # without positions attention could not tell where a patch was
+        # int: under torch.jit.trace rows and cols are tensors
         return x + self.positions(int(rows), int(cols))
 
     def positions(self, rows: int, cols: int) -> Tensor:
@@ -214,7 +217,8 @@ class VisionTransformer(nn.Module):
             return self.pos_embed
         cls = self.pos_embed[:, :1]
         learnt = rearrange(self.pos_embed[:, 1:], "1 (r c) D -> 1 D r c", r=self.grid)
-        # paper: bicubic; release: + 0.1, lest rounding lose a row; it moves the points slightly
+        # paper: bicubic; release: + 0.1, so that rounding loses no row; it shifts the sampling
+        # points slightly
         scale = ((rows + 0.1) / self.grid, (cols + 0.1) / self.grid)
         resized = F.interpolate(learnt, scale_factor=scale, mode="bicubic")
         return torch.cat([cls, rearrange(resized, "1 D r c -> 1 (r c) D")], dim=1)

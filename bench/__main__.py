@@ -120,7 +120,7 @@ def time_batch(bench: Bench) -> Iterator[dict]:
 
     def ours() -> list[Tensor]:
         draws = torch.stack([our_crops.draw() for _ in images])
-        return our_crops.of_batch(pixels, sides, draws)
+        return our_crops.batch_views(pixels, sides, draws)
 
     def plain() -> list[list[Tensor]]:
         return [plain_crops(image) for image in pil_images]

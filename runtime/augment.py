@@ -24,25 +24,25 @@ LUMA = torch.tensor([0.2989, 0.587, 0.114])  # ITU-R 601: how bright red, green 
 GRID_WAVES = torch.arange(32) * (2 * math.pi / 32)  # the frequencies of a grid of 32 pixels
 
 
-def change(images: Tensor, which: list[int], operation: Callable, *amounts: Tensor) -> Tensor:
-    """Return the images, some of them as the operation leaves them; the input is used up.
+def chosen(draws: Tensor, probability: float) -> list[int]:
+    """Return the indices of the images whose draw, uniform in 0 ... 1, is below the probability."""
+    return [i for i, draw in enumerate(draws.tolist()) if draw < probability]
 
-    which: their numbers. amounts: what the operation takes beside the images, (n,) each.
+
+def apply_to(images: Tensor, which: list[int], operation: Callable, *amounts: Tensor) -> Tensor:
+    """Return the images, some of them as the operation leaves them; the input may be overwritten.
+
+    which: their indices. amounts: what the operation takes beside the images, (n,) each.
     """
     if not which:
         return images
     if len(which) == len(images):
         return operation(images, *amounts)
     index = torch.tensor(which)
-    own = [amount[index] for amount in amounts]
+    picked = [amount[index] for amount in amounts]
     index = index.to(images.device, non_blocking=True)
-    images[index] = operation(images[index], *own)
+    images[index] = operation(images[index], *picked)
     return images
-
-
-def below(draws: Tensor, chance: float) -> list[int]:
-    """Return the numbers of the draws below a chance: those whose turn it is."""
-    return [i for i, draw in enumerate(draws.tolist()) if draw < chance]
 
 
 def color_jitter(images: Tensor, which: list[int], order: Tensor, amounts: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def color_jitter(images: Tensor, which: list[int], order: Tensor, amounts: Tenso
     for place in range(4):
         for number, operation in enumerate(operations):
             turn = [i for i in which if orders[i][place] == number]
-            images = change(images, turn, operation, amounts[:, number])
+            images = apply_to(images, turn, operation, amounts[:, number])
     return images
 
 

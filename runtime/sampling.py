@@ -102,7 +102,7 @@ class CropsInMemory:
             draws = [draws_of(self.crop, self.seed, *key) for key in keys]
             numbers = torch.tensor([index for _, index in keys])
             images = self.pixels[numbers.to(self.pixels.device, non_blocking=True)]
-            yield self.crop.of_batch(images, self.sides[numbers], torch.stack(draws))
+            yield self.crop.batch_views(images, self.sides[numbers], torch.stack(draws))
 
 
 class ImagesAndDraws(Dataset):
@@ -124,7 +124,7 @@ class ImagesAndDraws(Dataset):
 
 
 def together(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a batch of ImagesAndDraws as MultiCrop.of_batch takes it: pixels, sides, draws."""
+    """Return a batch of ImagesAndDraws as MultiCrop.batch_views takes it: pixels, sides, draws."""
     pixels, sides = padded([image for image, _ in items])
     return pixels, sides, torch.stack([draws for _, draws in items])
 
@@ -145,7 +145,7 @@ class CropsOnDevice:
     def __iter__(self) -> Iterator[list[Tensor]]:
         for pixels, sides, draws in self.loader:
             pixels = pixels.to(self.device, non_blocking=True)
-            yield self.crop.of_batch(pixels, sides, draws)
+            yield self.crop.batch_views(pixels, sides, draws)
 
 
 def make_loader(

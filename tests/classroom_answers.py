@@ -19,7 +19,7 @@ LOSS = {
     ],
     "divided by all pairs": [("(2 * V - 2)", "(2 * V)")],
     "a softmax in half precision": [
-        ("student_views[student_view].float()", "student_views[student_view]")
+        ("logits.float()", "logits")
     ],
     "the loss kept as the KL": [("loss.detach() - self.teacher_entropy", "loss.detach()")],
 }

@@ -135,7 +135,7 @@ def test_each_image_is_jittered_in_its_own_order():
 @pytest.mark.parametrize("which", [[], [1, 4], [0, 1, 2, 3, 4]])
 def test_only_the_chosen_images_change_each_by_its_own_amount(which):
     factors = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5])
-    changed = augment.change(IMAGES.clone(), which, augment.brightness, factors)
+    changed = augment.apply_to(IMAGES.clone(), which, augment.brightness, factors)
     for number, (image, factor) in enumerate(zip(IMAGES, factors)):
         wanted = image * factor if number in which else image
         torch.testing.assert_close(changed[number], wanted)

@@ -144,7 +144,7 @@ def test_views_of_a_batch_are_those_of_its_images():
         one_by_one.append(crop(image[:, :height, :width]))
         torch.manual_seed(seed)
         draws.append(crop.draw())
-    together = crop.of_batch(images, sides, torch.stack(draws))
+    together = crop.batch_views(images, sides, torch.stack(draws))
     assert len(together) == 5
     for number, views in enumerate(together):
         theirs = torch.stack([one[number] for one in one_by_one])
