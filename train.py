@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data import Images, knn_split
-from features import EvaluationView, Pixels, extract, knn_accuracies
+from data import knn_split
+from features import EvaluationView
 from loss import DINOLoss
 from optimizer import clip_gradients, cosine, linear
 from runtime import hardware
@@ -34,7 +34,7 @@ from settings import VITS, Settings, parse_settings
 from teacher import update_teacher
 from training import report, run_state
 from training.inputs import make_loader, read_images
-from training.run_state import RunState
+from training.knn import evaluate
 
 
 class Schedules(NamedTuple):
@@ -110,40 +110,6 @@ def train_step(
     return torch.cat([torch.stack(metrics).mean(dim=0), norm.view(1)])
 
 
-def networks_for_knn(run: RunState, settings: Settings) -> dict[str, nn.Module]:
-    """Return the networks to evaluate now, by their key in log.txt; none if they are logged."""
-    every = settings.knn_every
-    if not every or (run.epoch % every and run.epoch != settings.epochs):
-        return {}
-    if run.images:  # resumed in mid-epoch: the networks of the log's last line are gone
-        return {}
-    networks = {"knn_teacher": run.teacher.backbone, "knn_student": run.student.backbone}
-    if run.epoch == 0:  # the baselines: the teacher has not moved yet
-        networks = {"knn_untrained": run.teacher.backbone, "knn_pixels": Pixels()}
-    logged = networks.keys() <= run.history[-1].keys()
-    return {} if logged else networks
-
-
-def evaluate(
-    run: RunState,
-    split: tuple[Images, Images] | None,
-    view: EvaluationView,
-    num_workers: int,
-    settings: Settings,
-    world: World,
-) -> dict[str, float]:
-    """Return the k-NN accuracies that are due now, in %, by their key in log.txt."""
-    due = networks_for_knn(run, settings) if split else {}
-    accuracies = {}
-    for name, network in due.items():
-        # in every process: each has a part of the images
-        with torch.compiler.set_stance("force_eager"):  # other sizes: not worth compiling again
-            features = extract(network, split, view, world, num_workers=num_workers)
-        top1, _ = knn_accuracies(features, world=world)[20]
-        accuracies[name] = round(top1, 2)
-    return accuracies
-
-
 def train(
     settings: Settings,
     world: World,
@@ -208,12 +174,11 @@ def train(
     # 5. k-NN before the first step: the untrained network, and raw pixels
     if run.epoch < settings.epochs:
         run_state.save(run, settings, world, before_save)  # an evaluation may take long
-    accuracies = evaluate(run, split, view, loader.num_workers, settings, world)
-    if accuracies:
-        run.history[-1].update(accuracies)
+    evaluated = evaluate(run, split, view, loader.num_workers, settings, world)
+    if evaluated:
         run_state.save(run, settings, world, before_save)
-        if run.epoch > 0:  # a run stopped in its evaluation
-            say(report.line(run.history[-1], settings.epochs, settings.out_dim))
+    if evaluated and run.epoch > 0:  # a run stopped in its evaluation
+        say(report.line(run.history[-1], settings.epochs, settings.out_dim))
 
     # 6. Train
     # metrics not yet read: loss, entropy, KL, gradient norm
@@ -277,17 +242,13 @@ def train(
                     sys.exit(128 + number)
 
             # the epoch is over: its line of the log, and a new count
-            last_step = (run.epoch + 1) * batches.steps - 1
-            last = schedules(settings, last_step, batches.steps, batches.images_per_step)
-            run.history.append(report.epoch_record(run, last))
+            run.history.append(report.epoch_record(run, now))
             run.epoch += 1
             run.images = 0
             run.seconds = 0.0
             run.metrics = run.metrics[:0]
             run_state.save(run, settings, world, before_save)
-            accuracies = evaluate(run, split, view, loader.num_workers, settings, world)
-            if accuracies:
-                run.history[-1].update(accuracies)
+            if evaluate(run, split, view, loader.num_workers, settings, world):
                 run_state.save(run, settings, world, before_save)
             say(report.line(run.history[-1], settings.epochs, settings.out_dim))
             if world.is_main:
