@@ -60,12 +60,13 @@ def clip_gradients(student: nn.Module, max_norm: float) -> Tensor:
     """
     gradients = [param.grad for param in student.parameters() if param.grad is not None]
     # release: each tensor by itself, not the global norm
-    # foreach: a GPU's kernels for one tensor after the other take longer to launch than to run
+    # all at once: a GPU's kernels for one tensor after the other take longer to launch than to run
     norms = torch.stack(torch._foreach_norm(gradients))
     if max_norm:
         # min(1, max_norm / norm); an if would have to wait for a GPU's number
         factors = (max_norm / (norms + 1e-6)).clamp(max=1)
-        torch._foreach_mul_(gradients, factors.unbind())
+        for gradient, factor in zip(gradients, factors, strict=True):
+            gradient.mul_(factor)
     return norms.max()
 
 

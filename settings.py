@@ -224,6 +224,7 @@ class Settings:
         "",
         "start from a checkpoint's weights, or from dino_vits16 and so on, the authors', with a "
         "fresh optimiser and schedules",
+        fixed=True,
     )
     init_head: bool = setting(
         True, "take the head and its center from there too; false: --out_dim may be another"

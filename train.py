@@ -185,7 +185,7 @@ def train(
     recent = torch.zeros(min(settings.log_every, batches.steps), 4, device=world.device)
     per_epoch = batches.steps * batches.images_per_step
     done = run.epoch * per_epoch + run.images
-    free_cores = FreeCores(world.device)
+    free_cores = FreeCores(world.device, loader.num_workers, settings.compile == "true")
     with tqdm(
         total=settings.epochs * per_epoch,
         initial=done,

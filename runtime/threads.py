@@ -85,13 +85,22 @@ def free_cores(before: Look, after: Look, cores: int) -> int:
 class FreeCores:
     """Keeps a network on the CPU to the cores that other programs leave free.
 
-    Does nothing on other devices, on other systems than Linux, and where OMP_NUM_THREADS is set.
+    Does nothing on other devices, on other systems than Linux, and where OMP_NUM_THREADS is set, as
+    torchrun sets it for several processes. Nor beside a loader's workers, which would look like
+    another program, and for compiled code, which would be compiled anew.
     """
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, workers: int = 0, compiled: bool = False):
         self.cores = own_cores()
         self.most = torch.get_num_threads()
-        self.chooses = device.type == "cpu" and self.most > 1 and may_choose() and STAT.exists()
+        self.chooses = (
+            device.type == "cpu"
+            and self.most > 1
+            and "OMP_NUM_THREADS" not in os.environ
+            and STAT.exists()
+            and not workers
+            and not compiled
+        )
         if self.chooses:
             self.last = look(self.cores)
 

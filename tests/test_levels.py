@@ -18,6 +18,7 @@ import visualize_attention
 from evals import attention_film, copy_detection, image_retrieval, linear, transfer
 from runtime.commandline import InputError
 from training.checkpoint import load_backbone, read_checkpoint
+from training.levels import find_levels
 
 
 def ramp(lowest: float, highest: float, dtype, size: int = 64) -> Image.Image:
@@ -363,3 +364,11 @@ def test_a_checkpoint_whose_levels_are_none_is_refused(levels, xray_network, tmp
     torch.save(stored, tmp_path / "other.pth")
     with pytest.raises(InputError, match="as its --levels"):
         load_backbone(tmp_path / "other.pth")
+
+
+def test_levels_that_leave_an_image_black_are_refused(tmp_path):
+    """Floats from 0 to 1 by the levels of a training on 12 bits."""
+    values = np.linspace(0, 1, 35, dtype=np.float32).reshape(5, 7)
+    Image.fromarray(values).save(tmp_path / "one.tif")
+    with pytest.raises(InputError, match=r"fill 0\.062 of 255 levels between --levels 0 4095"):
+        find_levels([tmp_path / "one.tif"], (0.0, 4095.0))

@@ -66,3 +66,12 @@ def test_a_number_that_the_user_set_stays(monkeypatch):
         assert not free.chooses and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
+
+
+@HUNDREDTHS
+@pytest.mark.parametrize("beside", [{"workers": 2}, {"compiled": True}])
+def test_what_looks_like_another_program_and_compiled_code_keep_their_threads(beside, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert FreeCores(torch.device("cpu")).chooses
+    assert not FreeCores(torch.device("cpu"), **beside).chooses

@@ -13,7 +13,20 @@ from runtime.hardware import World
 from runtime.sampling import CropsInMemory, EpochBatches
 from settings import Settings
 
-READS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "is_nonzero")
+READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal", "is_nonzero")
+METHODS = ("tolist", "numpy", "cpu")  # on the CPU these call no operation
+
+
+def refuse_methods(monkeypatch, device: str) -> None:
+    """Fail at the methods of a tensor of this device that read it."""
+    for name in METHODS:
+        method = getattr(torch.Tensor, name)
+
+        def read(tensor, *args, method=method, name=name, **kwargs):
+            assert tensor.device.type != device, f"{name} waits for the device"
+            return method(tensor, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, read)
 
 
 class NoWaiting(TorchDispatchMode):
@@ -28,7 +41,7 @@ class NoWaiting(TorchDispatchMode):
         name = operation.overloadpacket.__name__
         if name in READS:
             assert args[0].device.type != self.device, f"{name} waits for the device"
-        if name == "index":  # by True and False it must count first
+        if name in ("index", "index_put", "index_put_"):  # by True and False it must count first
             kinds = [index.dtype for index in args[1] if index is not None]
             assert torch.bool not in kinds, "an index of True and False waits for the device"
         if name == "_to_copy":
@@ -37,21 +50,34 @@ class NoWaiting(TorchDispatchMode):
         return operation(*args, **kwargs)
 
 
-WAITS = [lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: x.to("meta")]
+def zero_the_negative(x: torch.Tensor) -> None:
+    x[x < 0] = 0
+
+
+WAITS = [
+    lambda x: x.sum().item(),
+    lambda x: x[x > 0],
+    lambda x: x.to("meta"),
+    lambda x: x.tolist(),
+    lambda x: x.cpu(),
+    zero_the_negative,
+]
 
 
 @pytest.mark.parametrize("wait", WAITS)
-def test_what_waits_is_seen(wait):
+def test_what_waits_is_seen(wait, monkeypatch):
+    refuse_methods(monkeypatch, "cpu")
     with pytest.raises(AssertionError, match="waits"), NoWaiting("cpu"):
         wait(torch.ones(3))
 
 
-def test_crops_of_a_batch_wait_for_nothing():
+def test_crops_of_a_batch_wait_for_nothing(monkeypatch):
     """Enough images that each operation is for some of them, and the second blur for none."""
     images = torch.empty(31, 3, 41, 37, dtype=torch.uint8, device="meta")
     sides = torch.tensor([[41, 37]] * 31)
     batches = EpochBatches(31, 31, 1, rank=0, world_size=1, seed=0)
     crop = MultiCrop(23, 13, local_number=2, blur=(1.0, 0.0, 0.5))
+    refuse_methods(monkeypatch, "meta")
     with NoWaiting("meta"):
         (views,) = list(CropsInMemory(images, sides, crop, batches, seed=0))
     assert [tuple(view.shape) for view in views] == [(31, 3, 23, 23)] * 2 + [(31, 3, 13, 13)] * 2
@@ -59,7 +85,7 @@ def test_crops_of_a_batch_wait_for_nothing():
 
 
 @pytest.mark.parametrize(("clip", "bn"), [(0.0, False), (3.0, True)])
-def test_a_step_waits_for_nothing(clip, bn):
+def test_a_step_waits_for_nothing(clip, bn, monkeypatch):
     """Algorithm 1 with drop path, in bf16."""
     settings = Settings(
         arch="vit_nano",
@@ -76,5 +102,6 @@ def test_a_step_waits_for_nothing(clip, bn):
     step = bench_step.make_ours(settings, world).step
     crops = bench_step.random_crops(settings, world)
     step(crops)
+    refuse_methods(monkeypatch, "cpu")
     with NoWaiting("cpu"):
         step(crops)

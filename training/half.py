@@ -17,7 +17,6 @@ from loss import DINOLoss
 from optimizer import clip_gradients
 from runtime import hardware
 from runtime.hardware import World
-from settings import Settings
 
 
 class ScaledLoss:
@@ -71,15 +70,7 @@ def scaled_step(train_step: Callable, scaler: GradScaler) -> Callable:
     """Return train_step for fp16, with its arguments."""
 
     def step(
-        student: nn.Module,
-        teacher: nn.Module,
-        dino_loss: DINOLoss,
-        optimizer: Optimizer,
-        micro_batches: list[list[Tensor]],
-        now,
-        settings: Settings,
-        world: World,
-        follow: Callable,
+        student, teacher, dino_loss, optimizer, micro_batches, now, settings, world, follow
     ) -> Tensor:
         network = hardware.unwrap(student)
         metrics = train_step(

@@ -172,6 +172,13 @@ def find_levels(files: Sequence[Path], wanted: Levels) -> tuple[Levels | None, l
     levels = choose_levels(kinds[0], lowest, highest)
     if given:
         levels = (wanted[0], wanted[1])
+        used = 255 * (highest - lowest) / abs(levels[1] - levels[0])
+        if 0 < used < 4:  # as of floats from 0 to 1, after a training on 12 bits
+            raise InputError(
+                f"values {lowest:.9g} to {highest:.9g} fill {used:.2g} of 255 levels between "
+                f"--levels {levels[0]:.9g} {levels[1]:.9g}: give the black and white of these "
+                "images"
+            )
     line = (
         f"more than 8 bits in {len(deep)} of {len(looks)} files looked at, values {lowest:.9g} to "
         f"{highest:.9g}: --levels {levels[0]:.9g} {levels[1]:.9g} are black and white"

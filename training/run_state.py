@@ -226,7 +226,10 @@ def begin(path: Path, run: RunState, settings: Settings, world: World) -> str:
 
 
 def step_for(train_step: Callable, run: RunState, settings: Settings, world: World) -> Callable:
-    """Return train_step, or one with its arguments: in fp16, or as a CUDA graph."""
+    """Return train_step, or one with its arguments: as a CUDA graph, or in fp16.
+
+    In fp16 the run gets the scaler that this one uses.
+    """
     if settings.cuda_graph:
         return graph_step(train_step, run.optimizer, settings, world)
     if world.dtype != torch.float16:
