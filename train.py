@@ -168,7 +168,9 @@ def train(
     say(f"{world.size} x {world.device.type}, {dtype}{world.rates}, {compiled}")
     say(f"{len(images)} images, "
         f"{batches.steps} steps of {batches.images_per_step} an epoch; {outputs}")
-    if not split:
+    if split:
+        say(f"k-NN: {len(split[0])} train images, {len(split[1])} test images")
+    else:
         say("no labels, so no k-NN on the way")
 
     # 5. k-NN before the first step: the untrained network, and raw pixels

@@ -194,7 +194,7 @@ def test_a_finished_run_started_again_changes_nothing(uninterrupted, photos, cap
     output, checkpoint = uninterrupted
     again = run(photos, output)
     assert all(equal(again[name], checkpoint[name]) for name in STATE)
-    assert "checkpoint.pth after epoch 3\n" in capsys.readouterr().out
+    assert "checkpoint.pth is finished: more --epochs continue it\n" in capsys.readouterr().out
 
 
 def test_a_finished_run_is_refused_for_what_it_was_not_trained_with_alone(

@@ -32,6 +32,8 @@ def read_images(settings: Settings, world: World) -> tuple[Images, Images | None
     With --skip_bad_images, what cannot be read is left out, and printed.
     """
     source = (settings.data_path, settings.dataset, settings.download)
+    if world.is_main and not any(source):
+        print("drawing the embedded images")
     with world.main_first(settings.download):
         train, val = open_images(*source, levels=settings.levels)
     if train.levels:  # images of more than 8 bits

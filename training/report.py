@@ -244,7 +244,8 @@ def finish(
             f"k-NN top-1: {teacher:.1f} % with the teacher's features, {before:.1f} % with the "
             f"same network {start_of(settings)}, {pixels:.1f} % with raw pixels."
         )
-        if teacher <= max(before, pixels) and teacher < 100:
+        collapsed = collapse(last, settings.out_dim)  # a longer run would not help
+        if teacher <= max(before, pixels) and teacher < 100 and not collapsed:
             text.append(
                 "The training has not raised it above both: try a longer run, or --help's advice "
                 "for small data."

@@ -277,6 +277,8 @@ def load_run(path: Path, run: RunState, settings: Settings) -> str:
     if run.images:
         place = f"in epoch {run.epoch + 1}, after {run.images} of its images"
     line = f"continuing {path} {place}"
+    if run.epoch >= settings.epochs:
+        line = f"{path} is finished: more --epochs continue it"
     if changed:
         line += f"; settings changed since: {', '.join(changed.values())}"
     before = checkpoint.get("images_per_step") or run.images_per_step  # older files lack it
