@@ -16,8 +16,9 @@ Every panel is also a file, named as in the release: img.png, attn-head0.png ...
 mask_th0.6_head0.png .... The masks themselves, 0 or 255 and of the image's own size, are
 binary_th0.6_head0.png .... Those of --query are query0_attn-head0.png ... and query0_cosine.png.
 Of several images each has a folder of its own, and the first 20 share one more attention.png.
-Files that cannot be read are skipped and counted. Files of these names that an earlier call left
-in --output_dir are removed. For films see python -m evals.attention_film.
+Files that cannot be read are skipped and counted. What an earlier call wrote into --output_dir,
+as its hidden file .attention lists, is removed; other files stay.
+For films see python -m evals.attention_film.
 
 Shapes: H x W pixels, r x c patches, h heads, D numbers a token, Q queries.
 """
@@ -41,7 +42,7 @@ from data import decode, find_images
 from features import mean_and_std, normalise
 from runtime import hardware
 from runtime.commandline import CommandLine, InputError, bar_style, brief, errors_in_one_line
-from runtime.panels import Panel, earlier_files, figure_pixels, remove, write_panels
+from runtime.panels import OutputFolder, Panel, figure_pixels, write_panels
 from training.checkpoint import load_backbone
 from training.evaluation import fit_to_patches, shared_levels
 from training.pretrained import add_weights_flags, weights_path
@@ -379,7 +380,11 @@ def attention_panels(
 
 
 def draw_queries(
-    images: list[tuple[Path, Path]], backbone: nn.Module, args: dict, flags: Namespace
+    images: list[tuple[Path, str]],
+    backbone: nn.Module,
+    args: dict,
+    flags: Namespace,
+    output: OutputFolder,
 ) -> np.ndarray:
     """Write the panels of --query into the images' folders; return the figure's pixels.
 
@@ -387,7 +392,7 @@ def draw_queries(
     """
     patch_size = backbone.patch_size
     in_figure = []
-    for number, (file, folder) in enumerate(images):
+    for number, (file, place) in enumerate(images):
         image = fit_to_patches(decode(file, args["levels"]), flags.image_size, patch_size)
         panels = []
         with enough_memory(image):
@@ -408,7 +413,7 @@ def draw_queries(
                 if number < MOST_IN_A_FIGURE:
                     row = query
                 panels.append(Panel(title, f"query{query}_cosine", drawn, row))
-        write_panels(folder, panels)
+        write_panels(output, place, panels)
         in_figure += [panel for panel in panels if panel.row is not None]
     return figure_pixels(in_figure)
 
@@ -418,8 +423,7 @@ def draw_attention(flags: Namespace) -> None:
     check_query(flags.query)
     backbone, args = load_network(flags)
     files = image_files(flags.image_path)
-    output = Path(flags.output_dir)
-    earlier = earlier_files(output, ("{}.png", "[0-9]*-*/{}.png"), files)
+    output = OutputFolder(Path(flags.output_dir), ".attention", files)
     args["levels"], notes = shared_levels(files, flags, args)
     for note in notes:
         print(note)
@@ -430,9 +434,9 @@ def draw_attention(flags: Namespace) -> None:
     strips = []  # the first images' figures, one below the other
     drawn = []  # the images' files and folders
     for number, file in enumerate(tqdm(files, "images", leave=False, **bar_style())):
-        folder = output
+        place = ""
         if len(files) > 1:  # several images have files of the same names
-            folder = output / f"{number}-{file.stem}"
+            place = f"{number}-{file.stem}"
         try:
             panels, figure = look_at(file, backbone, args, colours, flags)
         except InputError as error:
@@ -443,20 +447,22 @@ def draw_attention(flags: Namespace) -> None:
             tqdm.write(f"skipped: {error}", file=sys.stderr)
             continue
         if not drawn:
-            remove(earlier, output)  # else they would pass for this call's
-        write_panels(folder, panels)
-        Image.fromarray(figure).save(folder / "attention.png")
-        drawn.append((file, folder))
+            output.remove_earlier()
+        write_panels(output, place, panels)
+        Image.fromarray(figure).save(output.file(place, "attention.png"))
+        drawn.append((file, place))
         if len(strips) < MOST_IN_A_FIGURE:
             strips.append(figure)
 
     if not drawn:
         raise InputError(f"none of the {len(files)} files could be drawn: give other images")
-    Image.fromarray(np.concatenate(strips)).save(output / "attention.png")
+    path = output.file("attention.png")
+    Image.fromarray(np.concatenate(strips)).save(path)
     if flags.query:
-        Image.fromarray(draw_queries(drawn, backbone, args, flags)).save(output / "query.png")
-        print(f"wrote {output / 'query.png'}, and its single images beside it")
-    text = f"wrote {output / 'attention.png'}, and the single images beside it"
+        query_path = output.file("query.png")
+        Image.fromarray(draw_queries(drawn, backbone, args, flags, output)).save(query_path)
+        print(f"wrote {query_path}, and its single images beside it")
+    text = f"wrote {path}, and the single images beside it"
     if len(files) > 1:
         text += f": {len(drawn)} of {len(files)} drawn, {len(files) - len(drawn)} skipped"
     print(text)

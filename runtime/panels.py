@@ -1,10 +1,11 @@
 """Panels: drawings of an image, as rows of a figure and as files.
 
-The files of the attention tools are named here, so that those of an earlier call can be removed.
+The output folder keeps a list of the files, so that those of an earlier call can be removed.
 
 Shapes: H x W pixels.
 """
 import gc
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -19,11 +20,6 @@ from PIL import Image
 from torch import Tensor
 
 from runtime.commandline import InputError
-
-# what the files of panels and figures are called
-OUR_NAMES = (
-    "attention", "img", "pca", "attn-*", "mask_th*", "binary_th*", "query", "query[0-9]*_*"
-)
 
 
 class Panel(NamedTuple):
@@ -89,33 +85,62 @@ def write_panel(path: Path, panel: Panel) -> None:
         imsave(path, panel.image.numpy())
 
 
-def write_panels(folder: Path, panels: list[Panel]) -> None:
-    """Write each panel into the folder, which is made."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for panel in panels:
-        write_panel(folder / f"{panel.file_name}.png", panel)
+class OutputFolder:
+    """The folder that gets a tool's files, and the list of them, a hidden file in it.
 
-
-def earlier_files(output: Path, places: Sequence[str], inputs: Iterable[Path]) -> set[Path]:
-    """Return the files of our names in the output folder.
-
-    places: where in it, with {} for the name. Raises InputError where an input is one of them.
+    Only what an earlier call put on the list is removed. No other file is overwritten.
     """
-    found = set()
-    for place in places:
-        for name in OUR_NAMES:
-            found.update(output.glob(place.format(name)))
-    read = {file.resolve() for file in inputs}
-    for file in found:
-        if file.resolve() in read:
-            raise InputError(f"{str(file)!r} would be overwritten: choose another --output_dir")
-    return found
+
+    def __init__(self, folder: Path, list_name: str, inputs: Iterable[Path]):
+        """Read an earlier call's list. Raises InputError where an input is on it."""
+        self.folder = folder
+        self.list = folder / list_name
+        self.earlier = []
+        self.names = set()  # this call's
+        if self.list.exists():
+            # a file's name can have a line break, but no NUL
+            self.earlier = os.fsdecode(self.list.read_bytes()).split("\0")[:-1]
+
+        read = {file.resolve() for file in inputs}
+        for name in self.earlier:
+            path = folder / name
+            if path.resolve() in read:
+                raise would_be_overwritten(path)
+
+    def remove_earlier(self) -> None:
+        """Remove the earlier call's files, which would pass for this call's, and their folders."""
+        for name in self.earlier:
+            path = self.folder / name
+            path.unlink(missing_ok=True)
+            if path.parent != self.folder:
+                with suppress(OSError):  # other files are in it
+                    path.parent.rmdir()
+        self.list.unlink(missing_ok=True)
+
+    def file(self, *parts: str) -> Path:
+        """Return where a file is to be written: put it on the list, and make its folder.
+
+        Raises InputError where a file is that this call did not write.
+        """
+        path = self.folder.joinpath(*parts)
+        name = str(path.relative_to(self.folder))
+        if name in self.names:
+            return path
+        if path.exists():
+            raise would_be_overwritten(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self.list.open("ab") as names:
+            names.write(os.fsencode(name) + b"\0")
+        self.names.add(name)
+        return path
 
 
-def remove(files: Iterable[Path], output: Path) -> None:
-    """Remove files, and what folders in the output folder this empties."""
-    for file in files:
-        file.unlink()
-        if file.parent != output:
-            with suppress(OSError):  # other files are in it
-                file.parent.rmdir()
+def would_be_overwritten(path: Path) -> InputError:
+    return InputError(f"{str(path)!r} would be overwritten: choose another --output_dir")
+
+
+def write_panels(output: OutputFolder, place: str, panels: list[Panel]) -> None:
+    """Write each panel into a folder of the output folder; "" is the output folder itself."""
+    paths = [output.file(place, f"{panel.file_name}.png") for panel in panels]
+    for path, panel in zip(paths, panels, strict=True):
+        write_panel(path, panel)

@@ -70,6 +70,7 @@ def test_one_image_gives_the_figure_and_the_releases_files(weights, tmp_path, ca
     assert str(tmp_path / "out" / "attention.png") in capsys.readouterr().out
     parts = ["mean", *(f"head{j}" for j in range(4))]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        ".attention",
         "attention.png",
         "img.png",
         "mask_th0.6_heads.png",
@@ -100,7 +101,8 @@ def test_several_images_of_different_shapes_share_one_figure(weights, tmp_path):
             "cpu",
         ]
     )
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"attention.png", "0-0", "1-1"}
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {".attention", "attention.png", "0-0", "1-1"}
     both = Image.open(tmp_path / "out" / "attention.png")
     alone = [Image.open(tmp_path / "out" / name / "attention.png") for name in ("0-0", "1-1")]
     assert both.size == (alone[0].width, alone[0].height + alone[1].height)
@@ -126,7 +128,7 @@ def test_a_folder_is_drawn_without_its_unreadable_files_which_are_counted(
     for name in ("b.jpg", "lost.png"):
         assert name in said.err and "b.jpg" in said.err
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"attention.png", "0-a", "2-c"}
+    assert names == {".attention", "attention.png", "0-a", "2-c"}
 
 
 @pytest.mark.parametrize("what", ["empty folder", "bad files"])
@@ -368,7 +370,8 @@ def test_a_query_gives_a_row_a_point_and_its_files_beside_the_images(weights, tm
     flags = ["--image_size", "32", "--query", "0.1", "0.9", "1", "0"]
     draw(weights, out, "--image_path", *images, *flags)
     assert str(out / "query.png") in capsys.readouterr().out
-    assert {path.name for path in out.iterdir()} == {"attention.png", "query.png", "0-0", "1-1"}
+    names = {path.name for path in out.iterdir()}
+    assert names == {".attention", "attention.png", "query.png", "0-0", "1-1"}
     maps = [f"attn-{name}" for name in ("mean", "head0", "head1", "head2", "head3")]
     for folder, parts in (("0-0", ["img", "cosine", *maps]), ("1-1", ["cosine"])):
         files = {path.name for path in (out / folder).glob("query*")}
@@ -485,19 +488,73 @@ def test_a_resnet_has_no_patch_to_ask(tmp_path, capsys):
     assert stopped.value.code == 2 and "no attention to draw" in said, said
 
 
+def files_below(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_an_earlier_calls_files_do_not_stay_and_other_files_do(weights, tmp_path):
+    """Also those that are named as ours are: only what a call wrote is removed."""
     one, other = photo(tmp_path / "one.png", (32, 40)), photo(tmp_path / "other.png", (40, 32))
     out = tmp_path / "out"
+    users = {
+        "notes.txt",
+        "query_of_mine.png",
+        "mask_th0.8_head0.png",
+        "2023-zoo/pca.png",
+        "2024-05-holiday/img.png",
+        "1-other/binary_th0.6_mine.png",
+    }
+    for name in users:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("mine")
     size = ["--image_size", "32"]
     more = ["--threshold", "0.6", "--pca", "--query", "0.4", "0.6"]
-    draw(weights, out, "--image_path", one, other, *size, *more)
-    draw(weights, out, "--image_path", one, *size, *more)
-    (out / "notes.txt").write_text("mine")
-    (out / "query_of_mine.png").write_text("mine")
-    draw(weights, out, "--image_path", one, *size)
     maps = {f"attn-{name}.png" for name in ("mean", "head0", "head1", "head2", "head3")}
-    names = {path.name for path in out.iterdir()}
-    assert names == {"attention.png", "img.png", "notes.txt", "query_of_mine.png", *maps}
+    drawn = {".attention", "attention.png", "img.png", *maps}
+
+    draw(weights, out, "--image_path", one, other, *size, *more)
+    assert (out / "0-one" / "query0_cosine.png").exists()
+    draw(weights, out, "--image_path", one, *size, *more)
+    assert (out / "mask_th0.6_head3.png").exists() and not (out / "0-one").exists()
+    draw(weights, out, "--image_path", one, *size)
+    assert files_below(out) == drawn | users
+    for name in users:
+        assert (out / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["img.png", "attn-head3.png", "attention.png"])
+def test_a_users_file_in_the_output_folder_is_not_overwritten(weights, tmp_path, capsys, name):
+    image = photo(tmp_path / "photo.png", (32, 40))
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("mine")
+    with pytest.raises(SystemExit) as stopped:
+        draw(weights, out, "--image_path", image, "--image_size", "32")
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stopped.value.code == 2 and name in said and "--output_dir" in said, said
+    assert (out / name).read_text() == "mine"
+
+
+def test_an_earlier_calls_file_as_input_stays(weights, tmp_path, capsys):
+    image = photo(tmp_path / "photo.png", (32, 40))
+    out = tmp_path / "out"
+    draw(weights, out, "--image_path", image, "--image_size", "32", "--threshold", "0.6")
+    before = files_below(out)
+    with pytest.raises(SystemExit) as stopped:
+        draw(weights, out, "--image_path", str(out / "mask_th0.6_mean.png"))
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and "mask_th0.6_mean.png" in said and "--output_dir" in said
+    assert files_below(out) == before
+
+
+@pytest.mark.parametrize("name", ["two\nlines.png", "\r.png", "\udcff.png", "a b\x85.png"])
+def test_files_of_an_image_of_any_name_are_found_again(weights, tmp_path, name):
+    one, other = photo(tmp_path / name, (32, 40)), photo(tmp_path / "other.png", (40, 32))
+    out = tmp_path / "out"
+    for _ in range(2):
+        draw(weights, out, "--image_path", one, other, "--image_size", "32")
+    draw(weights, out, "--image_path", other, "--image_size", "32")
+    assert not [path for path in out.iterdir() if path.is_dir()]
 
 
 def test_a_call_that_draws_nothing_leaves_an_earlier_calls_files(weights, tmp_path):
@@ -510,10 +567,9 @@ def test_a_call_that_draws_nothing_leaves_an_earlier_calls_files(weights, tmp_pa
     assert {path.name for path in out.iterdir()} == before
 
 
-@pytest.mark.parametrize("name", ["img.png", "attn-head0.png", "0-cat/pca.png"])
+@pytest.mark.parametrize("name", ["img.png", "attn-head0.png", "attention.png"])
 def test_an_image_is_not_overwritten_by_what_is_drawn_of_it(weights, tmp_path, capsys, name):
     path = tmp_path / name
-    path.parent.mkdir(exist_ok=True)
     photo(path, (50, 70))
     before = path.read_bytes()
     with pytest.raises(SystemExit) as stopped:
@@ -617,31 +673,47 @@ def test_a_video_file_gives_its_frames_and_an_mp4(weights, tmp_path, pixels):
     assert len(list(film_frames(tmp_path / "out" / "attention.mp4"))) == 3
 
 
-def test_frames_of_a_longer_film_before_do_not_stay(weights, tmp_path, monkeypatch):
-    """Nor do the masks of another threshold."""
+def test_frames_of_a_longer_film_before_do_not_stay_and_other_files_do(
+    weights, tmp_path, monkeypatch
+):
+    """Nor do the masks of another threshold. A figure of an image stays too."""
     monkeypatch.setenv("PATH", "")
+    out = tmp_path / "out"
+    size = ["--image_size", "48"]
+    draw(weights, out, "--image_path", photo(tmp_path / "photo.png", (48, 48)), *size)
+    images_files = files_below(out)
+    users = {"seq2/img/00077.png", "attn-head0/00077.png", "attention-of-mine.gif"}
+    for name in users:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("mine")
+    common = ["--pretrained_weights", str(weights), "--device", "cpu", "--output_dir", str(out)]
     for count, threshold in ((3, "0.6"), (2, "0.8")):
         first, *others = frames_of(48, count)
         first.save(tmp_path / "film.gif", save_all=True, append_images=others)
-        attention_film.main(
-            [
-                "--pretrained_weights",
-                str(weights),
-                "--video",
-                str(tmp_path / "film.gif"),
-                "--image_size",
-                "48",
-                "--output_dir",
-                str(tmp_path / "out"),
-                "--device",
-                "cpu",
-                "--threshold",
-                threshold,
-            ]
-        )
-    assert len(list((tmp_path / "out" / "attn-head0").iterdir())) == 2
-    assert (tmp_path / "out" / "mask_th0.8_head0").exists()
-    assert not list((tmp_path / "out").glob("*_th0.6_*"))
+        flags = ["--video", str(tmp_path / "film.gif"), "--threshold", threshold]
+        attention_film.main([*common, *size, *flags])
+    names = {path.name for path in (out / "attn-head0").iterdir()}
+    assert names == {"00000.png", "00001.png", "00077.png"}
+    assert (out / "mask_th0.8_head0").exists()
+    assert not list(out.glob("*_th0.6_*"))
+    assert images_files | users <= files_below(out)
+
+
+@pytest.mark.parametrize("name", ["img/00001.png", "attention.gif"])
+def test_a_film_does_not_overwrite_a_users_file(weights, tmp_path, monkeypatch, capsys, name):
+    monkeypatch.setenv("PATH", "")
+    first, *others = frames_of(48, 2)
+    first.save(tmp_path / "film.gif", save_all=True, append_images=others)
+    path = tmp_path / "out" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    flags = ["--pretrained_weights", str(weights), "--video", str(tmp_path / "film.gif")]
+    flags += ["--output_dir", str(tmp_path / "out"), "--image_size", "48", "--device", "cpu"]
+    with pytest.raises(SystemExit) as stopped:
+        attention_film.main(flags)
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stopped.value.code == 2 and name in said and "--output_dir" in said, said
+    assert path.read_text() == "mine"
 
 
 @pytest.mark.parametrize(
