@@ -110,6 +110,18 @@ def attention_of(backbone: nn.Module, image: Tensor, args: dict) -> Tensor:
     return cls_attention(backbone, network_input(image, args, backbone))[0].cpu()
 
 
+def query_attention_of(
+    backbone: nn.Module, image: Tensor, args: dict, patches: list[tuple[int, int]]
+) -> Tensor:
+    """Return where Q patches look in the last block (Fig. 8): uint8 (3, H, W) -> (h, Q, r, c).
+
+    patches: the row and the column of each.
+    """
+    columns = image.shape[-1] // backbone.patch_size
+    tokens = [1 + row * columns + column for row, column in patches]  # token 0 is [CLS]
+    return token_attention(backbone, network_input(image, args, backbone), tokens)[0].cpu()
+
+
 @torch.no_grad()
 def patch_tokens_of(backbone: nn.Module, image: Tensor, args: dict) -> Tensor:
     """Return the last block's patch tokens: uint8 (3, H, W) -> (r, c, D)."""
@@ -203,7 +215,8 @@ def paint_heads(pixels: Tensor, attention: Tensor, kept: Tensor, patch_size: int
 
 def grow_colours(patches: Tensor, patch_size: int) -> Tensor:
     """Repeat each patch's colour over its pixels: (r, c, 3) -> (H, W, 3)."""
-    return to_pixels(patches.movedim(-1, 0), patch_size).movedim(0, -1)
+    rows = patches.repeat_interleave(patch_size, dim=0)
+    return rows.repeat_interleave(patch_size, dim=1)
 
 
 def make_panels(
@@ -356,15 +369,12 @@ def frame_patch(pixels: Tensor, row: int, column: int, patch_size: int) -> Tenso
 
 
 def attention_panels(
-    image: Tensor, patches: list[tuple[int, int]], backbone: nn.Module, args: dict
+    pixels: Tensor, attention: Tensor, patches: list[tuple[int, int]], patch_size: int
 ) -> list[Panel]:
-    """Return where patches of an image look (Fig. 8): a row each, with the heads as files alone."""
-    patch_size = backbone.patch_size
-    columns = image.shape[-1] // patch_size
-    tokens = [1 + row * columns + column for row, column in patches]  # token 0 is [CLS]
-    attention = token_attention(backbone, network_input(image, args, backbone), tokens)
-    attention = attention[0].cpu()  # (h, Q, r, c)
-    pixels = as_pixels(image)
+    """Return where patches of an image look (Fig. 8): a row each, with the heads as files alone.
+
+    (H, W, 3), (h, Q, r, c), and the row and the column of each of the Q patches.
+    """
     panels = []
     for query, patch in enumerate(patches):
         framed = frame_patch(pixels, *patch, patch_size)
@@ -379,6 +389,27 @@ def attention_panels(
     return panels
 
 
+def cosine_panels(
+    pixels: Tensor,
+    maps: Tensor,
+    least: Tensor,
+    framed: list[tuple[int, int]],
+    patch_size: int,
+) -> list[Panel]:
+    """Return how similar an image's patches are to each query, a row each.
+
+    (H, W, 3), (Q, r, c), what is blue in each (Q,), and the queries where they are in this image.
+    """
+    panels = []
+    for query, values in enumerate(maps):
+        drawn = lay_over(pixels, values, least[query], 1.0, patch_size)
+        if framed:
+            drawn = frame_patch(drawn, *framed[query], patch_size)
+        title = f"cosine, up to {values.max():.2f}"
+        panels.append(Panel(title, f"query{query}_cosine", drawn, query))
+    return panels
+
+
 def draw_queries(
     images: list[tuple[Path, str]],
     backbone: nn.Module,
@@ -386,7 +417,7 @@ def draw_queries(
     flags: Namespace,
     output: OutputFolder,
 ) -> np.ndarray:
-    """Write the panels of --query into the images' folders; return the figure's pixels.
+    """Write the panels of --query into the images' folders; return the figure's pixels (Fig. 8).
 
     images: each one's file and folder. The queries are patches of the first.
     """
@@ -394,27 +425,24 @@ def draw_queries(
     in_figure = []
     for number, (file, place) in enumerate(images):
         image = fit_to_patches(decode(file, args["levels"]), flags.image_size, patch_size)
+        pixels = as_pixels(image)
         panels = []
+        framed = []
         with enough_memory(image):
             tokens = patch_tokens_of(backbone, image, args)
             if number == 0:
                 patches = query_patches(flags.query, *tokens.shape[:2])
+                framed = patches
+                attention = query_attention_of(backbone, image, args, patches)
+                panels = attention_panels(pixels, attention, patches, patch_size)
                 features = torch.stack([tokens[patch] for patch in patches])  # (Q, D)
-                panels = attention_panels(image, patches, backbone, args)
+                # one scale for all images: their colours compare
+                least = cosines(features, tokens).amin(dim=(1, 2))
             maps = cosines(features, tokens)
-            if number == 0:
-                least = maps.amin(dim=(1, 2))  # one scale for all images: their colours compare
-            for query, values in enumerate(maps):
-                drawn = lay_over(as_pixels(image), values, least[query], 1.0, patch_size)
-                if number == 0:
-                    drawn = frame_patch(drawn, *patches[query], patch_size)
-                title = f"cosine, up to {values.max():.2f}"
-                row = None
-                if number < MOST_IN_A_FIGURE:
-                    row = query
-                panels.append(Panel(title, f"query{query}_cosine", drawn, row))
+            panels += cosine_panels(pixels, maps, least, framed, patch_size)
         write_panels(output, place, panels)
-        in_figure += [panel for panel in panels if panel.row is not None]
+        if number < MOST_IN_A_FIGURE:
+            in_figure += [panel for panel in panels if panel.row is not None]
     return figure_pixels(in_figure)
 
 

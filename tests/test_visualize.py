@@ -189,7 +189,7 @@ def test_drawing_never_builds_the_attention_of_all_patches_to_all():
     with Largest() as largest:
         visualize_attention.attention_of(backbone, image, {})
         visualize_attention.patch_tokens_of(backbone, image, {})
-        visualize_attention.attention_panels(image, [(0, 0), (39, 47)], backbone, {})
+        visualize_attention.query_attention_of(backbone, image, {}, [(0, 0), (39, 47)])
     assert largest.numbers <= 3 * 320 * 384
     with torch.no_grad(), Largest() as largest:  # the measure sees it where it is wanted
         backbone.get_last_selfattention(torch.zeros(1, 3, 320, 384))
