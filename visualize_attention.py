@@ -22,17 +22,14 @@ For films see python -m evals.attention_film.
 
 Shapes: H x W pixels, r x c patches, h heads, D numbers a token, Q queries.
 """
-import re
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -42,13 +39,32 @@ from data import decode, find_images
 from features import mean_and_std, normalise
 from runtime import hardware
 from runtime.commandline import CommandLine, InputError, bar_style, brief, errors_in_one_line
-from runtime.panels import OutputFolder, Panel, figure_pixels, write_panels
+from runtime.memory import enough_memory
+from runtime.output_folder import OutputFolder
+from runtime.panels import (
+    Panel,
+    as_pixels,
+    binary_mask,
+    figure_pixels,
+    grow_colours,
+    head_colours,
+    named_maps,
+    tint,
+    write_panels,
+)
+from runtime.principal import PrincipalColours
+from runtime.query import (
+    attention_panels,
+    check_query,
+    cosine_panels,
+    cosines,
+    query_patches,
+)
 from training.checkpoint import load_backbone
 from training.evaluation import fit_to_patches, shared_levels
 from training.pretrained import add_weights_flags, weights_path
 
 MOST_IN_A_FIGURE = 20  # images: more make a figure that no program shows
-RED = torch.tensor([1.0, 0.0, 0.0])
 
 
 def attention_command_line(description: str | None) -> CommandLine:
@@ -130,75 +146,6 @@ def patch_tokens_of(backbone: nn.Module, image: Tensor, args: dict) -> Tensor:
     return patches.view(image.shape[1] // backbone.patch_size, -1, patches.shape[-1])
 
 
-class PrincipalColours:
-    """Where the patch tokens of all images vary most, as colours.
-
-    z = (token - mean) v_1, v_2, v_3, by the leading eigenvectors of the covariance, are red,
-    green and blue. Two standard deviations of z to either side of grey span a colour.
-    All images together: alike patches then have one colour in all of them.
-    """
-
-    def __init__(self):
-        self.count = 0
-        self.total = 0.0  # of the tokens: (D,)
-        self.products = 0.0  # of each two of their numbers: (D, D)
-
-    def add(self, tokens: Tensor) -> None:
-        """Take the tokens of one more image into account: (r, c, D)."""
-        flat = tokens.flatten(0, 1).double()
-        self.count += len(flat)
-        self.total = self.total + flat.sum(dim=0)
-        self.products = self.products + flat.T @ flat
-
-    def of(self, tokens: Tensor) -> Tensor:
-        """Return the colours of one image: (r, c, D) -> (r, c, 3) in 0 ... 1."""
-        mean = self.total / self.count
-        covariance = self.products / self.count - torch.outer(mean, mean)
-        variances, vectors = torch.linalg.eigh(covariance)
-        # eigh sorts the eigenvalues upwards
-        variances = variances[-3:].flip(0)
-        vectors = vectors[:, -3:].flip(1)
-        # an eigenvector has no sign of its own: make its largest entry positive
-        largest = vectors.abs().argmax(dim=0, keepdim=True)
-        vectors = vectors * vectors.gather(0, largest).sign()
-
-        z = (tokens.double() - mean) @ vectors
-        span = 4 * variances.clamp(min=1e-24).sqrt()  # tokens all alike are grey
-        return (0.5 + z / span).clamp(0, 1).float()
-
-
-def binary_mask(kept: Tensor, height: int, width: int) -> Tensor:
-    """Return a mask of an image's own size: bool (r, c) -> uint8 (height, width), 0 or 255."""
-    grid = 255 * kept.byte().view(1, 1, *kept.shape)
-    # nearest: a pixel takes the value of the patch that it is in
-    return F.interpolate(grid, (height, width), mode="nearest")[0, 0]
-
-
-def as_pixels(image: Tensor) -> Tensor:
-    """Return an image as it is drawn: uint8 (3, H, W) -> (H, W, 3) in 0 ... 1."""
-    return image.movedim(0, -1).float() / 255
-
-
-def named_maps(attention: Tensor) -> dict[str, Tensor]:
-    """Return the heads' mean and each head by name: (h, r, c) -> (r, c) each."""
-    maps = {"mean": attention.mean(dim=0)}
-    for number, head in enumerate(attention):
-        maps[f"head{number}"] = head
-    return maps
-
-
-def head_colours(heads: int) -> Tensor:
-    """Return a colour for each head, as far apart as they can be: (h, 3) in 0 ... 1."""
-    hues = np.linspace(0, 1, heads)
-    return torch.from_numpy(colormaps["gist_rainbow"](hues)[:, :3]).float()
-
-
-def tint(pixels: Tensor, colours: Tensor) -> Tensor:
-    """Lay colours over an image without its own: two of (H, W, 3) in 0 ... 1 -> (H, W, 3)."""
-    grey = pixels.mean(dim=-1, keepdim=True)
-    return 0.4 * grey + 0.6 * colours
-
-
 def paint_heads(pixels: Tensor, attention: Tensor, kept: Tensor, patch_size: int) -> Tensor:
     """Lay each head's kept patches over the image in the head's colour (Fig. 3).
 
@@ -211,12 +158,6 @@ def paint_heads(pixels: Tensor, attention: Tensor, kept: Tensor, patch_size: int
     painted = tint(pixels, grow_colours(colours, patch_size))
     anyones = to_pixels(kept.any(dim=0), patch_size)
     return torch.where(anyones.unsqueeze(-1), painted, overlay(pixels, anyones))
-
-
-def grow_colours(patches: Tensor, patch_size: int) -> Tensor:
-    """Repeat each patch's colour over its pixels: (r, c, 3) -> (H, W, 3)."""
-    rows = patches.repeat_interleave(patch_size, dim=0)
-    return rows.repeat_interleave(patch_size, dim=1)
 
 
 def make_panels(
@@ -246,22 +187,6 @@ def make_panels(
         binary = binary_mask(kept, *original.shape[-2:])
         panels.append(Panel("", f"binary_th{mass}_{name}", binary, row=None))
     return panels
-
-
-@contextmanager
-def enough_memory(image: Tensor) -> Iterator[None]:
-    """Raise InputError where the memory is too short for an image (3, H, W)."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        # PyTorch has no error of its own for a CPU's memory
-        if isinstance(error, RuntimeError) and not re.search("memory|bad_alloc", str(error)):
-            raise
-        height, width = image.shape[-2:]
-        raise InputError(
-            f"too little memory for an image of {width} x {height} pixels: ask for a smaller "
-            "--image_size, or cut the image"
-        ) from None
 
 
 def image_files(paths: Sequence[str]) -> list[Path]:
@@ -310,104 +235,6 @@ def look_at(
             of_patches = colours.of(patch_tokens_of(backbone, image, args))
             panels.insert(1, Panel("pca", "pca", grow_colours(of_patches, patch_size)))
         return panels, figure_pixels(panels)
-
-
-def check_query(numbers: Sequence[float]) -> None:
-    """Raise InputError where --query is not x y of points in the image."""
-    if len(numbers) % 2:
-        raise InputError(
-            f"--query takes x and y of each point, but has {len(numbers)} numbers: give pairs, "
-            "such as 0.4 0.6"
-        )
-    for number in numbers:
-        if not 0 <= number <= 1:
-            raise InputError(
-                f"--query {number:g} must be a fraction of the image's width or height, 0 ... 1: "
-                "try 0.4 0.6"
-            )
-
-
-def query_patches(numbers: Sequence[float], rows: int, columns: int) -> list[tuple[int, int]]:
-    """Return the row and the column of the patch at each point x y of --query."""
-    patches = []
-    for x, y in zip(numbers[::2], numbers[1::2], strict=True):
-        row = min(int(y * rows), rows - 1)  # 1.0 is in the last patch
-        column = min(int(x * columns), columns - 1)
-        patches.append((row, column))
-    return patches
-
-
-def cosines(queries: Tensor, tokens: Tensor) -> Tensor:
-    """Return how similar each patch is to each query: (Q, D), (r, c, D) -> (Q, r, c), -1 ... 1."""
-    units = F.normalize(tokens, dim=-1)
-    return torch.einsum("q d, r c d -> q r c", F.normalize(queries, dim=-1), units)
-
-
-def lay_over(
-    pixels: Tensor, values: Tensor, least: float, most: float, patch_size: int
-) -> Tensor:
-    """Lay a map over its image in colours, from blue for `least` to yellow for `most`.
-
-    (H, W, 3), (r, c) -> (H, W, 3).
-    """
-    scaled = (values - least) / max(most - least, 1e-12)  # of a map of one value: 0
-    colours = torch.from_numpy(colormaps["viridis"](scaled.numpy())[..., :3]).float()
-    return tint(pixels, grow_colours(colours, patch_size))
-
-
-def frame_patch(pixels: Tensor, row: int, column: int, patch_size: int) -> Tensor:
-    """Return the image with a red frame around one patch: (H, W, 3) -> (H, W, 3)."""
-    edge = max(1, min(pixels.shape[:2]) // 60)  # seen in a small panel too
-    top = row * patch_size
-    left = column * patch_size
-    bottom = top + patch_size
-    right = left + patch_size
-    framed = pixels.clone()
-    framed[max(0, top - edge):bottom + edge, max(0, left - edge):right + edge] = RED
-    framed[top:bottom, left:right] = pixels[top:bottom, left:right]
-    return framed
-
-
-def attention_panels(
-    pixels: Tensor, attention: Tensor, patches: list[tuple[int, int]], patch_size: int
-) -> list[Panel]:
-    """Return where patches of an image look (Fig. 8): a row each, with the heads as files alone.
-
-    (H, W, 3), (h, Q, r, c), and the row and the column of each of the Q patches.
-    """
-    panels = []
-    for query, patch in enumerate(patches):
-        framed = frame_patch(pixels, *patch, patch_size)
-        panels.append(Panel(f"query {query}", f"query{query}_img", framed, query))
-        for name, values in named_maps(attention[:, query]).items():
-            row = None
-            if name == "mean":
-                row = query
-            drawn = lay_over(pixels, values, values.min(), values.max(), patch_size)
-            drawn = frame_patch(drawn, *patch, patch_size)
-            panels.append(Panel("attention", f"query{query}_attn-{name}", drawn, row))
-    return panels
-
-
-def cosine_panels(
-    pixels: Tensor,
-    maps: Tensor,
-    least: Tensor,
-    framed: list[tuple[int, int]],
-    patch_size: int,
-) -> list[Panel]:
-    """Return how similar an image's patches are to each query, a row each.
-
-    (H, W, 3), (Q, r, c), what is blue in each (Q,), and the queries where they are in this image.
-    """
-    panels = []
-    for query, values in enumerate(maps):
-        drawn = lay_over(pixels, values, least[query], 1.0, patch_size)
-        if framed:
-            drawn = frame_patch(drawn, *framed[query], patch_size)
-        title = f"cosine, up to {values.max():.2f}"
-        panels.append(Panel(title, f"query{query}_cosine", drawn, query))
-    return panels
 
 
 def draw_queries(

@@ -29,13 +29,14 @@ from tqdm import tqdm
 
 from data import EXTENSIONS, UNREADABLE, decode, find_images, to_rgb
 from runtime.commandline import InputError, bar_style, brief, errors_in_one_line
-from runtime.panels import OutputFolder, draw_figure, write_panel
+from runtime.memory import enough_memory
+from runtime.output_folder import OutputFolder
+from runtime.panels import draw_figure, write_panel
 from training.evaluation import fit_to_patches, shared_levels
 from training.levels import Levels
 from visualize_attention import (
     attention_command_line,
     attention_of,
-    enough_memory,
     load_network,
     make_panels,
 )

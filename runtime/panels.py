@@ -1,25 +1,25 @@
 """Panels: drawings of an image, as rows of a figure and as files.
 
-The output folder keeps a list of the files, so that those of an earlier call can be removed.
-
-Shapes: H x W pixels.
+Shapes: H x W pixels, r x c patches, h heads.
 """
 import gc
-import os
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure  # not pyplot, which would change the plots of a notebook
 from matplotlib.image import AxesImage, imsave
 from PIL import Image
 from torch import Tensor
 
-from runtime.commandline import InputError
+from runtime.output_folder import OutputFolder
+
+RED = torch.tensor([1.0, 0.0, 0.0])
 
 
 class Panel(NamedTuple):
@@ -35,6 +35,69 @@ class Panel(NamedTuple):
     image: Tensor
     row: int | None = 0
     colour: Sequence[float] = (0, 0, 0)
+
+
+def as_pixels(image: Tensor) -> Tensor:
+    """Return an image as it is drawn: uint8 (3, H, W) -> (H, W, 3) in 0 ... 1."""
+    return image.movedim(0, -1).float() / 255
+
+
+def binary_mask(kept: Tensor, height: int, width: int) -> Tensor:
+    """Return a mask of an image's own size: bool (r, c) -> uint8 (height, width), 0 or 255."""
+    grid = 255 * kept.byte().view(1, 1, *kept.shape)
+    # nearest: a pixel takes the value of the patch that it is in
+    return F.interpolate(grid, (height, width), mode="nearest")[0, 0]
+
+
+def named_maps(attention: Tensor) -> dict[str, Tensor]:
+    """Return the heads' mean and each head by name: (h, r, c) -> (r, c) each."""
+    maps = {"mean": attention.mean(dim=0)}
+    for number, head in enumerate(attention):
+        maps[f"head{number}"] = head
+    return maps
+
+
+def head_colours(heads: int) -> Tensor:
+    """Return a colour for each head, as far apart as they can be: (h, 3) in 0 ... 1."""
+    hues = np.linspace(0, 1, heads)
+    return torch.from_numpy(colormaps["gist_rainbow"](hues)[:, :3]).float()
+
+
+def tint(pixels: Tensor, colours: Tensor) -> Tensor:
+    """Lay colours over an image without its own: two of (H, W, 3) in 0 ... 1 -> (H, W, 3)."""
+    grey = pixels.mean(dim=-1, keepdim=True)
+    return 0.4 * grey + 0.6 * colours
+
+
+def grow_colours(patches: Tensor, patch_size: int) -> Tensor:
+    """Repeat each patch's colour over its pixels: (r, c, 3) -> (H, W, 3)."""
+    rows = patches.repeat_interleave(patch_size, dim=0)
+    return rows.repeat_interleave(patch_size, dim=1)
+
+
+def lay_over(
+    pixels: Tensor, values: Tensor, least: float, most: float, patch_size: int
+) -> Tensor:
+    """Lay a map over its image in colours, from blue for `least` to yellow for `most`.
+
+    (H, W, 3), (r, c) -> (H, W, 3).
+    """
+    scaled = (values - least) / max(most - least, 1e-12)  # of a map of one value: 0
+    colours = torch.from_numpy(colormaps["viridis"](scaled.numpy())[..., :3]).float()
+    return tint(pixels, grow_colours(colours, patch_size))
+
+
+def frame_patch(pixels: Tensor, row: int, column: int, patch_size: int) -> Tensor:
+    """Return the image with a red frame around one patch: (H, W, 3) -> (H, W, 3)."""
+    edge = max(1, min(pixels.shape[:2]) // 60)  # seen in a small panel too
+    top = row * patch_size
+    left = column * patch_size
+    bottom = top + patch_size
+    right = left + patch_size
+    framed = pixels.clone()
+    framed[max(0, top - edge):bottom + edge, max(0, left - edge):right + edge] = RED
+    framed[top:bottom, left:right] = pixels[top:bottom, left:right]
+    return framed
 
 
 def draw_figure(panels: list[Panel]) -> tuple[Figure, list[AxesImage]]:
@@ -83,60 +146,6 @@ def write_panel(path: Path, panel: Panel) -> None:
         Image.fromarray(panel.image.numpy()).save(path)
     else:
         imsave(path, panel.image.numpy())
-
-
-class OutputFolder:
-    """The folder that gets a tool's files, and the list of them, a hidden file in it.
-
-    Only what an earlier call put on the list is removed. No other file is overwritten.
-    """
-
-    def __init__(self, folder: Path, list_name: str, inputs: Iterable[Path]):
-        """Read an earlier call's list. Raises InputError where an input is on it."""
-        self.folder = folder
-        self.list = folder / list_name
-        self.earlier = []
-        self.names = set()  # this call's
-        if self.list.exists():
-            # a file's name can have a line break, but no NUL
-            self.earlier = os.fsdecode(self.list.read_bytes()).split("\0")[:-1]
-
-        read = {file.resolve() for file in inputs}
-        for name in self.earlier:
-            path = folder / name
-            if path.resolve() in read:
-                raise would_be_overwritten(path)
-
-    def remove_earlier(self) -> None:
-        """Remove the earlier call's files, which would pass for this call's, and their folders."""
-        for name in self.earlier:
-            path = self.folder / name
-            path.unlink(missing_ok=True)
-            if path.parent != self.folder:
-                with suppress(OSError):  # other files are in it
-                    path.parent.rmdir()
-        self.list.unlink(missing_ok=True)
-
-    def file(self, *parts: str) -> Path:
-        """Return where a file is to be written: put it on the list, and make its folder.
-
-        Raises InputError where a file is that this call did not write.
-        """
-        path = self.folder.joinpath(*parts)
-        name = str(path.relative_to(self.folder))
-        if name in self.names:
-            return path
-        if path.exists():
-            raise would_be_overwritten(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with self.list.open("ab") as names:
-            names.write(os.fsencode(name) + b"\0")
-        self.names.add(name)
-        return path
-
-
-def would_be_overwritten(path: Path) -> InputError:
-    return InputError(f"{str(path)!r} would be overwritten: choose another --output_dir")
 
 
 def write_panels(output: OutputFolder, place: str, panels: list[Panel]) -> None:

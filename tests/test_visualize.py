@@ -19,9 +19,11 @@ from data import decode
 from evals import attention_film
 from evals.attention_film import film_frames
 from features import mean_and_std, normalise
+from runtime import panels
+from runtime.principal import PrincipalColours
+from runtime.query import cosines, query_patches
 from training.backbone import build_backbone
 from training.evaluation import fit_to_patches
-from visualize_attention import PrincipalColours
 from vit import VisionTransformer
 
 
@@ -325,7 +327,7 @@ def test_each_patch_has_the_colour_of_the_head_that_keeps_it():
     kept[0, 0, 0] = kept[0, 1, 0] = kept[1, 0, 0] = kept[1, 1, 2] = True
     pixels = torch.rand(10, 15, 3, generator=torch.Generator().manual_seed(0))
     painted = visualize_attention.paint_heads(pixels, attention, kept, 5)
-    colours = visualize_attention.head_colours(2)
+    colours = panels.head_colours(2)
     owners = [[1, None, None], [0, None, 1]]
     for y in range(10):
         for x in range(15):
@@ -338,7 +340,7 @@ def test_each_patch_has_the_colour_of_the_head_that_keeps_it():
 
 @pytest.mark.parametrize("heads", [1, 2, 6, 12, 23])
 def test_no_two_heads_share_a_colour(heads):
-    colours = visualize_attention.head_colours(heads)
+    colours = panels.head_colours(heads)
     assert colours.shape == (heads, 3) and len(colours.unique(dim=0)) == heads
 
 
@@ -346,7 +348,7 @@ def test_cosines_are_those_of_a_loop():
     generator = torch.Generator().manual_seed(0)
     queries = torch.randn(3, 7, generator=generator)
     tokens = torch.randn(2, 5, 7, generator=generator)
-    found = visualize_attention.cosines(queries, tokens)
+    found = cosines(queries, tokens)
     for query in range(3):
         for row in range(2):
             for column in range(5):
@@ -361,7 +363,7 @@ def test_cosines_are_those_of_a_loop():
 )
 def test_a_point_lies_in_the_patch_of_its_fractions(point, patch):
     """x of the width, y of the height; the borders belong to the image."""
-    assert visualize_attention.query_patches(point, rows=5, columns=11) == [patch]
+    assert query_patches(point, rows=5, columns=11) == [patch]
 
 
 def test_a_query_gives_a_row_a_point_and_its_files_beside_the_images(weights, tmp_path, capsys):
@@ -400,8 +402,8 @@ def test_a_querys_files_show_the_row_of_its_patch(weights, tmp_path):
     for name, values, most in (
         ("attn-head2", attention, attention.max()), ("cosine", similar, 1.0)
     ):
-        expected = visualize_attention.lay_over(pixels, values, values.min(), most, 8)
-        expected = visualize_attention.frame_patch(expected, 3, 1, 8)
+        expected = panels.lay_over(pixels, values, values.min(), most, 8)
+        expected = panels.frame_patch(expected, 3, 1, 8)
         drawn = decode(out / f"query0_{name}.png").movedim(0, -1).float() / 255
         torch.testing.assert_close(drawn, expected, atol=0.02, rtol=0)
 
@@ -409,7 +411,7 @@ def test_a_querys_files_show_the_row_of_its_patch(weights, tmp_path):
 def test_a_frame_leaves_its_patch_and_all_beyond_as_they_are():
     pixels = torch.rand(120, 160, 3, generator=torch.Generator().manual_seed(0)) / 2
     for row, column in ((3, 5), (0, 0), (14, 19)):
-        framed = visualize_attention.frame_patch(pixels, row, column, 8)
+        framed = panels.frame_patch(pixels, row, column, 8)
         top, left = 8 * row, 8 * column
         for y in range(120):
             for x in range(160):
@@ -417,7 +419,7 @@ def test_a_frame_leaves_its_patch_and_all_beyond_as_they_are():
                 near = top - 2 <= y < top + 10 and left - 2 <= x < left + 10
                 expected = pixels[y, x]
                 if near and not inside:
-                    expected = visualize_attention.RED
+                    expected = panels.RED
                 assert torch.equal(framed[y, x], expected)
 
 
