@@ -126,26 +126,6 @@ def attention_of(backbone: nn.Module, image: Tensor, args: dict) -> Tensor:
     return cls_attention(backbone, network_input(image, args, backbone))[0].cpu()
 
 
-def query_attention_of(
-    backbone: nn.Module, image: Tensor, args: dict, patches: list[tuple[int, int]]
-) -> Tensor:
-    """Return where Q patches look in the last block (Fig. 8): uint8 (3, H, W) -> (h, Q, r, c).
-
-    patches: the row and the column of each.
-    """
-    columns = image.shape[-1] // backbone.patch_size
-    tokens = [1 + row * columns + column for row, column in patches]  # token 0 is [CLS]
-    return token_attention(backbone, network_input(image, args, backbone), tokens)[0].cpu()
-
-
-@torch.no_grad()
-def patch_tokens_of(backbone: nn.Module, image: Tensor, args: dict) -> Tensor:
-    """Return the last block's patch tokens: uint8 (3, H, W) -> (r, c, D)."""
-    layers = backbone.get_intermediate_layers(network_input(image, args, backbone), 1)
-    patches = layers[0][0, 1:].cpu()  # without [CLS]
-    return patches.view(image.shape[1] // backbone.patch_size, -1, patches.shape[-1])
-
-
 def paint_heads(pixels: Tensor, attention: Tensor, kept: Tensor, patch_size: int) -> Tensor:
     """Lay each head's kept patches over the image in the head's colour (Fig. 3).
 
@@ -189,18 +169,12 @@ def make_panels(
     return panels
 
 
-def image_files(paths: Sequence[str]) -> list[Path]:
-    """Return the files named, and in the place of a folder the images in it and below it."""
-    files = []
-    for path in map(Path, paths):
-        if not path.is_dir():
-            files.append(path)
-            continue
-        found = find_images(path)
-        if not found:
-            raise InputError(f"no images in --image_path {str(path)!r}: give another folder")
-        files += found
-    return files
+@torch.no_grad()
+def patch_tokens_of(backbone: nn.Module, image: Tensor, args: dict) -> Tensor:
+    """Return the last block's patch tokens: uint8 (3, H, W) -> (r, c, D)."""
+    layers = backbone.get_intermediate_layers(network_input(image, args, backbone), 1)
+    patches = layers[0][0, 1:].cpu()  # without [CLS]
+    return patches.view(image.shape[1] // backbone.patch_size, -1, patches.shape[-1])
 
 
 def common_colours(
@@ -237,6 +211,18 @@ def look_at(
         return panels, figure_pixels(panels)
 
 
+def query_attention_of(
+    backbone: nn.Module, image: Tensor, args: dict, patches: list[tuple[int, int]]
+) -> Tensor:
+    """Return where Q patches look in the last block (Fig. 8): uint8 (3, H, W) -> (h, Q, r, c).
+
+    patches: the row and the column of each.
+    """
+    columns = image.shape[-1] // backbone.patch_size
+    tokens = [1 + row * columns + column for row, column in patches]  # token 0 is [CLS]
+    return token_attention(backbone, network_input(image, args, backbone), tokens)[0].cpu()
+
+
 def draw_queries(
     images: list[tuple[Path, str]],
     backbone: nn.Module,
@@ -271,6 +257,20 @@ def draw_queries(
         if number < MOST_IN_A_FIGURE:
             in_figure += [panel for panel in panels if panel.row is not None]
     return figure_pixels(in_figure)
+
+
+def image_files(paths: Sequence[str]) -> list[Path]:
+    """Return the files named, and in the place of a folder the images in it and below it."""
+    files = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            files.append(path)
+            continue
+        found = find_images(path)
+        if not found:
+            raise InputError(f"no images in --image_path {str(path)!r}: give another folder")
+        files += found
+    return files
 
 
 def draw_attention(flags: Namespace) -> None:
