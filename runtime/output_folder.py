@@ -59,4 +59,6 @@ class OutputFolder:
 
 
 def would_be_overwritten(path: Path) -> InputError:
-    return InputError(f"{str(path)!r} would be overwritten: choose another --output_dir")
+    return InputError(
+        f"{str(path)!r} would be overwritten: move it, or choose another --output_dir"
+    )
