@@ -240,19 +240,18 @@ def draw_queries(
         image = fit_to_patches(decode(file, args["levels"]), flags.image_size, patch_size)
         pixels = as_pixels(image)
         panels = []
-        framed = []
+        patches = []  # of the queries, in this image
         with enough_memory(image):
             tokens = patch_tokens_of(backbone, image, args)
             if number == 0:
                 patches = query_patches(flags.query, *tokens.shape[:2])
-                framed = patches
                 attention = query_attention_of(backbone, image, args, patches)
                 panels = attention_panels(pixels, attention, patches, patch_size)
                 features = torch.stack([tokens[patch] for patch in patches])  # (Q, D)
                 # one scale for all images: their colours compare
                 least = cosines(features, tokens).amin(dim=(1, 2))
             maps = cosines(features, tokens)
-            panels += cosine_panels(pixels, maps, least, framed, patch_size)
+            panels += cosine_panels(pixels, maps, least, patches, patch_size)
         write_panels(output, place, panels)
         if number < MOST_IN_A_FIGURE:
             in_figure += [panel for panel in panels if panel.row is not None]

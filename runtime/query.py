@@ -69,18 +69,19 @@ def cosine_panels(
     pixels: Tensor,
     maps: Tensor,
     least: Tensor,
-    framed: list[tuple[int, int]],
+    patches: list[tuple[int, int]],
     patch_size: int,
 ) -> list[Panel]:
     """Return how similar an image's patches are to each query, a row each.
 
-    (H, W, 3), (Q, r, c), what is blue in each (Q,), and the queries where they are in this image.
+    (H, W, 3), cosines (Q, r, c), and the cosine that is blue in each (Q,).
+    patches: the queries' rows and columns, or none where the queries are in another image.
     """
     panels = []
     for query, values in enumerate(maps):
         drawn = lay_over(pixels, values, least[query], 1.0, patch_size)
-        if framed:
-            drawn = frame_patch(drawn, *framed[query], patch_size)
+        if patches:
+            drawn = frame_patch(drawn, *patches[query], patch_size)
         title = f"cosine, up to {values.max():.2f}"
         panels.append(Panel(title, f"query{query}_cosine", drawn, query))
     return panels
