@@ -16,22 +16,20 @@ Every panel is also a file, named as in the release: img.png, attn-head0.png ...
 mask_th0.6_head0.png .... The masks themselves, 0 or 255 and of the image's own size, are
 binary_th0.6_head0.png .... Those of --query are query0_attn-head0.png ... and query0_cosine.png.
 Of several images each has a folder of its own, and the first 20 share one more attention.png.
-Files that cannot be read are skipped and counted. Files of these names that an earlier call left
-in --output_dir are removed. For films see python -m evals.attention_film.
+Files that cannot be read are skipped and counted. What an earlier call wrote into --output_dir,
+as its hidden file .attention lists, is removed; other files stay.
+For films see python -m evals.attention_film.
 
 Shapes: H x W pixels, r x c patches, h heads, D numbers a token, Q queries.
 """
-import re
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -41,13 +39,32 @@ from data import decode, find_images
 from features import mean_and_std, normalise
 from runtime import hardware
 from runtime.commandline import CommandLine, InputError, bar_style, brief, errors_in_one_line
-from runtime.panels import Panel, earlier_files, figure_pixels, remove, write_panels
+from runtime.memory import enough_memory
+from runtime.output_folder import OutputFolder
+from runtime.panels import (
+    Panel,
+    as_pixels,
+    binary_mask,
+    figure_pixels,
+    grow_colours,
+    head_colours,
+    named_maps,
+    tint,
+    write_panels,
+)
+from runtime.principal import PrincipalColours
+from runtime.query import (
+    attention_panels,
+    check_query,
+    cosine_panels,
+    cosines,
+    query_patches,
+)
 from training.checkpoint import load_backbone
 from training.evaluation import fit_to_patches, shared_levels
 from training.pretrained import add_weights_flags, weights_path
 
 MOST_IN_A_FIGURE = 20  # images: more make a figure that no program shows
-RED = torch.tensor([1.0, 0.0, 0.0])
 
 
 def attention_command_line(description: str | None) -> CommandLine:
@@ -109,83 +126,6 @@ def attention_of(backbone: nn.Module, image: Tensor, args: dict) -> Tensor:
     return cls_attention(backbone, network_input(image, args, backbone))[0].cpu()
 
 
-@torch.no_grad()
-def patch_tokens_of(backbone: nn.Module, image: Tensor, args: dict) -> Tensor:
-    """Return the last block's patch tokens: uint8 (3, H, W) -> (r, c, D)."""
-    layers = backbone.get_intermediate_layers(network_input(image, args, backbone), 1)
-    patches = layers[0][0, 1:].cpu()  # without [CLS]
-    return patches.view(image.shape[1] // backbone.patch_size, -1, patches.shape[-1])
-
-
-class PrincipalColours:
-    """Where the patch tokens of all images vary most, as colours.
-
-    z = (token - mean) v_1, v_2, v_3, by the leading eigenvectors of the covariance, are red,
-    green and blue. Two standard deviations of z to either side of grey span a colour.
-    All images together: alike patches then have one colour in all of them.
-    """
-
-    def __init__(self):
-        self.count = 0
-        self.total = 0.0  # of the tokens: (D,)
-        self.products = 0.0  # of each two of their numbers: (D, D)
-
-    def add(self, tokens: Tensor) -> None:
-        """Take the tokens of one more image into account: (r, c, D)."""
-        flat = tokens.flatten(0, 1).double()
-        self.count += len(flat)
-        self.total = self.total + flat.sum(dim=0)
-        self.products = self.products + flat.T @ flat
-
-    def of(self, tokens: Tensor) -> Tensor:
-        """Return the colours of one image: (r, c, D) -> (r, c, 3) in 0 ... 1."""
-        mean = self.total / self.count
-        covariance = self.products / self.count - torch.outer(mean, mean)
-        variances, vectors = torch.linalg.eigh(covariance)
-        # eigh sorts the eigenvalues upwards
-        variances = variances[-3:].flip(0)
-        vectors = vectors[:, -3:].flip(1)
-        # an eigenvector has no sign of its own: make its largest entry positive
-        largest = vectors.abs().argmax(dim=0, keepdim=True)
-        vectors = vectors * vectors.gather(0, largest).sign()
-
-        z = (tokens.double() - mean) @ vectors
-        span = 4 * variances.clamp(min=1e-24).sqrt()  # tokens all alike are grey
-        return (0.5 + z / span).clamp(0, 1).float()
-
-
-def binary_mask(kept: Tensor, height: int, width: int) -> Tensor:
-    """Return a mask of an image's own size: bool (r, c) -> uint8 (height, width), 0 or 255."""
-    grid = 255 * kept.byte().view(1, 1, *kept.shape)
-    # nearest: a pixel takes the value of the patch that it is in
-    return F.interpolate(grid, (height, width), mode="nearest")[0, 0]
-
-
-def as_pixels(image: Tensor) -> Tensor:
-    """Return an image as it is drawn: uint8 (3, H, W) -> (H, W, 3) in 0 ... 1."""
-    return image.movedim(0, -1).float() / 255
-
-
-def named_maps(attention: Tensor) -> dict[str, Tensor]:
-    """Return the heads' mean and each head by name: (h, r, c) -> (r, c) each."""
-    maps = {"mean": attention.mean(dim=0)}
-    for number, head in enumerate(attention):
-        maps[f"head{number}"] = head
-    return maps
-
-
-def head_colours(heads: int) -> Tensor:
-    """Return a colour for each head, as far apart as they can be: (h, 3) in 0 ... 1."""
-    hues = np.linspace(0, 1, heads)
-    return torch.from_numpy(colormaps["gist_rainbow"](hues)[:, :3]).float()
-
-
-def tint(pixels: Tensor, colours: Tensor) -> Tensor:
-    """Lay colours over an image without its own: two of (H, W, 3) in 0 ... 1 -> (H, W, 3)."""
-    grey = pixels.mean(dim=-1, keepdim=True)
-    return 0.4 * grey + 0.6 * colours
-
-
 def paint_heads(pixels: Tensor, attention: Tensor, kept: Tensor, patch_size: int) -> Tensor:
     """Lay each head's kept patches over the image in the head's colour (Fig. 3).
 
@@ -198,11 +138,6 @@ def paint_heads(pixels: Tensor, attention: Tensor, kept: Tensor, patch_size: int
     painted = tint(pixels, grow_colours(colours, patch_size))
     anyones = to_pixels(kept.any(dim=0), patch_size)
     return torch.where(anyones.unsqueeze(-1), painted, overlay(pixels, anyones))
-
-
-def grow_colours(patches: Tensor, patch_size: int) -> Tensor:
-    """Repeat each patch's colour over its pixels: (r, c, 3) -> (H, W, 3)."""
-    return to_pixels(patches.movedim(-1, 0), patch_size).movedim(0, -1)
 
 
 def make_panels(
@@ -234,34 +169,12 @@ def make_panels(
     return panels
 
 
-@contextmanager
-def enough_memory(image: Tensor) -> Iterator[None]:
-    """Raise InputError where the memory is too short for an image (3, H, W)."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        # PyTorch has no error of its own for a CPU's memory
-        if isinstance(error, RuntimeError) and not re.search("memory|bad_alloc", str(error)):
-            raise
-        height, width = image.shape[-2:]
-        raise InputError(
-            f"too little memory for an image of {width} x {height} pixels: ask for a smaller "
-            "--image_size, or cut the image"
-        ) from None
-
-
-def image_files(paths: Sequence[str]) -> list[Path]:
-    """Return the files named, and in the place of a folder the images in it and below it."""
-    files = []
-    for path in map(Path, paths):
-        if not path.is_dir():
-            files.append(path)
-            continue
-        found = find_images(path)
-        if not found:
-            raise InputError(f"no images in --image_path {str(path)!r}: give another folder")
-        files += found
-    return files
+@torch.no_grad()
+def patch_tokens_of(backbone: nn.Module, image: Tensor, args: dict) -> Tensor:
+    """Return the last block's patch tokens: uint8 (3, H, W) -> (r, c, D)."""
+    layers = backbone.get_intermediate_layers(network_input(image, args, backbone), 1)
+    patches = layers[0][0, 1:].cpu()  # without [CLS]
+    return patches.view(image.shape[1] // backbone.patch_size, -1, patches.shape[-1])
 
 
 def common_colours(
@@ -298,119 +211,65 @@ def look_at(
         return panels, figure_pixels(panels)
 
 
-def check_query(numbers: Sequence[float]) -> None:
-    """Raise InputError where --query is not x y of points in the image."""
-    if len(numbers) % 2:
-        raise InputError(
-            f"--query takes x and y of each point, but has {len(numbers)} numbers: give pairs, "
-            "such as 0.4 0.6"
-        )
-    for number in numbers:
-        if not 0 <= number <= 1:
-            raise InputError(
-                f"--query {number:g} must be a fraction of the image's width or height, 0 ... 1: "
-                "try 0.4 0.6"
-            )
-
-
-def query_patches(numbers: Sequence[float], rows: int, columns: int) -> list[tuple[int, int]]:
-    """Return the row and the column of the patch at each point x y of --query."""
-    patches = []
-    for x, y in zip(numbers[::2], numbers[1::2], strict=True):
-        row = min(int(y * rows), rows - 1)  # 1.0 is in the last patch
-        column = min(int(x * columns), columns - 1)
-        patches.append((row, column))
-    return patches
-
-
-def cosines(queries: Tensor, tokens: Tensor) -> Tensor:
-    """Return how similar each patch is to each query: (Q, D), (r, c, D) -> (Q, r, c), -1 ... 1."""
-    units = F.normalize(tokens, dim=-1)
-    return torch.einsum("q d, r c d -> q r c", F.normalize(queries, dim=-1), units)
-
-
-def lay_over(
-    pixels: Tensor, values: Tensor, least: float, most: float, patch_size: int
+def query_attention_of(
+    backbone: nn.Module, image: Tensor, args: dict, patches: list[tuple[int, int]]
 ) -> Tensor:
-    """Lay a map over its image in colours, from blue for `least` to yellow for `most`.
+    """Return where Q patches look in the last block (Fig. 8): uint8 (3, H, W) -> (h, Q, r, c).
 
-    (H, W, 3), (r, c) -> (H, W, 3).
+    patches: the row and the column of each.
     """
-    scaled = (values - least) / max(most - least, 1e-12)  # of a map of one value: 0
-    colours = torch.from_numpy(colormaps["viridis"](scaled.numpy())[..., :3]).float()
-    return tint(pixels, grow_colours(colours, patch_size))
-
-
-def frame_patch(pixels: Tensor, row: int, column: int, patch_size: int) -> Tensor:
-    """Return the image with a red frame around one patch: (H, W, 3) -> (H, W, 3)."""
-    edge = max(1, min(pixels.shape[:2]) // 60)  # seen in a small panel too
-    top = row * patch_size
-    left = column * patch_size
-    bottom = top + patch_size
-    right = left + patch_size
-    framed = pixels.clone()
-    framed[max(0, top - edge):bottom + edge, max(0, left - edge):right + edge] = RED
-    framed[top:bottom, left:right] = pixels[top:bottom, left:right]
-    return framed
-
-
-def attention_panels(
-    image: Tensor, patches: list[tuple[int, int]], backbone: nn.Module, args: dict
-) -> list[Panel]:
-    """Return where patches of an image look (Fig. 8): a row each, with the heads as files alone."""
-    patch_size = backbone.patch_size
-    columns = image.shape[-1] // patch_size
+    columns = image.shape[-1] // backbone.patch_size
     tokens = [1 + row * columns + column for row, column in patches]  # token 0 is [CLS]
-    attention = token_attention(backbone, network_input(image, args, backbone), tokens)
-    attention = attention[0].cpu()  # (h, Q, r, c)
-    pixels = as_pixels(image)
-    panels = []
-    for query, patch in enumerate(patches):
-        framed = frame_patch(pixels, *patch, patch_size)
-        panels.append(Panel(f"query {query}", f"query{query}_img", framed, query))
-        for name, values in named_maps(attention[:, query]).items():
-            row = None
-            if name == "mean":
-                row = query
-            drawn = lay_over(pixels, values, values.min(), values.max(), patch_size)
-            drawn = frame_patch(drawn, *patch, patch_size)
-            panels.append(Panel("attention", f"query{query}_attn-{name}", drawn, row))
-    return panels
+    return token_attention(backbone, network_input(image, args, backbone), tokens)[0].cpu()
 
 
 def draw_queries(
-    images: list[tuple[Path, Path]], backbone: nn.Module, args: dict, flags: Namespace
+    images: list[tuple[Path, str]],
+    backbone: nn.Module,
+    args: dict,
+    flags: Namespace,
+    output: OutputFolder,
 ) -> np.ndarray:
-    """Write the panels of --query into the images' folders; return the figure's pixels.
+    """Write the panels of --query into the images' folders; return the figure's pixels (Fig. 8).
 
     images: each one's file and folder. The queries are patches of the first.
     """
     patch_size = backbone.patch_size
     in_figure = []
-    for number, (file, folder) in enumerate(images):
+    for number, (file, place) in enumerate(images):
         image = fit_to_patches(decode(file, args["levels"]), flags.image_size, patch_size)
+        pixels = as_pixels(image)
         panels = []
+        patches = []  # of the queries, in this image
         with enough_memory(image):
             tokens = patch_tokens_of(backbone, image, args)
             if number == 0:
                 patches = query_patches(flags.query, *tokens.shape[:2])
+                attention = query_attention_of(backbone, image, args, patches)
+                panels = attention_panels(pixels, attention, patches, patch_size)
                 features = torch.stack([tokens[patch] for patch in patches])  # (Q, D)
-                panels = attention_panels(image, patches, backbone, args)
+                # one scale for all images: their colours compare
+                least = cosines(features, tokens).amin(dim=(1, 2))
             maps = cosines(features, tokens)
-            if number == 0:
-                least = maps.amin(dim=(1, 2))  # one scale for all images: their colours compare
-            for query, values in enumerate(maps):
-                drawn = lay_over(as_pixels(image), values, least[query], 1.0, patch_size)
-                if number == 0:
-                    drawn = frame_patch(drawn, *patches[query], patch_size)
-                title = f"cosine, up to {values.max():.2f}"
-                row = None
-                if number < MOST_IN_A_FIGURE:
-                    row = query
-                panels.append(Panel(title, f"query{query}_cosine", drawn, row))
-        write_panels(folder, panels)
-        in_figure += [panel for panel in panels if panel.row is not None]
+            panels += cosine_panels(pixels, maps, least, patches, patch_size)
+        write_panels(output, place, panels)
+        if number < MOST_IN_A_FIGURE:
+            in_figure += [panel for panel in panels if panel.row is not None]
     return figure_pixels(in_figure)
+
+
+def image_files(paths: Sequence[str]) -> list[Path]:
+    """Return the files named, and in the place of a folder the images in it and below it."""
+    files = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            files.append(path)
+            continue
+        found = find_images(path)
+        if not found:
+            raise InputError(f"no images in --image_path {str(path)!r}: give another folder")
+        files += found
+    return files
 
 
 def draw_attention(flags: Namespace) -> None:
@@ -418,8 +277,7 @@ def draw_attention(flags: Namespace) -> None:
     check_query(flags.query)
     backbone, args = load_network(flags)
     files = image_files(flags.image_path)
-    output = Path(flags.output_dir)
-    earlier = earlier_files(output, ("{}.png", "[0-9]*-*/{}.png"), files)
+    output = OutputFolder(Path(flags.output_dir), ".attention", files)
     args["levels"], notes = shared_levels(files, flags, args)
     for note in notes:
         print(note)
@@ -430,9 +288,9 @@ def draw_attention(flags: Namespace) -> None:
     strips = []  # the first images' figures, one below the other
     drawn = []  # the images' files and folders
     for number, file in enumerate(tqdm(files, "images", leave=False, **bar_style())):
-        folder = output
+        place = ""
         if len(files) > 1:  # several images have files of the same names
-            folder = output / f"{number}-{file.stem}"
+            place = f"{number}-{file.stem}"
         try:
             panels, figure = look_at(file, backbone, args, colours, flags)
         except InputError as error:
@@ -443,20 +301,22 @@ def draw_attention(flags: Namespace) -> None:
             tqdm.write(f"skipped: {error}", file=sys.stderr)
             continue
         if not drawn:
-            remove(earlier, output)  # else they would pass for this call's
-        write_panels(folder, panels)
-        Image.fromarray(figure).save(folder / "attention.png")
-        drawn.append((file, folder))
+            output.remove_earlier()
+        write_panels(output, place, panels)
+        Image.fromarray(figure).save(output.file(place, "attention.png"))
+        drawn.append((file, place))
         if len(strips) < MOST_IN_A_FIGURE:
             strips.append(figure)
 
     if not drawn:
         raise InputError(f"none of the {len(files)} files could be drawn: give other images")
-    Image.fromarray(np.concatenate(strips)).save(output / "attention.png")
+    path = output.file("attention.png")
+    Image.fromarray(np.concatenate(strips)).save(path)
     if flags.query:
-        Image.fromarray(draw_queries(drawn, backbone, args, flags)).save(output / "query.png")
-        print(f"wrote {output / 'query.png'}, and its single images beside it")
-    text = f"wrote {output / 'attention.png'}, and the single images beside it"
+        query_path = output.file("query.png")
+        Image.fromarray(draw_queries(drawn, backbone, args, flags, output)).save(query_path)
+        print(f"wrote {query_path}, and its single images beside it")
+    text = f"wrote {path}, and the single images beside it"
     if len(files) > 1:
         text += f": {len(drawn)} of {len(files)} drawn, {len(files) - len(drawn)} skipped"
     print(text)

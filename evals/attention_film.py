@@ -7,8 +7,8 @@ Not in the paper: the release's video_generation.py draws attention on films.
 
 The panels are those of visualize_attention.py. Each becomes a folder of frames: img/00000.png,
 attn-mean/00000.png, attn-head0/00000.png .... attention.mp4 shows all side by side, or
-attention.gif where ffmpeg is not installed. Frames and animations of these names that an earlier
-call left in --output_dir are removed.
+attention.gif where ffmpeg is not installed. What an earlier call wrote into --output_dir, as its
+hidden file .attention_film lists, is removed; other files stay.
 
 --video: a folder of frames, an animated image, or, where ffmpeg is installed, a film.
 """
@@ -29,13 +29,14 @@ from tqdm import tqdm
 
 from data import EXTENSIONS, UNREADABLE, decode, find_images, to_rgb
 from runtime.commandline import InputError, bar_style, brief, errors_in_one_line
-from runtime.panels import Panel, draw_figure, earlier_files, remove, write_panel
+from runtime.memory import enough_memory
+from runtime.output_folder import OutputFolder
+from runtime.panels import draw_figure, write_panel
 from training.evaluation import fit_to_patches, shared_levels
 from training.levels import Levels
 from visualize_attention import (
     attention_command_line,
     attention_of,
-    enough_memory,
     load_network,
     make_panels,
 )
@@ -107,19 +108,11 @@ def video_frames(path: Path) -> Iterator[Tensor]:
             )
 
 
-def animation_writer(path: Path, fps: int) -> tuple[animation.AbstractMovieWriter, Path]:
-    """Return what writes an animation, and its file: path.mp4 with ffmpeg, else path.gif."""
+def animation_writer(fps: int) -> tuple[animation.AbstractMovieWriter, str]:
+    """Return what writes an animation, and the suffix of its file: .mp4 with ffmpeg, else .gif."""
     if animation.FFMpegWriter.isAvailable():
-        return animation.FFMpegWriter(fps), path.with_suffix(".mp4")
-    return animation.PillowWriter(fps), path.with_suffix(".gif")
-
-
-def write_frame(output: Path, panels: list[Panel], number: int) -> None:
-    """Write each panel of frame `number`: img/00000.png, attn-head0/00000.png ..."""
-    for panel in panels:
-        folder = output / panel.file_name
-        folder.mkdir(parents=True, exist_ok=True)
-        write_panel(folder / f"{number:05}.png", panel)
+        return animation.FFMpegWriter(fps), ".mp4"
+    return animation.PillowWriter(fps), ".gif"
 
 
 def draw_film(flags: Namespace) -> None:
@@ -127,12 +120,11 @@ def draw_film(flags: Namespace) -> None:
     if not 1 <= flags.fps <= 100:  # a GIF's frames last a hundredth of a second or more
         raise InputError(f"--fps {flags.fps} must be at least 1 and at most 100, such as 10")
     backbone, args = load_network(flags)
-    output = Path(flags.output_dir)
     video = Path(flags.video)
-    places = ("{}/[0-9][0-9][0-9][0-9][0-9].png", "attention.mp4", "attention.gif")
-    earlier = earlier_files(output, places, [video, *find_images(video)])
-    writer, path = animation_writer(output / "attention", flags.fps)
-    unfinished = path.with_name(f".part{path.suffix}")
+    inputs = [video, *find_images(video)]
+    # a list of its own: an image's figure in this folder stays
+    output = OutputFolder(Path(flags.output_dir), ".attention_film", inputs)
+    writer, suffix = animation_writer(flags.fps)
     figure = None
     levels, notes = shared_levels(frame_files(video), flags, args)
     for note in notes:
@@ -143,12 +135,14 @@ def draw_film(flags: Namespace) -> None:
         with enough_memory(image):
             attention = attention_of(backbone, image, args)
         panels = make_panels(frame, image, attention, backbone.patch_size, flags.threshold)
-        if number == 0:
-            remove(earlier, output)  # else they would pass for this film's
-        write_frame(output, panels, number)
         if figure is None:
+            output.remove_earlier()
+            path = output.file(f"attention{suffix}")
+            unfinished = output.file(f".part{suffix}")
             figure, drawn = draw_figure(panels)
             writer.setup(figure, unfinished)
+        for panel in panels:
+            write_panel(output.file(panel.file_name, f"{number:05}.png"), panel)
         in_figure = [panel for panel in panels if panel.row is not None]
         for panel, artist in zip(in_figure, drawn, strict=True):
             artist.set_data(panel.image.numpy())

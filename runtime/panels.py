@@ -1,29 +1,25 @@
 """Panels: drawings of an image, as rows of a figure and as files.
 
-The files of the attention tools are named here, so that those of an earlier call can be removed.
-
-Shapes: H x W pixels.
+Shapes: H x W pixels, r x c patches, h heads.
 """
 import gc
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure  # not pyplot, which would change the plots of a notebook
 from matplotlib.image import AxesImage, imsave
 from PIL import Image
 from torch import Tensor
 
-from runtime.commandline import InputError
+from runtime.output_folder import OutputFolder
 
-# what the files of panels and figures are called
-OUR_NAMES = (
-    "attention", "img", "pca", "attn-*", "mask_th*", "binary_th*", "query", "query[0-9]*_*"
-)
+RED = torch.tensor([1.0, 0.0, 0.0])
 
 
 class Panel(NamedTuple):
@@ -39,6 +35,69 @@ class Panel(NamedTuple):
     image: Tensor
     row: int | None = 0
     colour: Sequence[float] = (0, 0, 0)
+
+
+def as_pixels(image: Tensor) -> Tensor:
+    """Return an image as it is drawn: uint8 (3, H, W) -> (H, W, 3) in 0 ... 1."""
+    return image.movedim(0, -1).float() / 255
+
+
+def binary_mask(kept: Tensor, height: int, width: int) -> Tensor:
+    """Return a mask of an image's own size: bool (r, c) -> uint8 (height, width), 0 or 255."""
+    grid = 255 * kept.byte().view(1, 1, *kept.shape)
+    # nearest: a pixel takes the value of the patch that it is in
+    return F.interpolate(grid, (height, width), mode="nearest")[0, 0]
+
+
+def named_maps(attention: Tensor) -> dict[str, Tensor]:
+    """Return the heads' mean and each head by name: (h, r, c) -> (r, c) each."""
+    maps = {"mean": attention.mean(dim=0)}
+    for number, head in enumerate(attention):
+        maps[f"head{number}"] = head
+    return maps
+
+
+def head_colours(heads: int) -> Tensor:
+    """Return a colour for each head, as far apart as they can be: (h, 3) in 0 ... 1."""
+    hues = np.linspace(0, 1, heads)
+    return torch.from_numpy(colormaps["gist_rainbow"](hues)[:, :3]).float()
+
+
+def tint(pixels: Tensor, colours: Tensor) -> Tensor:
+    """Lay colours over an image without its own: two of (H, W, 3) in 0 ... 1 -> (H, W, 3)."""
+    grey = pixels.mean(dim=-1, keepdim=True)
+    return 0.4 * grey + 0.6 * colours
+
+
+def grow_colours(patches: Tensor, patch_size: int) -> Tensor:
+    """Repeat each patch's colour over its pixels: (r, c, 3) -> (H, W, 3)."""
+    rows = patches.repeat_interleave(patch_size, dim=0)
+    return rows.repeat_interleave(patch_size, dim=1)
+
+
+def lay_over(
+    pixels: Tensor, values: Tensor, least: float, most: float, patch_size: int
+) -> Tensor:
+    """Lay a map over its image in colours, from blue for `least` to yellow for `most`.
+
+    (H, W, 3), (r, c) -> (H, W, 3).
+    """
+    scaled = (values - least) / max(most - least, 1e-12)  # of a map of one value: 0
+    colours = torch.from_numpy(colormaps["viridis"](scaled.numpy())[..., :3]).float()
+    return tint(pixels, grow_colours(colours, patch_size))
+
+
+def frame_patch(pixels: Tensor, row: int, column: int, patch_size: int) -> Tensor:
+    """Return the image with a red frame around one patch: (H, W, 3) -> (H, W, 3)."""
+    edge = max(1, min(pixels.shape[:2]) // 60)  # seen in a small panel too
+    top = row * patch_size
+    left = column * patch_size
+    bottom = top + patch_size
+    right = left + patch_size
+    framed = pixels.clone()
+    framed[max(0, top - edge):bottom + edge, max(0, left - edge):right + edge] = RED
+    framed[top:bottom, left:right] = pixels[top:bottom, left:right]
+    return framed
 
 
 def draw_figure(panels: list[Panel]) -> tuple[Figure, list[AxesImage]]:
@@ -89,33 +148,8 @@ def write_panel(path: Path, panel: Panel) -> None:
         imsave(path, panel.image.numpy())
 
 
-def write_panels(folder: Path, panels: list[Panel]) -> None:
-    """Write each panel into the folder, which is made."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for panel in panels:
-        write_panel(folder / f"{panel.file_name}.png", panel)
-
-
-def earlier_files(output: Path, places: Sequence[str], inputs: Iterable[Path]) -> set[Path]:
-    """Return the files of our names in the output folder.
-
-    places: where in it, with {} for the name. Raises InputError where an input is one of them.
-    """
-    found = set()
-    for place in places:
-        for name in OUR_NAMES:
-            found.update(output.glob(place.format(name)))
-    read = {file.resolve() for file in inputs}
-    for file in found:
-        if file.resolve() in read:
-            raise InputError(f"{str(file)!r} would be overwritten: choose another --output_dir")
-    return found
-
-
-def remove(files: Iterable[Path], output: Path) -> None:
-    """Remove files, and what folders in the output folder this empties."""
-    for file in files:
-        file.unlink()
-        if file.parent != output:
-            with suppress(OSError):  # other files are in it
-                file.parent.rmdir()
+def write_panels(output: OutputFolder, place: str, panels: list[Panel]) -> None:
+    """Write each panel into a folder of the output folder; "" is the output folder itself."""
+    paths = [output.file(place, f"{panel.file_name}.png") for panel in panels]
+    for path, panel in zip(paths, panels, strict=True):
+        write_panel(path, panel)

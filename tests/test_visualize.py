@@ -19,9 +19,11 @@ from data import decode
 from evals import attention_film
 from evals.attention_film import film_frames
 from features import mean_and_std, normalise
+from runtime import panels
+from runtime.principal import PrincipalColours
+from runtime.query import cosines, query_patches
 from training.backbone import build_backbone
 from training.evaluation import fit_to_patches
-from visualize_attention import PrincipalColours
 from vit import VisionTransformer
 
 
@@ -70,6 +72,7 @@ def test_one_image_gives_the_figure_and_the_releases_files(weights, tmp_path, ca
     assert str(tmp_path / "out" / "attention.png") in capsys.readouterr().out
     parts = ["mean", *(f"head{j}" for j in range(4))]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        ".attention",
         "attention.png",
         "img.png",
         "mask_th0.6_heads.png",
@@ -100,7 +103,8 @@ def test_several_images_of_different_shapes_share_one_figure(weights, tmp_path):
             "cpu",
         ]
     )
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"attention.png", "0-0", "1-1"}
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {".attention", "attention.png", "0-0", "1-1"}
     both = Image.open(tmp_path / "out" / "attention.png")
     alone = [Image.open(tmp_path / "out" / name / "attention.png") for name in ("0-0", "1-1")]
     assert both.size == (alone[0].width, alone[0].height + alone[1].height)
@@ -126,7 +130,7 @@ def test_a_folder_is_drawn_without_its_unreadable_files_which_are_counted(
     for name in ("b.jpg", "lost.png"):
         assert name in said.err and "b.jpg" in said.err
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"attention.png", "0-a", "2-c"}
+    assert names == {".attention", "attention.png", "0-a", "2-c"}
 
 
 @pytest.mark.parametrize("what", ["empty folder", "bad files"])
@@ -187,7 +191,7 @@ def test_drawing_never_builds_the_attention_of_all_patches_to_all():
     with Largest() as largest:
         visualize_attention.attention_of(backbone, image, {})
         visualize_attention.patch_tokens_of(backbone, image, {})
-        visualize_attention.attention_panels(image, [(0, 0), (39, 47)], backbone, {})
+        visualize_attention.query_attention_of(backbone, image, {}, [(0, 0), (39, 47)])
     assert largest.numbers <= 3 * 320 * 384
     with torch.no_grad(), Largest() as largest:  # the measure sees it where it is wanted
         backbone.get_last_selfattention(torch.zeros(1, 3, 320, 384))
@@ -323,7 +327,7 @@ def test_each_patch_has_the_colour_of_the_head_that_keeps_it():
     kept[0, 0, 0] = kept[0, 1, 0] = kept[1, 0, 0] = kept[1, 1, 2] = True
     pixels = torch.rand(10, 15, 3, generator=torch.Generator().manual_seed(0))
     painted = visualize_attention.paint_heads(pixels, attention, kept, 5)
-    colours = visualize_attention.head_colours(2)
+    colours = panels.head_colours(2)
     owners = [[1, None, None], [0, None, 1]]
     for y in range(10):
         for x in range(15):
@@ -336,7 +340,7 @@ def test_each_patch_has_the_colour_of_the_head_that_keeps_it():
 
 @pytest.mark.parametrize("heads", [1, 2, 6, 12, 23])
 def test_no_two_heads_share_a_colour(heads):
-    colours = visualize_attention.head_colours(heads)
+    colours = panels.head_colours(heads)
     assert colours.shape == (heads, 3) and len(colours.unique(dim=0)) == heads
 
 
@@ -344,7 +348,7 @@ def test_cosines_are_those_of_a_loop():
     generator = torch.Generator().manual_seed(0)
     queries = torch.randn(3, 7, generator=generator)
     tokens = torch.randn(2, 5, 7, generator=generator)
-    found = visualize_attention.cosines(queries, tokens)
+    found = cosines(queries, tokens)
     for query in range(3):
         for row in range(2):
             for column in range(5):
@@ -359,7 +363,7 @@ def test_cosines_are_those_of_a_loop():
 )
 def test_a_point_lies_in_the_patch_of_its_fractions(point, patch):
     """x of the width, y of the height; the borders belong to the image."""
-    assert visualize_attention.query_patches(point, rows=5, columns=11) == [patch]
+    assert query_patches(point, rows=5, columns=11) == [patch]
 
 
 def test_a_query_gives_a_row_a_point_and_its_files_beside_the_images(weights, tmp_path, capsys):
@@ -368,7 +372,8 @@ def test_a_query_gives_a_row_a_point_and_its_files_beside_the_images(weights, tm
     flags = ["--image_size", "32", "--query", "0.1", "0.9", "1", "0"]
     draw(weights, out, "--image_path", *images, *flags)
     assert str(out / "query.png") in capsys.readouterr().out
-    assert {path.name for path in out.iterdir()} == {"attention.png", "query.png", "0-0", "1-1"}
+    names = {path.name for path in out.iterdir()}
+    assert names == {".attention", "attention.png", "query.png", "0-0", "1-1"}
     maps = [f"attn-{name}" for name in ("mean", "head0", "head1", "head2", "head3")]
     for folder, parts in (("0-0", ["img", "cosine", *maps]), ("1-1", ["cosine"])):
         files = {path.name for path in (out / folder).glob("query*")}
@@ -397,8 +402,8 @@ def test_a_querys_files_show_the_row_of_its_patch(weights, tmp_path):
     for name, values, most in (
         ("attn-head2", attention, attention.max()), ("cosine", similar, 1.0)
     ):
-        expected = visualize_attention.lay_over(pixels, values, values.min(), most, 8)
-        expected = visualize_attention.frame_patch(expected, 3, 1, 8)
+        expected = panels.lay_over(pixels, values, values.min(), most, 8)
+        expected = panels.frame_patch(expected, 3, 1, 8)
         drawn = decode(out / f"query0_{name}.png").movedim(0, -1).float() / 255
         torch.testing.assert_close(drawn, expected, atol=0.02, rtol=0)
 
@@ -406,7 +411,7 @@ def test_a_querys_files_show_the_row_of_its_patch(weights, tmp_path):
 def test_a_frame_leaves_its_patch_and_all_beyond_as_they_are():
     pixels = torch.rand(120, 160, 3, generator=torch.Generator().manual_seed(0)) / 2
     for row, column in ((3, 5), (0, 0), (14, 19)):
-        framed = visualize_attention.frame_patch(pixels, row, column, 8)
+        framed = panels.frame_patch(pixels, row, column, 8)
         top, left = 8 * row, 8 * column
         for y in range(120):
             for x in range(160):
@@ -414,7 +419,7 @@ def test_a_frame_leaves_its_patch_and_all_beyond_as_they_are():
                 near = top - 2 <= y < top + 10 and left - 2 <= x < left + 10
                 expected = pixels[y, x]
                 if near and not inside:
-                    expected = visualize_attention.RED
+                    expected = panels.RED
                 assert torch.equal(framed[y, x], expected)
 
 
@@ -485,19 +490,73 @@ def test_a_resnet_has_no_patch_to_ask(tmp_path, capsys):
     assert stopped.value.code == 2 and "no attention to draw" in said, said
 
 
+def files_below(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_an_earlier_calls_files_do_not_stay_and_other_files_do(weights, tmp_path):
+    """Also those that are named as ours are: only what a call wrote is removed."""
     one, other = photo(tmp_path / "one.png", (32, 40)), photo(tmp_path / "other.png", (40, 32))
     out = tmp_path / "out"
+    users = {
+        "notes.txt",
+        "query_of_mine.png",
+        "mask_th0.8_head0.png",
+        "2023-zoo/pca.png",
+        "2024-05-holiday/img.png",
+        "1-other/binary_th0.6_mine.png",
+    }
+    for name in users:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("mine")
     size = ["--image_size", "32"]
     more = ["--threshold", "0.6", "--pca", "--query", "0.4", "0.6"]
-    draw(weights, out, "--image_path", one, other, *size, *more)
-    draw(weights, out, "--image_path", one, *size, *more)
-    (out / "notes.txt").write_text("mine")
-    (out / "query_of_mine.png").write_text("mine")
-    draw(weights, out, "--image_path", one, *size)
     maps = {f"attn-{name}.png" for name in ("mean", "head0", "head1", "head2", "head3")}
-    names = {path.name for path in out.iterdir()}
-    assert names == {"attention.png", "img.png", "notes.txt", "query_of_mine.png", *maps}
+    drawn = {".attention", "attention.png", "img.png", *maps}
+
+    draw(weights, out, "--image_path", one, other, *size, *more)
+    assert (out / "0-one" / "query0_cosine.png").exists()
+    draw(weights, out, "--image_path", one, *size, *more)
+    assert (out / "mask_th0.6_head3.png").exists() and not (out / "0-one").exists()
+    draw(weights, out, "--image_path", one, *size)
+    assert files_below(out) == drawn | users
+    for name in users:
+        assert (out / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["img.png", "attn-head3.png", "attention.png"])
+def test_a_users_file_in_the_output_folder_is_not_overwritten(weights, tmp_path, capsys, name):
+    image = photo(tmp_path / "photo.png", (32, 40))
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("mine")
+    with pytest.raises(SystemExit) as stopped:
+        draw(weights, out, "--image_path", image, "--image_size", "32")
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stopped.value.code == 2 and name in said and "--output_dir" in said, said
+    assert (out / name).read_text() == "mine"
+
+
+def test_an_earlier_calls_file_as_input_stays(weights, tmp_path, capsys):
+    image = photo(tmp_path / "photo.png", (32, 40))
+    out = tmp_path / "out"
+    draw(weights, out, "--image_path", image, "--image_size", "32", "--threshold", "0.6")
+    before = files_below(out)
+    with pytest.raises(SystemExit) as stopped:
+        draw(weights, out, "--image_path", str(out / "mask_th0.6_mean.png"))
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and "mask_th0.6_mean.png" in said and "--output_dir" in said
+    assert files_below(out) == before
+
+
+@pytest.mark.parametrize("name", ["two\nlines.png", "\r.png", "\udcff.png", "a b\x85.png"])
+def test_files_of_an_image_of_any_name_are_found_again(weights, tmp_path, name):
+    one, other = photo(tmp_path / name, (32, 40)), photo(tmp_path / "other.png", (40, 32))
+    out = tmp_path / "out"
+    for _ in range(2):
+        draw(weights, out, "--image_path", one, other, "--image_size", "32")
+    draw(weights, out, "--image_path", other, "--image_size", "32")
+    assert not [path for path in out.iterdir() if path.is_dir()]
 
 
 def test_a_call_that_draws_nothing_leaves_an_earlier_calls_files(weights, tmp_path):
@@ -510,10 +569,9 @@ def test_a_call_that_draws_nothing_leaves_an_earlier_calls_files(weights, tmp_pa
     assert {path.name for path in out.iterdir()} == before
 
 
-@pytest.mark.parametrize("name", ["img.png", "attn-head0.png", "0-cat/pca.png"])
+@pytest.mark.parametrize("name", ["img.png", "attn-head0.png", "attention.png"])
 def test_an_image_is_not_overwritten_by_what_is_drawn_of_it(weights, tmp_path, capsys, name):
     path = tmp_path / name
-    path.parent.mkdir(exist_ok=True)
     photo(path, (50, 70))
     before = path.read_bytes()
     with pytest.raises(SystemExit) as stopped:
@@ -617,31 +675,47 @@ def test_a_video_file_gives_its_frames_and_an_mp4(weights, tmp_path, pixels):
     assert len(list(film_frames(tmp_path / "out" / "attention.mp4"))) == 3
 
 
-def test_frames_of_a_longer_film_before_do_not_stay(weights, tmp_path, monkeypatch):
-    """Nor do the masks of another threshold."""
+def test_frames_of_a_longer_film_before_do_not_stay_and_other_files_do(
+    weights, tmp_path, monkeypatch
+):
+    """Nor do the masks of another threshold. A figure of an image stays too."""
     monkeypatch.setenv("PATH", "")
+    out = tmp_path / "out"
+    size = ["--image_size", "48"]
+    draw(weights, out, "--image_path", photo(tmp_path / "photo.png", (48, 48)), *size)
+    images_files = files_below(out)
+    users = {"seq2/img/00077.png", "attn-head0/00077.png", "attention-of-mine.gif"}
+    for name in users:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("mine")
+    common = ["--pretrained_weights", str(weights), "--device", "cpu", "--output_dir", str(out)]
     for count, threshold in ((3, "0.6"), (2, "0.8")):
         first, *others = frames_of(48, count)
         first.save(tmp_path / "film.gif", save_all=True, append_images=others)
-        attention_film.main(
-            [
-                "--pretrained_weights",
-                str(weights),
-                "--video",
-                str(tmp_path / "film.gif"),
-                "--image_size",
-                "48",
-                "--output_dir",
-                str(tmp_path / "out"),
-                "--device",
-                "cpu",
-                "--threshold",
-                threshold,
-            ]
-        )
-    assert len(list((tmp_path / "out" / "attn-head0").iterdir())) == 2
-    assert (tmp_path / "out" / "mask_th0.8_head0").exists()
-    assert not list((tmp_path / "out").glob("*_th0.6_*"))
+        flags = ["--video", str(tmp_path / "film.gif"), "--threshold", threshold]
+        attention_film.main([*common, *size, *flags])
+    names = {path.name for path in (out / "attn-head0").iterdir()}
+    assert names == {"00000.png", "00001.png", "00077.png"}
+    assert (out / "mask_th0.8_head0").exists()
+    assert not list(out.glob("*_th0.6_*"))
+    assert images_files | users <= files_below(out)
+
+
+@pytest.mark.parametrize("name", ["img/00001.png", "attention.gif"])
+def test_a_film_does_not_overwrite_a_users_file(weights, tmp_path, monkeypatch, capsys, name):
+    monkeypatch.setenv("PATH", "")
+    first, *others = frames_of(48, 2)
+    first.save(tmp_path / "film.gif", save_all=True, append_images=others)
+    path = tmp_path / "out" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    flags = ["--pretrained_weights", str(weights), "--video", str(tmp_path / "film.gif")]
+    flags += ["--output_dir", str(tmp_path / "out"), "--image_size", "48", "--device", "cpu"]
+    with pytest.raises(SystemExit) as stopped:
+        attention_film.main(flags)
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stopped.value.code == 2 and name in said and "--output_dir" in said, said
+    assert path.read_text() == "mine"
 
 
 @pytest.mark.parametrize(
