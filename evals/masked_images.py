@@ -3,7 +3,7 @@
 Shapes: O objects, H x W pixels.
 """
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -146,21 +146,26 @@ def read_pair(
     return image, numbered_objects(numbers), numbers == VOID
 
 
-def by_name(folder: str, flag: str) -> dict[str, Path]:
+def by_name(files: Iterable[Path], folder: Path, flag: str) -> dict[str, Path]:
+    """Return files by their names below the folder, without the ending; in their order."""
+    named = {}
+    for file in files:
+        name = file.relative_to(folder).with_suffix("").as_posix()
+        if name in named:
+            raise InputError(
+                f"--{flag} {str(folder)!r} has both {named[name].name!r} and {file.name!r}: one of "
+                "a name, please, and the masks in a folder of their own"
+            )
+        named[name] = file
+    return named
+
+
+def images_of(folder: str, flag: str) -> dict[str, Path]:
     """Return the images of a folder by their names below it, without the ending."""
     root = Path(folder)
     if not root.is_dir():
         raise InputError(f"--{flag} {folder!r} is no folder: give a folder of images")
-    files = {}
-    for file in find_images(root):
-        name = file.relative_to(root).with_suffix("").as_posix()
-        if name in files:
-            raise InputError(
-                f"--{flag} {folder!r} has both {files[name].name!r} and {file.name!r}: one of a "
-                "name, please, and the masks in a folder of their own"
-            )
-        files[name] = file
-    return files
+    return by_name(find_images(root), root, flag)
 
 
 def open_pairs(flags: Namespace, args: dict) -> MaskedImages:
@@ -169,8 +174,8 @@ def open_pairs(flags: Namespace, args: dict) -> MaskedImages:
     args: of the checkpoint.
     """
     image_folder, mask_folder = flags.images, flags.masks
-    images = by_name(image_folder, "images")
-    masks = by_name(mask_folder, "masks")
+    images = images_of(image_folder, "images")
+    masks = images_of(mask_folder, "masks")
     names = sorted(images.keys() & masks.keys())
     if not names:
         raise InputError(

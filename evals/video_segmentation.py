@@ -169,6 +169,23 @@ def draw_overlay(video: Video, ids: Tensor) -> list[Image.Image]:
     return [Image.fromarray(frame) for frame in np.asarray(mixed)]
 
 
+def require_other_folders(output: Path, files: dict[str, Files]) -> None:
+    """Raise InputError if a folder that is written to holds a frame or a mask of these files."""
+    read = set()
+    for sequence in files.values():
+        for pair in sequence:
+            read |= {file.parent.resolve() for file in pair if file is not None}
+    written = [output / "overlay"]
+    for name in files:
+        written += [output / name, output / "overlay" / name]
+    for folder in written:
+        if folder.resolve() in read:
+            raise InputError(
+                f"--output_dir {str(output)!r} would write into {str(folder)!r}, which holds "
+                "frames or masks: choose another folder"
+            )
+
+
 def write_masks(output: Path, video: Video, ids: Tensor) -> None:
     """Write the indexed PNGs of one sequence, ids (T, H, W) uint8."""
     for name, mask in zip(video.frames, ids, strict=True):
@@ -219,6 +236,8 @@ def measure_video_segmentation(flags: Namespace, world: World) -> None:
         raise InputError(f"{args['arch']} has no patch tokens to match: take a ViT's weights")
 
     files = video_files(flags)
+    output = Path(flags.output_dir)
+    require_other_folders(output, files)
     sequences = list(files) or list(range(CLIPS))
     short_side = flags.eval_size or (480 if files else CLIP_SIDE)
     untrained = None
@@ -231,7 +250,6 @@ def measure_video_segmentation(flags: Namespace, world: World) -> None:
             topk=flags.topk, radius=radius, temperature=flags.temperature,
         )
 
-    output = Path(flags.output_dir)
     measured = []
     mine = torch.arange(len(sequences)).tensor_split(world.size)[world.rank]
     for index in mine.tolist():  # the processes share the sequences
