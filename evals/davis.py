@@ -20,6 +20,7 @@ from data import decode, find_images
 from evals.attention_film import frame_number
 from evals.masked_images import VOID, by_name, read_numbers
 from runtime.commandline import InputError, brief, write_whole
+from training.levels import Levels
 
 
 def voc_palette() -> list[int]:
@@ -157,12 +158,15 @@ def write_annotation(path: Path, ids: Tensor, palette: list[int]) -> None:
     write_whole(path, image.save)
 
 
-def read_video(name: str, files: Files) -> Video:
-    """Read one sequence. Raise InputError for sizes that differ, and where there is no object."""
+def read_video(name: str, files: Files, levels: Levels | None = None) -> Video:
+    """Read one sequence. Raise InputError for sizes that differ, and where there is no object.
+
+    levels: of frames of more than 8 bits, as data.decode takes them.
+    """
     annotated = all(annotation is not None for _, annotation in files)
     images, ids = [], []
     for frame, annotation in files:
-        images.append(decode(frame))
+        images.append(decode(frame, levels))
         require_size(frame, images[-1], images[0], files)
         if annotated or not ids:
             ids.append(read_annotation(annotation)[0])

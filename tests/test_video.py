@@ -458,6 +458,25 @@ def test_a_first_mask_beside_the_frames_is_no_frame_however_its_path_is_written(
     assert files[0][1].name == "00000.png"
 
 
+def test_frames_of_16_bits_share_one_black_and_white(weights, davis, tmp_path, monkeypatch, capsys):
+    """The same number is the same grey in all frames, whatever else a frame holds."""
+    frames, masks = tmp_path / "deep", davis / "Annotations/480p/fish"
+    frames.mkdir()
+    rng = np.random.default_rng(0)
+    for i, highest in enumerate((60000, 700, 5000, 20000, 300)):
+        pixels = rng.integers(0, highest, (50, 70)).astype(np.uint16)
+        pixels[:, :10] = 16384
+        Image.fromarray(pixels).save(frames / f"{i:05}.png")
+    seen = []
+    monkeypatch.setattr(evs, "write_masks", lambda output, video, ids: seen.append(video.images))
+    flags = ("--frames", frames, "--masks", masks, "--eval_size", 64, "--overlay", "false")
+    run(weights, tmp_path, *flags)
+    assert seen[-1][:, :, :, :10].unique().tolist() == [64]
+    assert "--levels 0 65535 are black and white" in capsys.readouterr().out
+    run(weights, tmp_path, *flags, "--levels", 0, 32768)
+    assert seen[-1][:, :, :, :10].unique().tolist() == [128]
+
+
 def spoil(davis: Path, what: str) -> None:
     annotation, frame = (
         davis / "Annotations/480p/fish/00002.png",
