@@ -15,6 +15,7 @@ that is drawn, at most --most images of it. It needs scikit-learn. OUT/tsne.png 
 Shapes: n points, D numbers a feature, C classes.
 """
 from argparse import Namespace
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -49,6 +50,8 @@ def load_tsne() -> type:
         raise InputError(
             "evals.tsne needs scikit-learn, which is not installed: pip install scikit-learn"
         ) from None
+    if "max_iter" not in signature(TSNE).parameters:  # before 1.5 it had another name
+        raise InputError("evals.tsne needs scikit-learn 1.5 or newer: pip install -U scikit-learn")
     return TSNE
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -115,6 +116,9 @@ def test_what_is_missing_is_one_line(weights, photos, tmp_path, capsys, monkeypa
     flags = ("--pretrained_weights", weights, "--data_path")
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
     assert "pip install scikit-learn" in error_of(capsys, tmp_path, *flags, photos)
+    old = SimpleNamespace(TSNE=lambda n_iter=1000: None)
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", old)
+    assert "scikit-learn 1.5 or newer" in error_of(capsys, tmp_path, *flags, photos)
     monkeypatch.setattr(tsne, "load_tsne", lambda: None)
     assert "has no labels" in error_of(capsys, tmp_path, *flags, photos / "ant")
     assert "--most 3" in error_of(capsys, tmp_path, *flags, photos, "--most", 3)
