@@ -118,12 +118,14 @@ how_fast() {
 }
 
 record() {
-    local limit=480 linear=(--epochs 10)
+    local limit=480 side=256 linear=(--epochs 10)
     if [ -n "$dry" ]; then
-        limit=1 linear=(--epochs 1 --cached --device cpu)
+        limit=1 side=29 linear=(--epochs 1 --cached --device cpu)
     fi
+    # each image is kept as a square of this side, stretched: say so beside the numbers
     run record 540 "$python" -m bench.record "${data[@]}" --preset imagenette --epochs 160 \
-        --every 20 --limit "$limit" "${graph[@]}" "${small[@]}" --output_dir "$out/record"
+        --every 20 --limit "$limit" --side "$side" "${graph[@]}" "${small[@]}" \
+        --output_dir "$out/record"
     run linear 55 "$python" -m evals.linear "${data[@]}" "${linear[@]}" \
         --pretrained_weights "$out/record/teacher.pth" --output_dir "$out/record"
 }

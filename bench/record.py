@@ -7,8 +7,11 @@ r"""Train on images that stay on the device, with crops made there; print JSON l
 Crops, step, schedules, networks and k-NN are train.py's too.
 At the end the teacher's backbone is saved as teacher.pth in --output_dir.
 
-docs/log.md has what was measured with an earlier form, whose crops were part of the graph
-(2026-11-26).
+Departure: the device keeps each image stretched to a square of --side pixels, and crops are cut
+from that. Published numbers of the recipe have crops of the files as they are.
+
+docs/log.md has what was measured with an earlier form, whose crops were part of the graph, and with
+squares of 160 pixels (2026-11-26).
 There is one process, no continuing, and no checkpoint on the way.
 So the flags about loading, checkpoints, the log and --knn_every change nothing.
 
@@ -48,7 +51,7 @@ class RecordSettings(Settings):
 
     limit: float = setting(500.0, "seconds after which no new epoch begins", above=0)
     every: int = setting(10, "epochs between two k-NN evaluations", at_least=1)
-    side: int = setting(160, "pixels of the square images that the device keeps", at_least=1)
+    side: int = setting(256, "pixels of the square images that the device keeps", at_least=1)
 
 
 class Stored(NamedTuple):

@@ -17,8 +17,9 @@ against ground, also where the object is dark: evals/figure_ground.py says how. 
     python -m evals.attention_segmentation --pretrained dino_vits16 --dataset oxford_pets
 
 --images and --masks: folders in which an image and its mask have the same name, such as cat.jpg
-and cat.png. A mask of two values is one object, the larger value. In one of more values 0 is the
-ground, 255 void, and every other number an object.
+and cat.png. Where every mask has at most two values, the larger one is the object. Where any has
+more, 0 is the ground and every other number an object, in all of them; 255 is void if a mask of
+three or more values has it. A line says which.
 
 --data_path: a folder laid out as VOC12 (JPEGImages, SegmentationObject,
 ImageSets/Segmentation/val.txt), or the folder of --dataset. The supervised network must have the
@@ -240,6 +241,10 @@ def describe(flags: Namespace, found: dict[str, Measured], size: int) -> str:
     data = f"{source}: {one.images} images, {one.objects} objects, short side {size} pixels"
     if one.resized:
         data += f"; {one.resized} masks resized to their image's size by nearest neighbour"
+    with_auc = int((~one.values[PRIOR].isnan()).sum())
+    if with_auc < one.images:
+        whole = one.images - with_auc
+        data += f"; AUC of {with_auc} images, since {whole} have no ground (all object or void)"
     data += "; AUC of each head"
     for column, measured in found.items():
         heads = " ".join(f"{value:.1f}" for value in measured.head_aucs.tolist())

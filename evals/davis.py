@@ -18,8 +18,9 @@ from torch import Tensor
 
 from data import decode, find_images
 from evals.attention_film import frame_number
-from evals.masked_images import VOID, read_numbers
+from evals.masked_images import VOID, by_name, read_numbers
 from runtime.commandline import InputError, brief, write_whole
+from training.levels import Levels
 
 
 def voc_palette() -> list[int]:
@@ -107,21 +108,35 @@ def plain_files(frame_folder: str, masks: str) -> dict[str, Files]:
     masks: the first frame's mask, or a folder of masks with the frames' names.
     """
     folder, mask_path = Path(frame_folder), Path(masks)
-    found = [file for file in find_images(folder) if file.parent == folder and file != mask_path]
-    frames = sorted(found, key=frame_number)
+    if mask_path.resolve() == folder.resolve():
+        raise InputError(
+            f"--masks {masks!r} is the folder of --frames: put the masks in a folder of their own, "
+            "or give the first frame's mask"
+        )
+    found = images_in(folder)
+    found = [file for file in found if file.resolve() != mask_path.resolve()]
+    frames = by_name(sorted(found, key=frame_number), folder, "frames")
     if len(frames) < 3:
         raise InputError(
             f"--frames {frame_folder!r} has {len(frames)} images: give a folder of three or more"
         )
-    by_name = {file.stem: file for file in find_images(mask_path)}
+    first = next(iter(frames))
     if mask_path.is_file():
-        by_name = {frames[0].stem: mask_path}
-    if frames[0].stem not in by_name:
+        mask_files = {first: mask_path}
+    else:
+        mask_files = by_name(images_in(mask_path), mask_path, "masks")
+    if first not in mask_files:
         raise InputError(
-            f"--masks {masks!r} has no mask of the first frame, {frames[0].name!r}: give its file, "
-            "or a folder with one of this name"
+            f"--masks {masks!r} has no mask of the first frame, {frames[first].name!r}: give its "
+            "file, or a folder with one of this name"
         )
-    return {folder.resolve().name: [(frame, by_name.get(frame.stem)) for frame in frames]}
+    pairs = [(frame, mask_files.get(name)) for name, frame in frames.items()]
+    return {folder.resolve().name: pairs}
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Return the images in the folder, without those below its folders."""
+    return [file for file in find_images(folder) if file.parent == folder]
 
 
 def read_annotation(path: Path) -> tuple[Tensor, list[int]]:
@@ -143,12 +158,15 @@ def write_annotation(path: Path, ids: Tensor, palette: list[int]) -> None:
     write_whole(path, image.save)
 
 
-def read_video(name: str, files: Files) -> Video:
-    """Read one sequence. Raise InputError for sizes that differ, and where there is no object."""
+def read_video(name: str, files: Files, levels: Levels | None = None) -> Video:
+    """Read one sequence. Raise InputError for sizes that differ, and where there is no object.
+
+    levels: of frames of more than 8 bits, as data.decode takes them.
+    """
     annotated = all(annotation is not None for _, annotation in files)
     images, ids = [], []
     for frame, annotation in files:
-        images.append(decode(frame))
+        images.append(decode(frame, levels))
         require_size(frame, images[-1], images[0], files)
         if annotated or not ids:
             ids.append(read_annotation(annotation)[0])

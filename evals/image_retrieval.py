@@ -303,16 +303,9 @@ def measure_same_class(
 
     They are of the network and, for few images, of what it has to beat.
     """
-    train, test = evaluation.load_images(flags, world, args)
-    images = train
-    if test is not None and test.labels is not None:
-        images = test
-    if images.labels is None:
-        raise InputError(
-            f"--data_path {flags.data_path!r} has neither labels nor gnd_*.pkl: put images into "
-            "class folders"
-        )
-    images = images.subset((images.labels >= 0).nonzero().squeeze(1))
+    images = evaluation.load_test_or_train(
+        flags, world, args, lacks="neither labels nor gnd_*.pkl"
+    )
     view = evaluation.evaluation_view(flags, args)
     loading = evaluation.loading(flags, world)
     networks = {args["arch"]: network}

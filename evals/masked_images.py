@@ -3,13 +3,15 @@
 Shapes: O objects, H x W pixels.
 """
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
@@ -69,21 +71,38 @@ def read_pet(item: tuple[Image.Image, Image.Image]) -> tuple[Tensor, Tensor, Ten
 
 
 def read_numbers(file: Path) -> Tensor:
-    """Return a mask file's numbers, one a pixel: (H, W) int32.
+    """Return a mask file's numbers, one a pixel, turned upright: (H, W) int32.
 
     Of a palette image its indices, of a grey one its shades. Colours count as grey where all three
     are equal everywhere, and are refused elsewhere.
     """
+    alpha_varies = False
     try:
         with Image.open(file) as image:
+            image.filename = ""  # else a turned TIFF is scrambled, as in data.decode
             mode = image.mode
+            ImageOps.exif_transpose(image, in_place=True)  # as its image is
             if mode in ("LA", "PA", "RGBA"):
+                lowest, highest = image.getchannel("A").getextrema()
+                alpha_varies = lowest < highest
                 image = image.convert(mode.removesuffix("A"))  # without its transparency
-            numbers = np.array(image).astype(np.int32)
+            values = np.array(image)
     except UNREADABLE as error:
         raise InputError(
             f"cannot read the mask {str(file)!r} ({brief(error)}): take another copy of it"
         ) from None
+    if alpha_varies and (values == values[0, 0]).all():
+        raise InputError(
+            f"the mask {str(file)!r} has one colour, and its object in the transparency: save that "
+            "as a grey PNG"
+        )
+    with np.errstate(invalid="ignore"):  # NaN is refused below
+        numbers = values.astype(np.int32)
+    if (values != numbers).any():
+        raise InputError(
+            f"the mask {str(file)!r} has a value that is no whole number: save it as whole ones, "
+            "such as 0 and 255"
+        )
     numbers = torch.from_numpy(numbers)
     if numbers.ndim == 3:
         red = numbers[..., :1]
@@ -105,8 +124,8 @@ def read_numbers(file: Path) -> Tensor:
 
 
 def numbered_objects(numbers: Tensor) -> Tensor:
-    """Return the mask of every number but 0 and 255: (H, W) -> bool (O, H, W)."""
-    found = [number for number in numbers.unique().tolist() if number not in (0, VOID)]
+    """Return the mask of every number but 0: (H, W) -> bool (O, H, W)."""
+    found = [number for number in numbers.unique().tolist() if number != 0]
     objects = torch.zeros(len(found), *numbers.shape, dtype=torch.bool)
     for i, number in enumerate(found):
         objects[i] = numbers == number
@@ -123,44 +142,105 @@ def read_voc(item: tuple[Path, Path]) -> tuple[Tensor, Tensor, Tensor]:
             f"the mask {str(mask_file)!r} is {tuple(numbers.shape)}, its image "
             f"{tuple(image.shape[-2:])}: VOC12's masks are as large as their images"
         )
-    return image, numbered_objects(numbers), numbers == VOID
+    void = numbers == VOID
+    return image, numbered_objects(numbers.masked_fill(void, 0)), void
+
+
+def values_in(mask: Path) -> list[int]:
+    """Return the values that a mask file has, each once."""
+    return read_numbers(mask).unique().tolist()
+
+
+class Meaning(NamedTuple):
+    """What the numbers of all masks of a folder mean.
+
+    numbered: every number but 0 is an object; else the larger of a mask's two values.
+    has_void: 255 is void.
+    """
+
+    numbered: bool
+    has_void: bool
+
+
+def find_meaning(masks: Sequence[Path]) -> tuple[Meaning, str]:
+    """Return what the masks' numbers mean, and a line that says so.
+
+    Decided once for all masks: 255 may be void, and one with 0 and 255 alone does not say so.
+    """
+    with ThreadPoolExecutor() as pool:
+        values = list(pool.map(values_in, masks))
+    numbered, with_void = [], []
+    for mask, found in zip(masks, values, strict=True):
+        if len(found) > 2:
+            numbered.append(mask)
+            if VOID in found:
+                with_void.append(mask)
+    if with_void:
+        line = "masks: 0 is the ground, 255 is void, every other number an object, by "
+        return Meaning(numbered=True, has_void=True), line + repr(with_void[0].name)
+    if numbered:
+        line = "masks: 0 is the ground, every number but 0 is an object, by "
+        return Meaning(numbered=True, has_void=False), line + repr(numbered[0].name)
+    line = "masks: of a mask's two values the larger value is the object"
+    return Meaning(numbered=False, has_void=False), line
 
 
 def read_pair(
-    item: tuple[Path, Path], levels: Levels | None = None
+    item: tuple[Path, Path], meaning: Meaning, levels: Levels | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Read an image and its mask, which may have a size of its own.
 
-    Two values of any kind: the larger is the object. More values: as in VOC12.
     levels: of images of more than 8 bits, as data.decode takes them.
     """
     image_file, mask_file = item
     image = decode(image_file, levels)
     numbers = read_numbers(mask_file)
-    values = numbers.unique()
-    nowhere = torch.zeros_like(numbers, dtype=torch.bool)
-    if len(values) == 1:  # all ground, or all object
-        return image, (numbers > 0).unsqueeze(0), nowhere
-    if len(values) == 2:
-        return image, (numbers == values[1]).unsqueeze(0), nowhere
-    return image, numbered_objects(numbers), numbers == VOID
+    require_shape(mask_file, numbers, image)
+    void = torch.zeros_like(numbers, dtype=torch.bool)
+    if meaning.has_void:
+        void = numbers == VOID
+    if meaning.numbered:
+        return image, numbered_objects(numbers.masked_fill(void, 0)), void
+    ground = numbers.min()
+    if ground == numbers.max():  # one value: all ground, or all object
+        ground = 0
+    return image, (numbers > ground).unsqueeze(0), void
 
 
-def by_name(folder: str, flag: str) -> dict[str, Path]:
+def require_shape(file: Path, mask: Tensor, image: Tensor) -> None:
+    """Raise InputError unless a mask (h, w) has the shape of its image (3, H, W), but for rounding.
+
+    A mask of another shape was cut, or not turned as its image was.
+    """
+    h, w = mask.shape
+    H, W = image.shape[-2:]
+    if abs(w - h * W / H) > 1 + 0.03 * w:
+        raise InputError(
+            f"the mask {str(file)!r} is {w} x {h} pixels, its image {W} x {H}, which is another "
+            "shape: take the mask of the whole image, turned as it is"
+        )
+
+
+def by_name(files: Iterable[Path], folder: Path, flag: str) -> dict[str, Path]:
+    """Return files by their names below the folder, without the ending; in their order."""
+    named = {}
+    for file in files:
+        name = file.relative_to(folder).with_suffix("").as_posix()
+        if name in named:
+            raise InputError(
+                f"--{flag} {str(folder)!r} has both {named[name].name!r} and {file.name!r}: one of "
+                "a name, please, and the masks in a folder of their own"
+            )
+        named[name] = file
+    return named
+
+
+def images_of(folder: str, flag: str) -> dict[str, Path]:
     """Return the images of a folder by their names below it, without the ending."""
     root = Path(folder)
     if not root.is_dir():
         raise InputError(f"--{flag} {folder!r} is no folder: give a folder of images")
-    files = {}
-    for file in find_images(root):
-        name = file.relative_to(root).with_suffix("").as_posix()
-        if name in files:
-            raise InputError(
-                f"--{flag} {folder!r} has both {files[name].name!r} and {file.name!r}: one of a "
-                "name, please, and the masks in a folder of their own"
-            )
-        files[name] = file
-    return files
+    return by_name(find_images(root), root, flag)
 
 
 def open_pairs(flags: Namespace, args: dict) -> MaskedImages:
@@ -169,8 +249,8 @@ def open_pairs(flags: Namespace, args: dict) -> MaskedImages:
     args: of the checkpoint.
     """
     image_folder, mask_folder = flags.images, flags.masks
-    images = by_name(image_folder, "images")
-    masks = by_name(mask_folder, "masks")
+    images = images_of(image_folder, "images")
+    masks = images_of(mask_folder, "masks")
     names = sorted(images.keys() & masks.keys())
     if not names:
         raise InputError(
@@ -182,10 +262,12 @@ def open_pairs(flags: Namespace, args: dict) -> MaskedImages:
     without_mask = len(images) - len(pairs)
     without_image = len(masks) - len(pairs)
     levels, notes = evaluation.shared_levels([image for image, _ in pairs], flags, args)
+    meaning, line = find_meaning([mask for _, mask in pairs])
+    notes.append(line)
     if without_mask or without_image:
         left_out = f"{without_mask} images without a mask, {without_image} masks without an image"
         notes.append(f"left out: {left_out}")
-    return MaskedImages(pairs, partial(read_pair, levels=levels), notes)
+    return MaskedImages(pairs, partial(read_pair, meaning=meaning, levels=levels), notes)
 
 
 def open_voc(folder: Path) -> list[tuple[Path, Path]]:

@@ -169,6 +169,23 @@ def draw_overlay(video: Video, ids: Tensor) -> list[Image.Image]:
     return [Image.fromarray(frame) for frame in np.asarray(mixed)]
 
 
+def require_other_folders(output: Path, files: dict[str, Files]) -> None:
+    """Raise InputError if a folder that is written to holds a frame or a mask of these files."""
+    read = set()
+    for sequence in files.values():
+        for pair in sequence:
+            read |= {file.parent.resolve() for file in pair if file is not None}
+    written = [output / "overlay"]
+    for name in files:
+        written += [output / name, output / "overlay" / name]
+    for folder in written:
+        if folder.resolve() in read:
+            raise InputError(
+                f"--output_dir {str(output)!r} would write into {str(folder)!r}, which holds "
+                "frames or masks: choose another folder"
+            )
+
+
 def write_masks(output: Path, video: Video, ids: Tensor) -> None:
     """Write the indexed PNGs of one sequence, ids (T, H, W) uint8."""
     for name, mask in zip(video.frames, ids, strict=True):
@@ -219,6 +236,15 @@ def measure_video_segmentation(flags: Namespace, world: World) -> None:
         raise InputError(f"{args['arch']} has no patch tokens to match: take a ViT's weights")
 
     files = video_files(flags)
+    output = Path(flags.output_dir)
+    require_other_folders(output, files)
+    frames = []
+    for sequence in files.values():
+        frames += [frame for frame, _ in sequence]
+    levels, notes = evaluation.shared_levels(frames, flags, args)
+    if world.is_main:
+        for note in notes:
+            print(note)
     sequences = list(files) or list(range(CLIPS))
     short_side = flags.eval_size or (480 if files else CLIP_SIDE)
     untrained = None
@@ -231,12 +257,14 @@ def measure_video_segmentation(flags: Namespace, world: World) -> None:
             topk=flags.topk, radius=radius, temperature=flags.temperature,
         )
 
-    output = Path(flags.output_dir)
     measured = []
     mine = torch.arange(len(sequences)).tensor_split(world.size)[world.rank]
     for index in mine.tolist():  # the processes share the sequences
         name = sequences[index]
-        video = read_video(name, files[name]) if files else embedded_clip(name)
+        if files:
+            video = read_video(name, files[name], levels)
+        else:
+            video = embedded_clip(name)
         ids = follow_in(backbone, video)
         write_masks(output, video, ids)
         if flags.overlay:
@@ -287,6 +315,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--frames", default="", metavar="FOLDER", help="of one video; goes with --masks")
     add("--masks", default="", metavar="FILE|FOLDER",
         help="the first frame's mask, or masks of the frames' names")
+    add("--levels", type=float, nargs=2, default=(0, 0), metavar=("BLACK", "WHITE"),
+        help="of frames of more than 8 bits [the checkpoint's, else found in these data]")
     add("--n_last_frames", type=int, default=7,
         help="how many frames give labels, beside the first [7]")
     add("--size_mask_neighborhood", type=int, default=12,

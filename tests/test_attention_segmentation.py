@@ -14,7 +14,17 @@ from PIL import Image
 from attention import cls_attention, keep_mass, object_scores
 from data import Images, decode
 from evals import attention_segmentation, masked_images
-from evals.masked_images import MaskedImages, open_pairs, open_voc, read_pair, read_pet, read_voc
+from evals.masked_images import (
+    MaskedImages,
+    Meaning,
+    open_pairs,
+    open_voc,
+    read_numbers,
+    read_pair,
+    read_pet,
+    read_voc,
+)
+from runtime.commandline import InputError
 from runtime.creatures import CLASSES, make_creatures
 from training.backbone import build_backbone
 from training.checkpoint import load_backbone
@@ -268,7 +278,7 @@ def read_mask(folder: Path, numbers: np.ndarray, ending: str = "png"):
     """Return the objects and the void of a plain folder's only mask."""
     write_pair(folder, "one", numbers, ending)
     pairs = open_pairs(pair_flags(folder), {})
-    assert len(pairs) == 1 and pairs.notes == []
+    assert len(pairs) == 1
     _, objects, void = pairs[0]
     return objects, void
 
@@ -293,6 +303,110 @@ def test_a_mask_of_one_value_is_all_ground_or_all_object(tmp_path):
     assert read_mask(tmp_path / "object", numbers_with(255))[0].all()
 
 
+def read_folder(folder: Path, *masks: tuple[int, ...]) -> tuple[list[torch.Tensor], str]:
+    """Write masks of these values; return what each holds as numbers, and the notes.
+
+    1, 2 ...: the objects; 0: the ground; -1: void.
+    """
+    for i, values in enumerate(masks):
+        write_pair(folder, f"{i}", numbers_with(*values))
+    pairs = open_pairs(pair_flags(folder), {})
+    found = []
+    for _, objects, void in pairs:
+        numbers = torch.zeros(31, 47)
+        for i, one in enumerate(objects):
+            numbers[one] = i + 1
+        numbers[void] = -1
+        found.append([numbers[0, 0].item(), *numbers[8, [3, 15, 27]].tolist()])
+    return found, "\n".join(pairs.notes)
+
+
+def test_what_255_means_is_decided_once_for_all_masks_of_a_folder(tmp_path):
+    """Three values with 255 in one mask: 255 is void in all of them."""
+    found, notes = read_folder(
+        tmp_path / "void", (0, 5, 255), (15, 255), (0, 255), (0, 255, 7), (0, 1)
+    )
+    assert found == [
+        [0, 1, -1, 0], [1, -1, 1, 1], [0, -1, 0, 0], [0, -1, 1, 0], [0, 1, 0, 0]
+    ]
+    assert "'0.png'" in notes and "255 is void" in notes and len(notes.splitlines()) == 1
+
+    found, notes = read_folder(tmp_path / "two", (0, 255), (15, 255), (0, 1))
+    assert found == [[0, 1, 0, 0]] * 3
+    assert "the larger value is the object" in notes and len(notes.splitlines()) == 1
+
+    found, notes = read_folder(tmp_path / "numbers", (0, 1, 2), (0, 255), (2, 1), (3,))
+    assert found == [[0, 1, 2, 0], [0, 1, 0, 0], [2, 1, 2, 2], [1, 1, 1, 1]]
+    assert "every number but 0 is an object" in notes and "void" not in notes
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_a_mask_is_turned_as_its_image_is(tmp_path, ending):
+    """Orientation 6: a camera that was held upright."""
+    numbers = numbers_with(0, 255)
+    write_pair(tmp_path, "one", numbers)
+    (tmp_path / "masks/one.png").unlink()
+    file = tmp_path / "masks" / f"one.{ending}"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.fromarray(np.stack(3 * [numbers], axis=-1))
+    image.save(tmp_path / "images/one.jpg", exif=exif, quality=95)
+    Image.fromarray(numbers).save(file, exif=exif)
+    image, objects, _ = open_pairs(pair_flags(tmp_path), {})[0]
+    assert image.shape == (3, 47, 31)
+    assert torch.equal(objects[0], torch.from_numpy(np.rot90(numbers == 255, -1).copy()))
+    assert ((image[0] > 127) == objects[0]).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("size", [(94, 62), (24, 16), (23, 15), (9, 6)])
+def test_a_mask_may_be_of_another_size(tmp_path, size):
+    write_pair(tmp_path, "one", numbers_with(0, 255))
+    Image.new("L", size, 1).save(tmp_path / "masks/one.png")
+    assert open_pairs(pair_flags(tmp_path), {})[0][1].shape == (1, *size[::-1])
+
+
+@pytest.mark.parametrize("size", [(31, 47), (47, 47), (47, 28), (60, 31), (400, 200)])
+def test_a_mask_of_another_shape_is_refused(tmp_path, size):
+    write_pair(tmp_path, "one", numbers_with(0, 255))
+    Image.new("L", size, 1).save(tmp_path / "masks/one.png")
+    with pytest.raises(InputError) as refused:
+        open_pairs(pair_flags(tmp_path), {})[0]
+    assert f"one.png' is {size[0]} x {size[1]} pixels" in str(refused.value)
+    assert "47 x 31" in str(refused.value)
+
+
+def test_a_mask_of_fractions_or_in_the_transparency_is_refused(tmp_path):
+    numbers = numbers_with(0, 255)
+    write_pair(tmp_path, "one", numbers)
+    (tmp_path / "masks/one.png").unlink()
+    file = tmp_path / "masks/one.tif"
+    Image.fromarray(numbers.astype(np.float32) / 255).save(file)
+    assert torch.equal(read_numbers(file), torch.from_numpy(numbers // 255).int())
+    for fraction in (0.9, np.nan, np.inf, 1e30):
+        Image.fromarray(np.where(numbers == 255, fraction, 0).astype(np.float32)).save(file)
+        with pytest.raises(InputError, match=r"one\.tif.*no whole number.*0 and 255"):
+            read_numbers(file)
+
+    for mode in ("RGBA", "LA"):
+        image = Image.new(mode, (47, 31))
+        image.putalpha(Image.fromarray(numbers))
+        image.save(tmp_path / "masks/one.png")
+        with pytest.raises(InputError, match=r"one\.png.*transparency"):
+            read_numbers(tmp_path / "masks/one.png")
+
+
+def test_images_without_ground_have_no_auc_and_are_counted(weights, tmp_path, capsys):
+    write_pair(tmp_path, "first", numbers_with(0, 255))
+    write_pair(tmp_path, "second", numbers_with(0, 255))
+    flags = ("--images", tmp_path / "images", "--masks", tmp_path / "masks", "--eval_size", 24)
+    line = run(tmp_path, "--pretrained_weights", weights, *flags)
+    assert "no ground" not in line["data"]
+    Image.new("L", (47, 31), 255).save(tmp_path / "masks/second.png")
+    line = run(tmp_path, "--pretrained_weights", weights, *flags)
+    assert "2 images, 2 objects" in line["data"]
+    assert "AUC of 1 images, since 1 have no ground" in line["data"]
+
+
 def test_a_jpegs_blurred_borders_are_cut_half_way(tmp_path):
     numbers = numbers_with(0, 255)
     objects, _ = read_mask(tmp_path, numbers, ending="jpg")
@@ -306,13 +420,14 @@ def test_a_mask_of_any_mode_is_read_by_its_one_number(tmp_path, mode):
     write_pair(tmp_path, "one", numbers)
     file = tmp_path / "masks" / "one.png"
     Image.fromarray(numbers).convert(mode).save(file)
-    _, objects, _ = read_pair((tmp_path / "images" / "one.jpg", file))
+    meaning = Meaning(numbered=False, has_void=False)
+    _, objects, _ = read_pair((tmp_path / "images" / "one.jpg", file), meaning)
     assert torch.equal(objects, torch.from_numpy(numbers == 255).unsqueeze(0))
 
 
 def test_plain_folders_are_measured_by_names_with_intervals(weights, tmp_path, capsys):
     """Two images with masks, one of another size; and what has no partner is counted."""
-    write_pair(tmp_path, "first", numbers_with(0, 255))
+    write_pair(tmp_path, "first", numbers_with(0, 1))
     write_pair(tmp_path, "second", numbers_with(0, 1, 2, 255))
     write_pair(tmp_path, "lonely image", numbers_with(0, 1))
     (tmp_path / "masks/lonely image.png").unlink()

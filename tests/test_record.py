@@ -45,6 +45,13 @@ def test_an_epoch_of_the_record_prints_its_rows_and_saves_the_teacher(folder, tm
     assert not backbone.training
 
 
+def test_images_are_kept_as_large_as_the_largest_view():
+    """Crops and views of smaller images would be enlarged, and show less than the files do."""
+    settings = record.RecordSettings()
+    assert settings.side >= settings.global_crops_size
+    assert settings.side >= settings.eval_size / settings.eval_crop
+
+
 def test_the_record_ends_after_its_limit(folder, tmp_path, capsys):
     flags = ["--data_path", str(folder), "--output_dir", str(tmp_path / "run")]
     record.main([*TINY, *flags, "--epochs", "1000", "--limit", "1e-9"])

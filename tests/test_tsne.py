@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -62,6 +63,37 @@ def test_clusters_of_directions_stay_together_in_the_plane():
     assert torch.equal(nearest // 11, torch.arange(33) // 11)
 
 
+class Recorder:
+    """Stands for scikit-learn's TSNE: keeps what it gets, and returns two of the numbers."""
+
+    def __init__(self, **settings):
+        Recorder.settings = settings
+
+    def fit_transform(self, features: np.ndarray) -> np.ndarray:
+        Recorder.features = features
+        return features[:, :2]
+
+
+def test_the_values_are_the_papers():
+    """PCA to 30, perplexity 20, learning rate 200, 5,000 iterations; fewer points, fewer of each.
+
+    The 30 are the directions of the largest variance: all is kept of features that have no others.
+    """
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.randn(101, 23, generator=generator) @ torch.randn(23, 67, generator=generator)
+    tsne.to_plane(Recorder, wide, seed=0)
+    assert Recorder.features.shape == (101, 30)
+    expected = {"perplexity": 20, "learning_rate": 200, "max_iter": 5000}
+    assert Recorder.settings.items() >= expected.items()
+    directions = torch.nn.functional.normalize(wide, dim=1)
+    torch.testing.assert_close(
+        torch.cdist(torch.from_numpy(Recorder.features), torch.from_numpy(Recorder.features)),
+        torch.cdist(directions, directions), atol=1e-3, rtol=0,
+    )
+    tsne.to_plane(Recorder, wide[:7], seed=0)
+    assert Recorder.features.shape == (7, 7) and Recorder.settings["perplexity"] == 2
+
+
 @pytest.mark.parametrize(("many", "points"), [(100, "21 images"), (2, "3 classes")])
 def test_the_figure_has_images_or_the_means_of_many_classes(
     weights, photos, tmp_path, capsys, monkeypatch, many, points
@@ -84,8 +116,16 @@ def test_what_is_missing_is_one_line(weights, photos, tmp_path, capsys, monkeypa
     flags = ("--pretrained_weights", weights, "--data_path")
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
     assert "pip install scikit-learn" in error_of(capsys, tmp_path, *flags, photos)
+    old = SimpleNamespace(TSNE=lambda n_iter=1000: None)
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", old)
+    assert "scikit-learn 1.5 or newer" in error_of(capsys, tmp_path, *flags, photos)
     monkeypatch.setattr(tsne, "load_tsne", lambda: None)
     assert "has no labels" in error_of(capsys, tmp_path, *flags, photos / "ant")
     assert "--most 3" in error_of(capsys, tmp_path, *flags, photos, "--most", 3)
     monkeypatch.setattr(tsne, "MOST_THUMBNAILS", 20)
+    monkeypatch.setattr(tsne, "extract_features", None)  # refused before the long part
     assert "--most 20" in error_of(capsys, tmp_path, *flags, photos, "--thumbnails")
+    monkeypatch.setattr(tsne, "MANY_CLASSES", 2)
+    monkeypatch.setattr(tsne, "MOST_THUMBNAILS", 2)
+    said = error_of(capsys, tmp_path, *flags, photos, "--thumbnails")
+    assert "3 thumbnails" in said and "--most" not in said, "which changes no number of classes"

@@ -395,6 +395,88 @@ def test_a_plain_folder_without_the_first_mask_is_an_error(weights, davis, capsy
     assert "has no mask of the first frame, '00000.jpg'" in said
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def test_masks_are_never_written_over_frames_or_masks(weights, davis, tmp_path, capsys):
+    """By a relative path, by a link, and in DAVIS's layout: nothing is written at all."""
+    frames, masks = davis / "JPEGImages/480p/fish", davis / "Annotations/480p/fish"
+    clip = tmp_path / "clip"
+    clip.mkdir()
+    for file in frames.iterdir():
+        Image.open(file).save(clip / f"{file.stem}.png")
+    shutil.copy(masks / "00000.png", tmp_path / "first.png")
+    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "overlay").mkdir()
+    shutil.copytree(clip, tmp_path / "overlay/clip")
+    first = ("--masks", tmp_path / "first.png")
+    before = contents(tmp_path)
+    for flags in (
+        ("--frames", clip, *first, "--output_dir", tmp_path),
+        ("--frames", clip, *first, "--output_dir", tmp_path / "out/../link"),
+        ("--frames", tmp_path / "overlay/clip", *first, "--output_dir", tmp_path),
+        ("--data_path", davis, "--output_dir", davis / "Annotations/480p"),
+    ):
+        said = error_of(
+            capsys, "--pretrained_weights", weights, "--device", "cpu", "--eval_size", 64, *flags
+        )
+        assert "--output_dir" in said and "holds frames or masks" in said
+        assert contents(tmp_path) == before
+
+
+def test_one_folder_of_frames_and_masks_is_refused(weights, davis, tmp_path, capsys):
+    """Masks are not read as frames, nor is one of two files of a name taken by chance."""
+    frames, masks = davis / "JPEGImages/480p/fish", davis / "Annotations/480p/fish"
+
+    def said(frames: Path, masks: Path) -> str:
+        return error_of(
+            capsys, "--pretrained_weights", weights, "--frames", frames, "--masks", masks,
+            "--device", "cpu", "--output_dir", tmp_path / "out",
+        )
+
+    both = tmp_path / "both"
+    shutil.copytree(frames, both)
+    for file in masks.iterdir():
+        shutil.copy(file, both / f"mask{file.name}")
+    assert "a folder of their own" in said(both, both)
+    assert "a folder of their own" in said(both, tmp_path / "out/../both")
+
+    Image.open(frames / "00001.jpg").save(frames / "00001.png")
+    assert "has both '00001.jpg' and '00001.png'" in said(frames, masks)
+    (frames / "00001.png").unlink()
+    Image.open(masks / "00003.png").save(masks / "00003.tif")
+    assert "has both '00003.png' and '00003.tif'" in said(frames, masks)
+
+
+def test_a_first_mask_beside_the_frames_is_no_frame_however_its_path_is_written(davis, monkeypatch):
+    frames = davis / "JPEGImages/480p/fish"
+    (davis / "Annotations/480p/fish/00000.png").rename(frames / "00000.png")
+    monkeypatch.chdir(davis)
+    files = davis_module.plain_files(str(frames), "JPEGImages/480p/fish/00000.png")["fish"]
+    assert [frame.name for frame, _ in files] == [f"{i:05}.jpg" for i in range(5)]
+    assert files[0][1].name == "00000.png"
+
+
+def test_frames_of_16_bits_share_one_black_and_white(weights, davis, tmp_path, monkeypatch, capsys):
+    """The same number is the same grey in all frames, whatever else a frame holds."""
+    frames, masks = tmp_path / "deep", davis / "Annotations/480p/fish"
+    frames.mkdir()
+    rng = np.random.default_rng(0)
+    for i, highest in enumerate((60000, 700, 5000, 20000, 300)):
+        pixels = rng.integers(0, highest, (50, 70)).astype(np.uint16)
+        pixels[:, :10] = 16384
+        Image.fromarray(pixels).save(frames / f"{i:05}.png")
+    seen = []
+    monkeypatch.setattr(evs, "write_masks", lambda output, video, ids: seen.append(video.images))
+    flags = ("--frames", frames, "--masks", masks, "--eval_size", 64, "--overlay", "false")
+    run(weights, tmp_path, *flags)
+    assert seen[-1][:, :, :, :10].unique().tolist() == [64]
+    assert "--levels 0 65535 are black and white" in capsys.readouterr().out
+    run(weights, tmp_path, *flags, "--levels", 0, 32768)
+    assert seen[-1][:, :, :, :10].unique().tolist() == [128]
+
+
 def spoil(davis: Path, what: str) -> None:
     annotation, frame = (
         davis / "Annotations/480p/fish/00002.png",

@@ -197,6 +197,24 @@ def load_labelled(flags: Namespace, world: World, args: dict) -> tuple[Images, I
     return split_labelled(flags, *load_images(flags, world, args))
 
 
+def load_test_or_train(
+    flags: Namespace, world: World, args: dict, lacks: str = "no labels"
+) -> Images:
+    """Return the test images if they have labels, else the train images; only labelled ones.
+
+    args: of the checkpoint. lacks: what the error says that the images have.
+    """
+    train, test = load_images(flags, world, args)
+    images = train
+    if test is not None and test.labels is not None:
+        images = test
+    if images.labels is None:
+        raise InputError(
+            f"--data_path {flags.data_path!r} has {lacks}: put images into class folders"
+        )
+    return images.subset((images.labels >= 0).nonzero().squeeze(1))
+
+
 def split_labelled(
     flags: Namespace, train: Images, test: Images | None
 ) -> tuple[Images, Images, str]:
