@@ -27,6 +27,7 @@ from runtime.augment import (
     gaussian_blur,
     grey,
     jitter_range,
+    normalise_colours,
     solarize,
 )
 from runtime.crops import TRIES, crop_and_resize, random_boxes
@@ -134,9 +135,7 @@ class MultiCrop:
         x = apply_to(x, chosen(grey_draw, 0.2), grey)
         x = apply_to(x, chosen(blur_draw, view.blur), gaussian_blur, sigma)
         x = apply_to(x, chosen(solarize_draw, view.solarize), solarize)
-        mean = self.mean.to(x.device, non_blocking=True)
-        std = self.std.to(x.device, non_blocking=True)
-        return (x - mean) / std
+        return normalise_colours(x, self.mean, self.std)
 
 
 def forward_crops(backbone: nn.Module, head: nn.Module, crops: Sequence[Tensor]) -> Tensor:

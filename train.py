@@ -139,7 +139,7 @@ def train(
     with world.main_first(bool(settings.init_from)):  # which may be downloaded
         run = start_run(settings, world)
     run.images_per_step = batches.images_per_step
-    make_step = run_state.step_for(train_step, run, settings, world)  # mostly train_step
+    make_step = run_state.prepare_step(train_step, run, settings, world)  # mostly train_step
 
     # 3. Continue where a run was stopped, or start from other weights
     begun = run_state.begin(output / "checkpoint.pth", run, settings, world)

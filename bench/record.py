@@ -42,7 +42,7 @@ from teacher import update_teacher
 from train import schedules, set_schedules, train_step
 from training.checkpoint import save_checkpoint
 from training.inputs import make_multicrop
-from training.run_state import RunState, start_run, step_for
+from training.run_state import RunState, prepare_step, start_run
 
 
 @dataclass
@@ -143,7 +143,7 @@ def record(settings: RecordSettings, world: World) -> Iterator[dict]:
     train_part, test_part = load(settings, device)
     knn = Knn(train_part, test_part, make_view(settings, device), world)
     run = start_run(settings, world)
-    one_step = step_for(train_step, run, settings, world)
+    one_step = prepare_step(train_step, run, settings, world)
     hot_path = [run.student.backbone, run.teacher.backbone, run.dino_loss]
     compiled = hardware.compile_hot_path(hot_path, settings.compile, world)
     yield measure.machine(world) | {

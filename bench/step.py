@@ -21,7 +21,7 @@ from settings import Settings, check
 from teacher import make_teacher, update_teacher
 from train import Schedules, set_schedules, train_step
 from training.cuda_graph import WARMUP_STEPS
-from training.run_state import RunState, start_run, step_for
+from training.run_state import RunState, prepare_step, start_run
 from vit import VisionTransformer
 
 FLAGS = (  # the settings that are flags here too, with the same defaults
@@ -43,7 +43,7 @@ def make_ours(settings: Settings, world: World) -> Version:
     run = start_run(settings, world)
     hot_path = [run.student.backbone, run.teacher.backbone, run.dino_loss]
     hardware.compile_hot_path(hot_path, settings.compile, world)
-    make_step = step_for(train_step, run, settings, world)
+    make_step = prepare_step(train_step, run, settings, world)
 
     def step(crops: list[Tensor]) -> Tensor:
         set_schedules(run.optimizer, VALUES)

@@ -162,3 +162,10 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
 def solarize(images: Tensor) -> Tensor:
     """Invert what is at least half bright, 128 of 255."""
     return torch.where(images >= 128 / 255, 1 - images, images)
+
+
+def normalise_colours(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Return (images - mean) / std of each colour; mean and std: (3, 1, 1), on the CPU."""
+    mean = mean.to(images.device, non_blocking=True)
+    std = std.to(images.device, non_blocking=True)
+    return (images - mean) / std

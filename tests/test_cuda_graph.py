@@ -18,7 +18,7 @@ from settings import parse_settings
 from teacher import update_teacher
 from train import Schedules, set_schedules, train_step
 from training import cuda_graph
-from training.run_state import start_run, step_for
+from training.run_state import prepare_step, start_run
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU, torch.float32)
@@ -122,12 +122,12 @@ def test_where_there_is_no_graph_a_line_says_so(world, flags, said):
     settings = parse_settings([*TINY, "--cuda_graph", "true", *flags.split()])
     run = start_run(settings, ALONE)
     with pytest.raises(InputError, match=said):
-        step_for(train_step, run, settings, world)
+        prepare_step(train_step, run, settings, world)
 
 
 def test_without_the_flag_it_is_train_step():
     settings = parse_settings(TINY)
-    assert step_for(train_step, start_run(settings, ALONE), settings, ALONE) is train_step
+    assert prepare_step(train_step, start_run(settings, ALONE), settings, ALONE) is train_step
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")

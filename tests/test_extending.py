@@ -40,7 +40,7 @@ def test_the_loss_trains_and_is_logged(script, tmp_path, monkeypatch, capsys):
     assert log[-1]["train_entropy"] > 0.1 * torch.tensor(31.0).log()
     assert "continuing" not in capsys.readouterr().out
     runpy.run_path(script, run_name="__main__")
-    assert "continuing" in capsys.readouterr().out
+    assert "is finished" in capsys.readouterr().out
 
 
 def test_its_targets_are_smoothed(script):

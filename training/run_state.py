@@ -225,7 +225,7 @@ def begin(path: Path, run: RunState, settings: Settings, world: World) -> str:
     return load_center(run.student, run.dino_loss, settings)
 
 
-def step_for(train_step: Callable, run: RunState, settings: Settings, world: World) -> Callable:
+def prepare_step(train_step: Callable, run: RunState, settings: Settings, world: World) -> Callable:
     """Return train_step, or one with its arguments: as a CUDA graph, or in fp16.
 
     In fp16 the run gets the scaler that this one uses.
