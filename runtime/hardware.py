@@ -237,19 +237,26 @@ def start(
 LOST = r"gloo|NCCL|[Cc]onnection|[Tt]imed? ?out|[Ss]ocket|recvValue|TCPStore"
 
 
+def loader_lost(error: Exception) -> InputError:
+    """Return the error about a killed worker of the loader."""
+    print(file=sys.stderr)  # its signal may have come in the middle of a bar's line
+    return InputError(
+        f"a process of the loader was killed ({brief(error)}), as when memory is full: start "
+        "again, with a lower --num_workers if that was it; what was saved is untouched"
+    )
+
+
 @contextmanager
 def losses_in_one_line(launched: bool) -> Iterator[None]:
     """Turn PyTorch's RuntimeError about a lost process, or worker, into an InputError."""
     try:
         yield
+    except (ConnectionResetError, ConnectionRefusedError, EOFError) as error:
+        # the worker was killed after it had announced a batch, which it can no longer hand over
+        raise loader_lost(error) from None
     except RuntimeError as error:
         if "DataLoader worker" in str(error):
-            print(file=sys.stderr)  # its signal may have come in the middle of a bar's line
-            raise InputError(
-                f"a process of the loader was killed ({brief(error)}), as when memory is full: "
-                "start again, with a lower --num_workers if that was it; what was saved is "
-                "untouched"
-            ) from None
+            raise loader_lost(error) from None
         if launched and re.search(LOST, str(error)):
             raise InputError(
                 "another process of this run is lost, or was not heard for too long "

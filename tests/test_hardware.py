@@ -10,6 +10,7 @@ from torch._dynamo.utils import counters
 
 from multicrop import MultiCropNetwork
 from runtime import hardware
+from runtime.commandline import InputError
 from runtime.hardware import World
 from settings import VITS
 from teacher import make_teacher
@@ -79,3 +80,17 @@ def test_each_size_of_crops_has_a_compiled_graph_of_its_own(monkeypatch):
     torch.testing.assert_close(compiled, eager, atol=1e-4, rtol=1e-4)
     assert counters["stats"]["unique_graphs"] == 3
     assert not counters["recompile_limit"] and not counters["graph_break"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+        ConnectionResetError("reset by peer"),  # a batch was announced and not handed over
+        EOFError(),
+    ],
+)
+def test_a_killed_worker_of_the_loader_is_one_line(error):
+    with pytest.raises(InputError, match="a process of the loader was killed"):
+        with hardware.losses_in_one_line(launched=False):
+            raise error
