@@ -146,13 +146,13 @@ def train(
     if begun:
         say(begun)
     # the optimizer's rate and decay as the last step had them, which a checkpoint shows
-    steps_done = run.epoch * batches.steps + run.images // batches.images_per_step
-    step = max(0, steps_done - 1)
+    done_in_epoch = run.images // batches.images_per_step
+    step = max(0, run.epoch * batches.steps + done_in_epoch - 1)
     now = schedules(settings, step, batches.steps, batches.images_per_step)
     set_schedules(run.optimizer, now)
     follow = update_teacher
     if make_follow:
-        follow = make_follow(run, batches.steps, run.images // batches.images_per_step)
+        follow = make_follow(run, batches.steps, done_in_epoch)
 
     # 4. Compile what is slow, in place; DDP, which averages the gradients over the processes
     hot_path = [run.student.backbone, run.teacher.backbone]

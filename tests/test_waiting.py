@@ -3,15 +3,17 @@
 For the crops the device is torch's "meta", which has no values; the step's is the CPU.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
+from test_bench import TINY
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import step as bench_step
 from multicrop import MultiCrop
 from runtime.hardware import World
 from runtime.sampling import CropsInMemory, EpochBatches
-from settings import Settings
 
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal", "is_nonzero")
 METHODS = ("tolist", "numpy", "cpu")  # on the CPU these call no operation
@@ -87,17 +89,7 @@ def test_crops_of_a_batch_wait_for_nothing(monkeypatch):
 @pytest.mark.parametrize(("clip", "bn"), [(0.0, False), (3.0, True)])
 def test_a_step_waits_for_nothing(clip, bn, monkeypatch):
     """Algorithm 1 with drop path, in bf16."""
-    settings = Settings(
-        arch="vit_nano",
-        patch_size=8,
-        global_crops_size=24,
-        local_crops_size=16,
-        local_crops_number=3,
-        out_dim=13,
-        batch_size_per_gpu=2,
-        clip_grad=clip,
-        use_bn_in_head=bn,
-    )
+    settings = replace(TINY, drop_path_rate=0.1, clip_grad=clip, use_bn_in_head=bn)
     world = World(0, 1, torch.device("cpu"), torch.bfloat16)
     step = bench_step.make_ours(settings, world).step
     crops = bench_step.random_crops(settings, world)

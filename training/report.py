@@ -232,6 +232,7 @@ def finish(
     """Draw both figures and return the last paragraph."""
     draw_epochs(output, run.history, settings)  # again: a run may have been killed before it
     baselines, last = run.history[0], run.history[-1]
+    collapsed = collapse(last, settings.out_dim)
 
     unit = ""
     if "train_kl" in last:
@@ -244,7 +245,7 @@ def finish(
             f"k-NN top-1: {teacher:.1f} % with the teacher's features, {before:.1f} % with the "
             f"same network {start_of(settings)}, {pixels:.1f} % with raw pixels."
         )
-        collapsed = collapse(last, settings.out_dim)  # a longer run would not help
+        # after a collapse a longer run would not help
         if teacher <= max(before, pixels) and teacher < 100 and not collapsed:
             text.append(
                 "The training has not raised it above both: try a longer run, or --help's advice "
@@ -259,7 +260,7 @@ def finish(
             "No collapse at the end of the last epoch; in its mean the entropy is "
             f"{last['train_entropy']:.3f} and the KL {last['train_kl']:.3f}."
         )
-        text.append(collapse(last, settings.out_dim) or healthy)
+        text.append(collapsed or healthy)
     text.append(f"Everything is in {output}.")
     return "\n" + "\n".join(text)
 
