@@ -25,6 +25,7 @@ from training.folders import (
     WANTED,
     find_files,
     find_images,
+    has_images,  # noqa: F401, for the settings
     is_image,
     listed,
 )

@@ -9,8 +9,10 @@ import operator
 from argparse import SUPPRESS
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+from data import has_images
 from runtime.augment import IMAGENET_MEAN, IMAGENET_STD
 from runtime.commandline import CommandLine, InputError, true_or_false
 
@@ -18,6 +20,8 @@ from runtime.commandline import CommandLine, InputError, true_or_false
 VITS = {"vit_nano": 128, "vit_tiny": 192, "vit_small": 384, "vit_base": 768}
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 ARCHS = (*VITS, *RESNETS)
+
+MANY_IMAGES = 50_000  # the least for which the paper's recipe is the default
 
 LIMITS = {  # what a setting's metadata may demand of its value, or of each of its values
     "at_least": operator.ge,
@@ -44,8 +48,8 @@ class Settings:
     # -- data
     preset: str = setting(
         "",
-        "a recipe by name: demo, small, imagenette, vanilla, vits16, vits8, vitb16, vitb8, "
-        "resnet50; by default demo without data and vits16 with data",
+        "a recipe by name: demo, photos, small, imagenette, vanilla, vits16, vits8, vitb16, vitb8, "
+        "resnet50; by default demo without data, photos with fewer than 50,000 images, and vits16",
         quiet=True,
     )
     data_path: str = setting(
@@ -161,6 +165,11 @@ class Settings:
         "adamw (ViT), sgd (convnets) or lars (convnets, large batches)",
         choices=("adamw", "sgd", "lars"),
         fixed=True,
+    )
+    epoch_images: int = setting(
+        0,
+        "an epoch goes over fewer images than these several times, to see about so many; 0: once",
+        at_least=0,
     )
     epochs: int = setting(100, "passes over the data", at_least=1)
     batch_size_per_gpu: int = setting(64, "images a process and a micro-batch", at_least=1)
@@ -326,6 +335,33 @@ PRESETS = {
         eval_crop=1.0,
         output_dir="runs/demo",
     ),
+    # Photographs of your own, at 64 pixels, on two CPU cores: an hour for 10,000 images or fewer,
+    # in proportion for more. Batch normalisation in the head, which the paper does without, is what
+    # lets so short a run learn (docs/log.md).
+    "photos": dict(
+        arch="vit_nano",
+        patch_size=8,
+        init_std=0.07,
+        drop_path_rate=0.0,
+        out_dim=1024,
+        head_hidden_dim=512,
+        use_bn_in_head=True,
+        warmup_teacher_temp=0.03,
+        warmup_teacher_temp_epochs=10,
+        momentum_teacher=0.99,
+        epoch_images=10_000,
+        epochs=50,
+        lr=0.003,
+        warmup_epochs=3,
+        global_crops_size=64,
+        local_crops_size=32,
+        local_crops_scale=(0.1, 0.4),
+        local_crops_number=4,
+        blur=(0.5, 0.0, 0.25),
+        eval_size=64,
+        eval_crop=1.0,
+        output_dir="runs/photos",
+    ),
     # A few thousand images of your own on one machine: one GPU, an hour or two; a CPU, overnight.
     "small": dict(
         arch="vit_tiny",
@@ -426,6 +462,22 @@ def make_parser(kind: type[Settings]) -> CommandLine:
     return parser
 
 
+def default_preset(data_path: str, dataset: str, init_from: str) -> str:
+    """Return the name of the recipe for these images and first weights.
+
+    data_path and dataset: where the images are; init_from: the weights; each may be empty.
+    """
+    if not data_path and not dataset:
+        return "demo"
+    if init_from.startswith("dino_"):  # the authors' networks
+        return "vits16"
+    if dataset:
+        many = dataset == "imagenet"
+    else:
+        many = has_images(Path(data_path), MANY_IMAGES)
+    return "vits16" if many else "photos"
+
+
 def parse_settings(argv: list[str] | None = None, kind: type[Settings] = Settings) -> Settings:
     """Return checked settings: the defaults, changed by the preset, changed by single flags.
 
@@ -442,8 +494,9 @@ def parse_settings(argv: list[str] | None = None, kind: type[Settings] = Setting
 
     preset = given.get("preset")
     if not preset:
-        has_data = given.get("data_path") or given.get("dataset")
-        preset = "vits16" if has_data else "demo"
+        preset = default_preset(
+            given.get("data_path", ""), given.get("dataset", ""), given.get("init_from", "")
+        )
     if preset not in PRESETS:
         parser.error(f"--preset {preset} is unknown: choose one of {', '.join(PRESETS)}")
 

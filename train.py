@@ -33,7 +33,7 @@ from runtime.threads import FreeCores
 from settings import VITS, Settings, parse_settings
 from teacher import update_teacher
 from training import report, run_state
-from training.inputs import make_loader, read_images
+from training.inputs import advice, make_loader, read_images
 from training.knn import evaluate
 
 
@@ -166,12 +166,16 @@ def train(
     if run.dino_loss.has_entropy:  # it lies between 0 and ln K
         outputs += f", ln K = {math.log(settings.out_dim):.4f}"
     say(f"{world.size} x {world.device.type}, {dtype}{world.rates}, {compiled}")
-    say(f"{len(images)} images, "
+    often = f", {batches.passes} times an epoch" if batches.passes > 1 else ""
+    say(f"{len(images)} images{often}, "
         f"{batches.steps} steps of {batches.images_per_step} an epoch; {outputs}")
     if split:
         say(f"k-NN: {len(split[0])} train images, {len(split[1])} test images")
     else:
         say("no labels, so no k-NN on the way")
+    if not begun:
+        for line in advice(len(images), settings):
+            say(line)
 
     # 5. k-NN before the first step: the untrained network, and raw pixels
     if run.epoch < settings.epochs:

@@ -290,7 +290,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     studies = f"{', '.join(STUDIES)}, or all of them"
     add("study", choices=(*STUDIES, "all"), metavar="study", help=studies)
-    add("--preset", default="", help="of train.py; default: demo without data, vits16 with data")
+    add("--preset", default="", help="of train.py; default: train.py's, by the data")
     add("--data_path", default="", help="a folder of images; without it the embedded ones")
     add("--seeds", type=int, nargs="+", default=[0], help="a run of each row with each [0]")
     add(

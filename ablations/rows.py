@@ -2,7 +2,8 @@
 
 A study has a base: changes to the preset that all its rows have. Rows are changes to that base.
 On the embedded images a row keeps its meaning but not always its value: 65,536 prototypes or 300
-epochs make no sense there. Then the row's settings for the demo stand beside the paper's.
+epochs make no sense there. Then the row's settings for the demo stand beside the paper's. The
+preset photos, of as small a network, takes these too.
 
 Departures:
 rows without local crops take the wider scales that the release advises, as the paper names none;
@@ -17,7 +18,8 @@ from typing import NamedTuple
 class Row(NamedTuple):
     """One training.
 
-    settings: what differs from the study's base; demo: the same for the demo (None: no other).
+    settings: what differs from the study's base; demo: the same for the demo and for photos (None:
+    no other).
     paper: k-NN and linear top-1 in %, hours on 16 GPUs, GiB a GPU, images/s of the features on a
     V100; of Fig. 4 the Jaccard in % of the best heads' masks.
     verdict: what report.collapse is expected to say: "" for no collapse, None for anything.
@@ -31,7 +33,7 @@ class Row(NamedTuple):
 
     def changes(self, preset: str) -> dict:
         """Return the settings that make the row, with this preset."""
-        if preset == "demo" and self.demo is not None:
+        if preset in ("demo", "photos") and self.demo is not None:
             return self.demo
         return self.settings
 
@@ -49,6 +51,8 @@ class Study(NamedTuple):
         """Return the settings that all rows have, with this preset."""
         if preset == "demo":
             return DEMO | self.demo
+        if preset == "photos":
+            return PHOTOS | self.demo
         return self.base
 
 
@@ -65,6 +69,7 @@ def as_flags(settings: dict) -> list[str]:
 
 # of every study: two to four minutes a row
 DEMO = {"epochs": 4, "warmup_epochs": 1, "knn_every": 1}
+PHOTOS = {"epochs": 20, "warmup_epochs": 2, "warmup_teacher_temp_epochs": 2}  # half an hour
 
 PAIR = {"local_crops_number": 0, "global_crops_scale": (0.14, 1.0)}  # no multi-crop
 PAIR_DEMO = {"local_crops_number": 0, "global_crops_scale": (0.25, 1.0)}
@@ -249,8 +254,9 @@ STUDIES = {
             ),
         ),
         "In the paper smaller patches are better and slower: the parameters stay, the tokens grow.",
-        {"eval_size": 48},
-    ),  # the one size near 64 that 12, 8 and 4 divide
+        # the one size near 64 that 12, 8 and 4 divide; the demo's own crops, for photos too
+        {"eval_size": 48, "global_crops_size": 48, "local_crops_size": 24},
+    ),
     "crops": Study(
         "Table 8",
         {"epochs": 300},

@@ -48,7 +48,7 @@ from runtime import batch_norm, hardware
 from runtime.commandline import InputError, bar_style, brief
 from runtime.hardware import World
 from runtime.sampling import seed_of
-from settings import PRESETS, Settings
+from settings import PRESETS, Settings, default_preset
 from training import evaluation
 from training.averages import load_averages
 from training.backbone import VITS, build_backbone
@@ -195,7 +195,7 @@ def train_step(
 def network_flags(flags: Namespace, start: tuple[nn.Module, dict] | None) -> dict:
     """Return what the checkpoint will say of its network: that of the weights to start from, or a
     fresh one as the flags say."""
-    preset = "vits16" if flags.data_path or flags.dataset else "demo"
+    preset = default_preset(flags.data_path, flags.dataset, init_from="")
     fresh = Settings(**PRESETS[preset])
     if start:
         _, args = start

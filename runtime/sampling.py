@@ -51,19 +51,30 @@ class EpochBatches(Sampler):
     They are those of `epoch`, from `first_step` on; whoever trains sets both.
     A step takes the same images however many processes divide it between them.
     An epoch's last step is dropped if it is incomplete.
+
+    passes: an epoch goes over the images so many times. Each pass has a number of its own in the
+    keys, so that an image's crops differ from pass to pass.
     """
 
     def __init__(
-        self, images: int, batch_size: int, accumulate: int, rank: int, world_size: int, seed: int
+        self,
+        images: int,
+        batch_size: int,
+        accumulate: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        passes: int = 1,
     ):
         self.images = images
+        self.passes = passes
         self.batch_size = batch_size
         self.accumulate = accumulate
         self.rank = rank
         self.world_size = world_size
         self.seed = seed
         self.images_per_step = batch_size * accumulate * world_size
-        self.steps = images // self.images_per_step
+        self.steps = passes * images // self.images_per_step
         self.epoch = 0
         self.first_step = 0
 
@@ -71,14 +82,21 @@ class EpochBatches(Sampler):
         return (self.steps - self.first_step) * self.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
-        order = torch.randperm(self.images, generator=generator)
+        first_pass = self.epoch * self.passes
+        orders = [self.shuffled(first_pass + turn) for turn in range(self.passes)]
+        order = torch.cat(orders)
         for step in range(self.first_step, self.steps):
             start = step * self.images_per_step
-            images = order[start : start + self.images_per_step]
-            images = images.view(self.accumulate, self.world_size, self.batch_size)
-            for batch in images[:, self.rank].tolist():
-                yield [(self.epoch, index) for index in batch]
+            places = torch.arange(start, start + self.images_per_step)
+            places = places.view(self.accumulate, self.world_size, self.batch_size)
+            for own in places[:, self.rank]:
+                numbers = first_pass + own // self.images  # of the pass that a place lies in
+                yield list(zip(numbers.tolist(), order[own].tolist(), strict=True))
+
+    def shuffled(self, number: int) -> Tensor:
+        """Return the images' order in the pass of this number, counted from the run's start."""
+        generator = torch.Generator().manual_seed(seed_of(self.seed, number))
+        return torch.randperm(self.images, generator=generator)
 
 
 class CropsInMemory:

@@ -53,6 +53,12 @@ def test_a_row_differs_from_its_base_in_exactly_what_the_table_says(name, preset
         )
 
 
+@pytest.mark.parametrize("name", STUDIES)
+def test_each_study_runs_with_the_recipe_for_photos(name):
+    for row in STUDIES[name].rows:
+        runs.make_run(STUDIES[name], row, 0, flags_of("--preset", "photos"))  # checks settings
+
+
 TABLE_7 = {  # momentum teacher, Sinkhorn-Knopp, multi-crop, loss, predictor
     "1 DINO": (True, False, True, "cross_entropy", False),
     "2 no momentum": (False, False, True, "cross_entropy", False),
@@ -74,7 +80,7 @@ TABLE_15 = [
 ]
 
 
-@pytest.mark.parametrize("preset", ["demo", "vits16"])
+@pytest.mark.parametrize("preset", ["demo", "photos", "vits16"])
 def test_table_7_s_ticks_and_table_15_s_columns_are_what_is_trained(preset):
     flags = flags_of("--preset", preset)
 

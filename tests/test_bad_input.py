@@ -129,11 +129,11 @@ def error_of(main, capsys, *flags: str) -> str:
         ("--dataset imagenet22k", "--dataset imagenet22k is unknown"),
         ("--dataset cifar10 --data_path .", "--dataset cifar10 is not under"),
         (
-            "--init_from nowhere.pth --data_path {photos} --batch_size_per_gpu 3",
+            "--preset vits16 --init_from nowhere.pth --data_path {photos} --batch_size_per_gpu 3",
             "no checkpoint at 'nowhere.pth'",
         ),
         (
-            "--data_path {photos} --batch_size_per_gpu 5",
+            "--preset vits16 --data_path {photos} --batch_size_per_gpu 5",
             "fewer than one step of 5: lower --batch_size_per_gpu",
         ),
     ],
@@ -245,7 +245,7 @@ def test_a_folder_without_images(capsys, tmp_path):
 
 
 TINY = (
-    "--arch vit_nano --patch_size 16 --global_crops_size 32 --local_crops_size 16 "
+    "--preset vits16 --arch vit_nano --patch_size 16 --global_crops_size 32 --local_crops_size 16 "
     "--local_crops_number 1 --eval_size 32 --out_dim 13 --head_hidden_dim 11 "
     "--head_bottleneck_dim 5 --batch_size_per_gpu 2 "
     "--epochs 1 --warmup_epochs 0 --warmup_teacher_temp_epochs 0 --device cpu"

@@ -10,8 +10,9 @@ from runtime import hardware
 from runtime.creatures import make_creatures
 from runtime.hardware import World, free_memory
 from runtime.sampling import CropsInMemory, CropsOnDevice
-from settings import parse_settings
+from settings import Settings, parse_settings
 from training.inputs import (
+    advice,
     device_crops,
     fits_in_memory,
     make_loader,
@@ -110,3 +111,20 @@ def test_a_gpu_crops_files_that_do_not_fit(folder):
     gpu = World(0, 1, torch.device("cuda"), torch.float32)
     assert isinstance(make_loader(images, settings, gpu)[0], CropsOnDevice)
     assert not isinstance(make_loader(images, settings, ALONE)[0], CropsOnDevice)
+
+
+@pytest.mark.parametrize("preset", ["photos", "small", "demo"])
+@pytest.mark.parametrize("number", [1999, 2000])
+def test_a_line_says_the_recipe_for_few_images_and_what_to_expect_of_very_few(preset, number):
+    said = "\n".join(advice(number, Settings(preset=preset)))
+    assert ("--preset vits16" in said) == (preset == "photos")
+    assert ("1999 images are few" in said) == (preset != "demo" and number < 2000)
+
+
+@pytest.mark.parametrize(("number", "passes"), [(4, 25), (60, 2), (70, 1), (1000, 1)])
+def test_a_small_folder_is_gone_over_several_times_in_an_epoch(number, passes):
+    images = Images(torch.zeros(number, 3, 9, 9, dtype=torch.uint8))
+    settings = Settings(epoch_images=100, batch_size_per_gpu=2)
+    _, batches = make_loader(images, settings, ALONE)
+    assert batches.passes == passes
+    assert batches.steps == passes * number // 2

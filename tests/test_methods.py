@@ -185,7 +185,7 @@ def test_the_batch_is_shuffled_over_the_processes_and_the_order_restored(monkeyp
 
 
 FLAGS = (
-    "--arch vit_nano --patch_size 16 --global_crops_size 32 --local_crops_size 16 "
+    "--preset vits16 --arch vit_nano --patch_size 16 --global_crops_size 32 --local_crops_size 16 "
     "--local_crops_number 1 --eval_size 32 --head_hidden_dim 29 --head_bottleneck_dim 7 "
     "--out_dim 31 --batch_size_per_gpu 4 "
     "--warmup_epochs 0 --warmup_teacher_temp_epochs 0 --epochs 2"

@@ -21,7 +21,7 @@ from vit import VisionTransformer
 
 REPO = Path(__file__).parent.parent
 TINY = (
-    "--arch vit_nano --patch_size 16 --global_crops_size 32 --local_crops_size 16 "
+    "--preset vits16 --arch vit_nano --patch_size 16 --global_crops_size 32 --local_crops_size 16 "
     "--local_crops_number 2 --eval_size 32 --eval_crop 1 --out_dim 31 --head_hidden_dim 29 "
     "--head_bottleneck_dim 7 --batch_size_per_gpu 4 --epochs 3 --warmup_epochs 1 "
     "--warmup_teacher_temp_epochs 0 --num_workers 0 --in_memory false --device cpu "

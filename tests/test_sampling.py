@@ -7,7 +7,7 @@ import torch
 from data import Images
 from multicrop import MultiCrop
 from runtime.creatures import make_creatures
-from runtime.sampling import CropsDataset, CropsInMemory, EpochBatches
+from runtime.sampling import CropsDataset, CropsInMemory, EpochBatches, seed_of
 
 
 def crops_of(epoch: int, index: int, seed: int = 0) -> torch.Tensor:
@@ -81,3 +81,26 @@ def test_an_epoch_goes_on_in_its_middle_and_the_next_has_another_order():
         for epoch in (0, 1)
     ]
     assert orders[0] != orders[1]
+
+
+def test_an_epoch_of_several_passes_sees_each_image_as_often_with_other_crops():
+    """Each pass has its own order and its own number in the keys, which seed the crops; the next
+    epoch goes on counting."""
+    keys = []
+    for epoch in range(2):
+        batches = EpochBatches(11, 5, 1, rank=0, world_size=1, seed=3, passes=3)
+        batches.epoch = epoch
+        keys += [key for batch in batches for key in batch]
+    assert len(keys) == 2 * 30, "3 x 11 images are six steps of 5; the last three are dropped"
+    assert len(set(keys)) == len(keys)
+    passes = [[index for number, index in keys if number == turn] for turn in range(6)]
+    for turn in (0, 1, 3, 4):  # the third of an epoch is dropped in part
+        assert sorted(passes[turn]) == list(range(11))
+    assert passes[0] != passes[1]
+
+
+def test_one_pass_is_the_order_that_runs_had_before_there_were_several():
+    batches = EpochBatches(101, 101, 1, rank=0, world_size=1, seed=5)
+    batches.epoch = 2
+    order = torch.randperm(101, generator=torch.Generator().manual_seed(seed_of(5, 2)))
+    assert next(iter(batches)) == [(2, index) for index in order.tolist()]

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import settings
 from head import DINOHead
 from loss import DINOLoss
 from multicrop import MultiCropNetwork, forward_crops
@@ -515,7 +517,6 @@ def test_collapses_are_called_by_their_names_and_health_is_not():
 
 def test_presets_are_overridden_by_single_flags_and_the_data_picks_the_default():
     assert parse_settings([]).preset == "demo" and parse_settings([]).arch == "vit_nano"
-    assert parse_settings(["--data_path", "x"]).preset == "vits16"
     changed = parse_settings(
         ["--preset", "vits8", "--out_dim", "4096", "--global_crops_scale", "0.3", "1"]
     )
@@ -524,6 +525,28 @@ def test_presets_are_overridden_by_single_flags_and_the_data_picks_the_default()
         4096,
         (0.3, 1.0),
     )
+
+
+@pytest.mark.parametrize(("number", "preset"), [(12, "photos"), (13, "vits16"), (0, "photos")])
+def test_few_images_have_another_default_recipe_than_many(tmp_path, monkeypatch, number, preset):
+    """What counts are images, in class folders too, and no other files."""
+    monkeypatch.setattr(settings, "MANY_IMAGES", 13)
+    (tmp_path / "dogs").mkdir()
+    (tmp_path / "notes.txt").touch()
+    for i in range(number):
+        Path(tmp_path, "dogs" if i % 2 else "", f"{i}.jpg").touch()
+    assert parse_settings(["--data_path", str(tmp_path)]).preset == preset
+    assert parse_settings(["--data_path", str(tmp_path), "--preset", "small"]).preset == "small"
+
+
+def test_of_torchvisions_datasets_imagenet_alone_has_the_papers_recipe():
+    assert parse_settings(["--dataset", "imagenet"]).preset == "vits16"
+    assert parse_settings(["--dataset", "cifar10"]).preset == "photos"
+
+
+def test_the_authors_weights_come_with_their_recipe():
+    given = ["--dataset", "cifar10", "--init_from", "dino_vits16"]
+    assert parse_settings(given).preset == "vits16"
 
 
 def test_the_defaults_are_the_releases():

@@ -1,8 +1,9 @@
 """Which files of a folder are images, and what else lies there."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 EXTENSIONS = (
@@ -21,9 +22,8 @@ HIDDEN = (".", "__MACOSX")  # what systems leave behind
 WANTED = f"wanted {' '.join(EXTENSIONS[:6])} ... files there, or in class folders below it"
 
 
-def find_files(folder: Path) -> list[Path]:
-    """Return all files in the folder and below it, sorted, without hidden ones and a run's own."""
-    files = []
+def walk(folder: Path) -> Iterator[Path]:
+    """Give the files in the folder and below it, without hidden ones and a run's own."""
     for here, below, names in os.walk(folder, followlinks=True):
         if os.path.dirname(here) == str(folder):
             visited = {os.path.realpath(folder)}  # two of its folders may be links to the same
@@ -38,8 +38,12 @@ def find_files(folder: Path) -> list[Path]:
             names = [name for name in names if name not in OF_A_RUN]
         for name in names:
             if not name.startswith(HIDDEN) and name.lower() not in ("thumbs.db", "desktop.ini"):
-                files.append(Path(here, name))
-    return sorted(files)
+                yield Path(here, name)
+
+
+def find_files(folder: Path) -> list[Path]:
+    """Return all files in the folder and below it, sorted, without hidden ones and a run's own."""
+    return sorted(walk(folder))
 
 
 def is_image(file: Path) -> bool:
@@ -50,6 +54,12 @@ def is_image(file: Path) -> bool:
 def find_images(folder: Path) -> list[Path]:
     """Return all image files in the folder and below it, sorted."""
     return [file for file in find_files(folder) if is_image(file)]
+
+
+def has_images(folder: Path, number: int) -> bool:
+    """Return whether the folder and those below it have so many images; look no further."""
+    images = filter(is_image, walk(folder))
+    return len(list(islice(images, number))) == number
 
 
 def listed(names: Iterable[str]) -> str:

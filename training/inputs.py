@@ -22,7 +22,9 @@ from runtime.sampling import (
     together,
 )
 from runtime.threads import share_cores
-from settings import Settings
+from settings import MANY_IMAGES, Settings
+
+FEW_IMAGES = 2000
 
 
 def read_images(settings: Settings, world: World) -> tuple[Images, Images | None]:
@@ -51,6 +53,18 @@ def read_images(settings: Settings, world: World) -> tuple[Images, Images | None
     return train, val
 
 
+def advice(number: int, settings: Settings) -> list[str]:
+    """Return the lines that say which recipe so many images get, and what to expect of few."""
+    lines = []
+    if settings.preset == "photos":
+        lines.append("--preset photos, the default for fewer than "
+                     f"{MANY_IMAGES:,} images; the paper's recipe: --preset vits16")
+    if settings.preset != "demo" and number < FEW_IMAGES:
+        lines.append(f"{number} images are few to learn from: expect little more than raw pixels "
+                     "give; --init_from dino_vits16 starts from the authors' weights")
+    return lines
+
+
 def make_multicrop(settings: Settings) -> MultiCrop:
     """Return what turns an image into its views."""
     return MultiCrop(
@@ -75,6 +89,7 @@ def make_loader(
     Images in memory are cropped in batches, on the device, and a GPU crops all others so too.
     For a CPU the workers crop them one by one.
     """
+    passes = max(1, round(settings.epoch_images / max(1, len(images))))
     batches = EpochBatches(
         len(images),
         settings.batch_size_per_gpu,
@@ -82,6 +97,7 @@ def make_loader(
         world.rank,
         world.size,
         settings.seed,
+        passes,
     )
     if not batches.steps:
         raise InputError(
