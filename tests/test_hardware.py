@@ -5,6 +5,7 @@ from functools import partialmethod
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch._dynamo.utils import counters
 
@@ -42,6 +43,45 @@ def test_auto_takes_the_type_that_this_cpu_multiplies_faster(slower, monkeypatch
 def test_a_type_that_is_asked_for_is_taken_unmeasured(name, dtype):
     assert hardware.choose_dtype(name, CPU, 128) == (dtype, "")
     assert hardware.name_of(dtype) == name
+
+
+def test_attention_by_its_formula_is_attention():
+    """Outputs and gradients, of several queries and of one; with a mask PyTorch does it."""
+    torch.manual_seed(0)
+    for queries in (7, 1):
+        q = torch.randn(2, 3, queries, 5, dtype=torch.double, requires_grad=True)
+        k, v = torch.randn(2, 2, 3, 7, 5, dtype=torch.double, requires_grad=True).unbind()
+        expected = F.scaled_dot_product_attention(q, k, v)
+        with hardware.PlainAttention():
+            found = F.scaled_dot_product_attention(q, k, v)
+            masked = F.scaled_dot_product_attention(q, k, v, attn_mask=torch.zeros(queries, 7))
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(masked, expected)
+        weights = torch.randn_like(expected)
+        gradients = torch.autograd.grad(found, (q, k, v), weights, retain_graph=True)
+        wanted = torch.autograd.grad(expected, (q, k, v), weights, retain_graph=True)
+        torch.testing.assert_close(gradients, wanted)
+
+
+def test_a_bf16_step_on_a_cpu_takes_the_formula(monkeypatch):
+    """And evaluations do not: without gradients the fused kernel is the faster one."""
+    calls = []
+    formula = hardware.PlainAttention.__torch_function__
+
+    def counted(self, function, *others):
+        calls.append(function)
+        return formula(self, function, *others)
+
+    monkeypatch.setattr(hardware.PlainAttention, "__torch_function__", counted)
+    network = VisionTransformer(8, img_size=16, embed_dim=12, depth=2, num_heads=3)
+    for dtype, expected in ((torch.bfloat16, 2), (torch.float32, 0)):
+        calls.clear()
+        with World(0, 1, CPU, dtype).autocast():
+            network(torch.rand(5, 3, 16, 16)).sum().backward()
+        assert calls.count(F.scaled_dot_product_attention) == expected
+        with torch.no_grad(), World(0, 1, CPU, dtype).autocast():
+            network(torch.rand(5, 3, 16, 16))
+        assert calls.count(F.scaled_dot_product_attention) == expected
 
 
 @pytest.mark.parametrize("arch", VITS)
