@@ -42,6 +42,7 @@ from runtime import hardware
 from runtime.commandline import CommandLine, errors_in_one_line
 from runtime.creatures import make_creatures
 from runtime.crops import padded, shrunk
+from runtime.flops import flops
 from runtime.hardware import World
 from runtime.threads import share_cores
 from settings import Settings
@@ -245,8 +246,8 @@ def measure_step(bench: Bench) -> Iterator[dict]:
 
     # products are not seen that are compiled, or in a graph
     eager = make_ours(replace(settings, compile="false", cuda_graph=False), world)
-    work = measure.flops(lambda: eager.step(crops))
-    plain_work = measure.flops(lambda: plain.step(crops))
+    work = flops(lambda: eager.step(crops))
+    plain_work = flops(lambda: plain.step(crops))
     flops_per_ms = matmul_flops / median(turn[2] for turn in times) / 1000
     yield {
         "part": "work",

@@ -1,7 +1,6 @@
-"""Time, work and memory: how the bench measures them.
+"""Time and memory: how the bench measures them. Work is counted in runtime/flops.py.
 
 Time is the wall clock's, the device's queue included.
-Work is that of matrix products and convolutions; a multiplication and an addition are two.
 Memory on a GPU is the most that PyTorch's tensors held. On a CPU it is the largest resident size of
 the process, so only a fresh process shows the memory of one network.
 """
@@ -18,8 +17,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from runtime.commandline import InputError, brief
 from runtime.hardware import World
@@ -66,14 +63,6 @@ def in_turn(
             times.reverse()
         turns.append(times)
     return turns
-
-
-def flops(work: Callable) -> int:
-    """Return the operations of one call."""
-    # by the formula: the counter does not know every fused attention
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        work()
-    return counter.get_total_flops()
 
 
 def square_matmul(device: torch.device, dtype: torch.dtype) -> tuple[Callable, int]:

@@ -19,6 +19,7 @@ from bench import measure, plain
 from bench import step as bench_step
 from features import knn_votes, nearest_neighbours
 from runtime.commandline import InputError
+from runtime.flops import flops
 from runtime.hardware import World
 from settings import Settings
 from teacher import make_teacher, update_teacher
@@ -139,12 +140,12 @@ def test_nothing_of_ours_is_left_in_the_plain_step():
 def test_the_work_is_counted_with_the_formulas():
     """A linear layer: 2 B D K; attention: 2 products of 2 B h N N d each, whatever the kernel."""
     layer = nn.Linear(7, 11, bias=False)
-    assert measure.flops(lambda: layer(torch.ones(5, 7))) == 2 * 5 * 7 * 11
+    assert flops(lambda: layer(torch.ones(5, 7))) == 2 * 5 * 7 * 11
     B, h, N, d = 2, 3, 13, 8
     q = torch.randn(B, h, N, d)
-    assert measure.flops(lambda: scaled_dot_product_attention(q, q, q)) == 2 * 2 * B * h * N * N * d
-    work, flops = measure.square_matmul(HERE.device, torch.float32)
-    assert measure.flops(work) == flops
+    assert flops(lambda: scaled_dot_product_attention(q, q, q)) == 2 * 2 * B * h * N * N * d
+    work, formula = measure.square_matmul(HERE.device, torch.float32)
+    assert flops(work) == formula
 
 
 def test_works_take_turns():
