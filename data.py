@@ -224,6 +224,13 @@ def open_root(root: Path, levels: tuple[float, float]) -> tuple[Images, Images |
     return train, test
 
 
+def draw_images(side: int = 64, seed: int = 0) -> tuple[Images, Images]:
+    """Draw the embedded creatures: 4000 train images, 1000 test images."""
+    drawn = make_creatures(5000, side, seed)
+    creatures = Images(drawn.images, drawn.labels, CLASSES, drawn.masks)
+    return creatures.subset(torch.arange(4000)), creatures.subset(torch.arange(4000, 5000))
+
+
 def open_images(
     data_path: str = "",
     dataset: str = "",
@@ -242,9 +249,7 @@ def open_images(
         test_images = Images(*test) if test else None
         return Images(*train), test_images
     if not data_path:
-        drawn = make_creatures(5000, side)
-        creatures = Images(drawn.images, drawn.labels, CLASSES, drawn.masks)
-        return creatures.subset(torch.arange(4000)), creatures.subset(torch.arange(4000, 5000))
+        return draw_images(side)
     root = Path(data_path)
     if not os.path.isdir(root):
         problem = "a file" if os.path.exists(root) else "not there"

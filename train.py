@@ -117,13 +117,15 @@ def train(
     start_run=run_state.start_run,
     make_follow=None,
     before_save=None,
+    read_images=read_images,
+    make_loader=make_loader,
 ) -> None:
     """Train to the last epoch, from the checkpoint in the output folder if there is one.
 
     signals: receives the numbers of the signals that ask to stop.
     The other arguments are for ablations/: start_run(settings, world) makes networks, loss and
     optimizer; make_follow(run, steps, done) what updates the teacher; before_save(run, world)
-    comes before each checkpoint.
+    comes before each checkpoint. The last two, of training/inputs.py, are the race's (classroom/).
     """
     output = Path(settings.output_dir)
     say = tqdm.write if world.is_main else lambda text: None  # above the bar, once

@@ -82,7 +82,7 @@ def make_multicrop(settings: Settings) -> MultiCrop:
 
 
 def make_loader(
-    images: Images, settings: Settings, world: World
+    images: Images, settings: Settings, world: World, make_multicrop=make_multicrop
 ) -> tuple[Iterable[list[Tensor]], EpochBatches]:
     """Return a loader of this process's micro-batches of crops, and the order that it follows.
 

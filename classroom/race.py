@@ -1,0 +1,416 @@
+"""The race: how good a network for a budget? The rules are in classroom/README.md.
+
+    python -m classroom race --track embedded --name hotter -- --lr 0.01     # flags of train.py
+    python -m classroom race --track embedded --name ours --entry ours.py    # a file with own parts
+    python -m classroom race --track photos --name ours --data_path photos/  # class folders
+
+Behind -- stand flags of train.py. The judge draws or reads the images, hands them to the training
+without labels, trains three seeds, and prints the k-NN accuracy of the teacher's features.
+"""
+
+import argparse
+import json
+import math
+import os
+import runpy
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, stdev
+from tempfile import mkdtemp
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import train
+from data import Images, draw_images, knn_split
+from features import EvaluationView, extract, knn_accuracies
+from loss import DINOLoss
+from multicrop import MultiCrop, MultiCropNetwork
+from optimizer import make_optimizer
+from runtime import hardware
+from runtime.commandline import CommandLine, InputError, brief, errors_in_one_line
+from runtime.flops import flops
+from runtime.hardware import World
+from settings import Settings, parse_settings
+from teacher import make_teacher, update_teacher
+from training import inputs
+from training.backbone import build_backbone
+from training.run_state import RunState, make_head, prepare_step
+
+RESULTS = Path(__file__).parent / "race.jsonl"
+RUNS = Path("runs/race")
+SEEDS = (101, 102, 103)  # of creatures, weights, order and crops; train.py's default is 0
+BUDGETS = {"embedded": 12.0, "photos": 10.0}
+UNITS = {"embedded": "TFLOP", "photos": "minutes"}
+TOLERANCE = 1.1  # a speed is measured on a few steps, so minutes are kept to a tenth
+WARMUP_STEPS, TIMED_STEPS = 3, 10
+
+# flags of train.py that a contestant may not give
+JUDGES = {
+    "epochs": "the budget pays for so many steps, and the epochs follow",
+    "seed": "the judge has seeds of its own",
+    "data_path": "the images are the judge's (--data_path of photos stands before --)",
+    "dataset": "the images are the judge's",
+    "init_from": "a network starts from random weights",
+    "output_dir": "the judge keeps its runs in runs/race",
+    "compile": "a step costs what it costs without",
+    "cuda_graph": "a step costs what it costs without",
+}
+
+
+# -- a contestant's file
+
+
+def make_backbone(settings: Settings) -> nn.Module:
+    """Return the network of --arch: images (B, 3, S, S) -> features (B, D)."""
+    return build_backbone(
+        settings.arch,
+        settings.patch_size,
+        settings.global_crops_size,
+        settings.num_heads,
+        drop_path_rate=settings.drop_path_rate,
+        init_std=settings.init_std,
+    )
+
+
+def make_loss(settings: Settings) -> nn.Module:
+    """Return the loss of Eq. 3."""
+    return DINOLoss(settings.out_dim, settings.student_temp, settings.center_momentum)
+
+
+class Entry(NamedTuple):
+    """The parts that a contestant's file may replace, by the names of its functions."""
+
+    make_backbone: Callable = make_backbone  # settings -> a network with .embed_dim
+    make_head: Callable = make_head  # settings, embed_dim -> features (B, D) to logits (B, K)
+    make_loss: Callable = make_loss  # settings -> as docs/extending.md describes it
+    make_multicrop: Callable = inputs.make_multicrop  # settings -> a MultiCrop
+
+
+def read_entry(path: str) -> Entry:
+    """Return the parts that the file defines, and DINO's for the others.
+
+    Raises InputError for a file that does not run, and for functions of other names.
+    """
+    if not path:
+        return Entry()
+    if not Path(path).is_file():
+        raise InputError(f"--entry {path!r} is not there: check the path")
+    try:
+        found = runpy.run_path(path)
+    except Exception as error:
+        raise InputError(f"--entry {path} does not run ({brief(repr(error))}): fix it") from None
+
+    allowed = ", ".join(Entry._fields)
+    parts = {}
+    for name, value in found.items():
+        # what the file imports is not its own
+        own = callable(value) and getattr(value, "__module__", "") == found["__name__"]
+        if not own or isinstance(value, type) or name.startswith("_"):
+            continue
+        if name not in Entry._fields:
+            raise InputError(
+                f"--entry {path}: {name} is no part of a training: the functions are {allowed}; "
+                "begin the name of a helper with _"
+            )
+        parts[name] = value
+    if not parts:
+        raise InputError(f"--entry {path} replaces nothing: define one of {allowed}")
+    return Entry(**parts)
+
+
+def read_settings(flags: list[str]) -> Settings:
+    """Return a contestant's settings: the demo's, changed by flags of train.py."""
+    for word in flags:
+        name = word.partition("=")[0].removeprefix("--")
+        if word.startswith("--") and name in JUDGES:
+            raise InputError(f"--{name} is not the contestant's ({JUDGES[name]}): leave it out")
+    settings = parse_settings(["--preset", "demo", *flags])
+    return replace(settings, compile="false", saveckp_freq=0)
+
+
+# -- one training
+
+
+class Contest:
+    """One seed's training of an entry, on images that the judge gives it.
+
+    runs: what start_run made, the trained one first.
+    """
+
+    def __init__(self, entry: Entry, images: Images):
+        self.entry = entry
+        # neither labels nor masks: a training that reads them finds none
+        self.images = Images(images.source, levels=images.levels)
+        self.loaded = None  # loader and batches: files are decoded once
+        self.runs: list[RunState] = []
+
+    def part(self, name: str, kind: type, *arguments):
+        """Return what a function of the entry makes. Raise InputError if it is of another kind."""
+        made = getattr(self.entry, name)(*arguments)
+        if not isinstance(made, kind):
+            raise InputError(
+                f"--entry: {name} returned {brief(repr(made))}: it must return a {kind.__name__}"
+            )
+        return made
+
+    def read_images(self, settings: Settings, world: World) -> tuple[Images, None]:
+        return self.images, None
+
+    def make_loader(self, images: Images, settings: Settings, world: World) -> tuple:
+        """Return loader and batches, as training.inputs.make_loader does."""
+        if self.loaded is None:
+
+            def make_multicrop(settings: Settings) -> MultiCrop:
+                return self.part("make_multicrop", MultiCrop, settings)
+
+            self.loaded = inputs.make_loader(images, settings, world, make_multicrop)
+        return self.loaded
+
+    def start_run(self, settings: Settings, world: World) -> RunState:
+        """Return a fresh run, as training.run_state.start_run does."""
+        torch.manual_seed(settings.seed)
+        backbone = self.part("make_backbone", nn.Module, settings)
+        if not hasattr(backbone, "embed_dim"):
+            raise InputError("--entry: the network of make_backbone has no embed_dim: give it D")
+        head = self.part("make_head", nn.Module, settings, backbone.embed_dim)
+        student = MultiCropNetwork(backbone, head).to(world.device)
+        dino_loss = self.part("make_loss", nn.Module, settings).to(world.device)
+        optimizer = make_optimizer(settings.optimizer, student)
+        run = RunState(student, make_teacher(student), dino_loss, optimizer)
+        self.runs.append(run)
+        return run
+
+    def cost_of_step(self, track: str, settings: Settings, world: World) -> float:
+        """Return what a step takes from the budget, in TFLOP or in minutes."""
+        loader, batches = self.make_loader(self.images, settings, world)
+        self.start_run(settings, world)
+        run = self.runs.pop()  # another than the one to be trained
+        make_step = prepare_step(train.train_step, run, settings, world)
+        now = train.schedules(settings, 0, batches.steps, batches.images_per_step)
+        crops = crops_without_end(loader, batches)
+
+        def next_batches() -> list[list[Tensor]]:
+            found = []
+            for _ in range(settings.accumulate):
+                found.append([view.to(world.device) for view in next(crops)])
+            return found
+
+        def step(micro_batches: list[list[Tensor]]) -> None:
+            metrics = make_step(
+                run.student, run.teacher, run.dino_loss, run.optimizer,
+                micro_batches, now, settings, world, update_teacher,
+            )
+            metrics.tolist()  # waits for a GPU
+
+        if track == "embedded":
+            first = next_batches()  # cropping is not counted
+            return flops(lambda: step(first)) / 1e12
+        for _ in range(WARMUP_STEPS):
+            step(next_batches())
+        began = time.perf_counter()
+        for _ in range(TIMED_STEPS):
+            step(next_batches())
+        return (time.perf_counter() - began) / TIMED_STEPS / 60
+
+
+def crops_without_end(loader, batches):
+    """Yield micro-batches of crops, epoch after epoch."""
+    while True:
+        yield from loader
+        batches.epoch += 1
+
+
+def fit(settings: Settings, steps: int, most: int) -> tuple[int, int]:
+    """Return epochs and steps an epoch, at most `most`, that make up the steps, or nearly.
+
+    Schedules are written for whole epochs, so the last step of them ends all cosines.
+    Raises InputError where a warm-up is longer than the training.
+    """
+    if steps < 1:
+        raise InputError("the budget does not pay for one step: take a smaller network or batch")
+    epochs = math.ceil(steps / most)
+    for name in ("warmup_epochs", "warmup_teacher_temp_epochs"):
+        if getattr(settings, name) > epochs:
+            raise InputError(
+                f"--{name} {getattr(settings, name):g} is longer than the {epochs} epochs that "
+                "the budget pays for: lower it"
+            )
+    return epochs, steps // epochs
+
+
+class Outcome(NamedTuple):
+    """k-NN accuracy in %, what the training spent in TFLOP or minutes, and the steps' minutes."""
+
+    knn: float
+    spent: float
+    minutes: float
+
+
+def train_one(
+    entry: Entry, settings: Settings, split: tuple[Images, Images], track: str, budget: float
+) -> Outcome:
+    """Train on the train images without labels, as far as the budget goes, and evaluate."""
+    contest = Contest(entry, split[0])
+    with hardware.start(settings.device, settings.precision) as world:
+        settings = replace(settings, precision=hardware.name_of(world.dtype))
+        cost = contest.cost_of_step(track, settings, world)
+    _, batches = contest.loaded
+    epochs, batches.steps = fit(settings, int(budget / cost), batches.steps)
+    settings = replace(settings, epochs=epochs)
+    train.launch(
+        settings,
+        start_run=contest.start_run,
+        read_images=contest.read_images,
+        make_loader=contest.make_loader,
+    )
+
+    run = contest.runs[0]
+    minutes = 0.0  # of the steps: neither of reading images nor of drawing figures
+    for record in run.history[1:]:
+        minutes += batches.steps * batches.images_per_step / record["images_per_s"] / 60
+    spent = minutes
+    if track == "embedded":
+        spent = cost * epochs * batches.steps
+
+    view = EvaluationView(settings.eval_size, settings.eval_crop, settings.mean, settings.std)
+    with hardware.start(settings.device, settings.precision) as world:
+        features = extract(run.teacher.backbone, split, view, world)
+        top1, _ = knn_accuracies(features, world=world)[20]
+    return Outcome(top1, spent, minutes)
+
+
+# -- the judge
+
+
+def judges_images(
+    track: str, data_path: str, settings: Settings, seed: int
+) -> tuple[Images, Images]:
+    """Return train and test images with labels. The creatures of each seed are others."""
+    if track == "embedded":
+        return draw_images(seed=seed)
+    with hardware.start(settings.device, settings.precision) as world:
+        images = inputs.read_images(replace(settings, data_path=data_path), world)
+    split = knn_split(*images)
+    if split is None:
+        raise InputError(f"--data_path {data_path} has no class folders: the judge needs them")
+    return split
+
+
+def read_results(path: Path) -> list[dict]:
+    """Return the entries of a race.jsonl, none where there is no file."""
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise InputError(f"--results {path} cannot be read ({brief(error)}): fix it") from None
+
+
+def compare(line: dict, earlier: list[dict]) -> str:
+    """Add difference and record to an entry's line, and return words about them.
+
+    difference: points to the best earlier entry of the same contest, None for the first entry.
+    record: whether it is above the spread, the larger of both entries' standard deviations.
+    """
+    line["difference"] = None
+    line["record"] = True
+    same = []
+    for other in earlier:
+        if all(other[key] == line[key] for key in ("track", "data", "budget")):
+            same.append(other)
+    if not same:
+        return "the first entry of this contest"
+
+    best = max(same, key=lambda other: other["mean"])
+    spread = max(best["spread"], line["spread"])
+    line["difference"] = round(line["mean"] - best["mean"], 2)
+    line["record"] = line["difference"] > spread
+    verdict = "a new record" if line["record"] else "no record"
+    return (
+        f"{line['difference']:+.2f} points to {best['name']!r}, the best before; the larger "
+        f"standard deviation is {spread:.2f}: {verdict}"
+    )
+
+
+def judge(flags: argparse.Namespace, words: list[str]) -> None:
+    """Train the entry's seeds, print what came out, and append it to the results."""
+    settings = read_settings(words)
+    entry = read_entry(flags.entry)
+    results = Path(flags.results)
+    read_results(results)  # an error now, not after the trainings
+    budget = BUDGETS[flags.track] if flags.budget is None else flags.budget
+    unit = UNITS[flags.track]
+
+    outcomes = []
+    for seed in SEEDS:
+        print(f"{flags.name}, seed {seed}", flush=True)
+        split = judges_images(flags.track, flags.data_path, settings, seed)
+        RUNS.mkdir(parents=True, exist_ok=True)
+        folder = mkdtemp(prefix=f"{seed}-", dir=RUNS)  # fresh: an old run would be continued
+        one = replace(settings, seed=seed, output_dir=folder)
+        outcome = train_one(entry, one, split, flags.track, budget)
+        if outcome.spent > TOLERANCE * budget:
+            raise InputError(
+                f"the training took {outcome.spent:.1f} of {budget:g} {unit} and is not entered: "
+                "the machine was busier than in the first steps, so run it again"
+            )
+        print(f"seed {seed}: k-NN {outcome.knn:.1f} %, {outcome.spent:.4g} {unit}", flush=True)
+        outcomes.append(outcome)
+
+    knn = [round(outcome.knn, 2) for outcome in outcomes]
+    line = {
+        "track": flags.track,
+        "name": flags.name,
+        "data": Path(flags.data_path).name or "creatures",
+        "budget": budget,
+        "unit": unit,
+        "settings": " ".join(words),
+        "entry": Path(flags.entry).name,
+        "knn": knn,
+        "mean": round(mean(knn), 2),
+        "spread": round(stdev(knn), 2),
+        "spent": round(mean(outcome.spent for outcome in outcomes), 4),
+        "minutes": round(mean(outcome.minutes for outcome in outcomes), 1),
+    }
+    words_about_it = compare(line, read_results(results))
+    print(f"\n{flags.name}: k-NN {line['mean']:.2f} % +- {line['spread']:.2f} over 3 seeds")
+    print(words_about_it)
+    append(results, line)
+
+
+def append(path: Path, line: dict) -> None:
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:
+        raise InputError(f"cannot write --results {path} ({error.strerror}): {line}") from None
+
+
+def main(argv: list[str]) -> None:
+    """Run the race's command line; what stands behind -- is the contestant's."""
+    words = []
+    if "--" in argv:
+        place = argv.index("--")
+        argv, words = argv[:place], argv[place + 1 :]
+    parser = CommandLine(__doc__)
+    add = parser.add_argument
+    add("--track", required=True, choices=tuple(BUDGETS))
+    add("--name", required=True, help="of the entry")
+    add("--entry", default="", help="a file with make_backbone, make_head, make_loss or "
+        "make_multicrop")
+    add("--budget", type=float, help="TFLOP of embedded [12], minutes of photos [10]")
+    add("--data_path", default="", help="of photos: a folder of class folders")
+    add("--results", default=str(RESULTS), help="the file that gets a line [classroom/race.jsonl]")
+    with errors_in_one_line():
+        flags = parser.parse_args(argv)
+        if bool(flags.data_path) != (flags.track == "photos"):
+            raise InputError("--data_path is for --track photos, which needs it")
+        if flags.budget is not None and not 0 < flags.budget < math.inf:
+            raise InputError(f"--budget {flags.budget} must be above 0 and finite")
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise InputError("the race is for one process: start it with python, not torchrun")
+        judge(flags, words)
