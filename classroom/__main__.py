@@ -7,6 +7,8 @@
     python -m classroom check 2 --full      # print all that pytest prints
     python -m classroom diff 2              # yours, and the reference
     python -m classroom run train.py --epochs 4 --output_dir runs/my-own    # with your functions
+    python -m classroom grade --json FOLDER # check each workbook in the folder
+    python -m classroom race --help         # how good a network for a budget?
 
 A check copies the sources to a temporary folder, your files over them, and runs pytest there.
 So modules that import yours find it, and so do processes that a test or torchrun starts.
@@ -15,17 +17,20 @@ import argparse
 import ast
 import difflib
 import io
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 import tokenize
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from textwrap import fill, indent, wrap
 
-from classroom import verdict
+from classroom import verdict, workbook
 from classroom.ladder import LADDER, Exercise
 from classroom.workbook import (
     NUMBERED,
@@ -49,6 +54,7 @@ from classroom.workbook import (
 from runtime.commandline import CommandLine, InputError, errors_in_one_line
 
 REPORT = "report.xml"  # pytest's, in the copy
+LONGEST = 120.0  # seconds of a check in grade: a loop without end must not stop it
 
 # -- what is shown of the reference
 
@@ -160,21 +166,41 @@ def check(number: int, full: bool = False) -> None:
 
     # what does not pass yet stands in no other exercise's way
     keep = {other for other in NUMBERED if state(other) == "passes"} | {number}
-    files = {NUMBERED[other].file for other in keep}
     print(f"exercise {number}, {one.title}: its tests run ...", flush=True)
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        copy_sources(Path(folder), files, keep)
-        command = [sys.executable, "-m", "pytest", *pytest_arguments(one), f"--junitxml={REPORT}"]
-        ended = subprocess.run(command, cwd=folder, capture_output=not full, text=True)
-        report = read_report(Path(folder))
-        # os._exit(0) in the student's file ends with status 0, too, and leaves no report
-        if ended.returncode != 0 or not report or not verdict.all_passed(report):
+        passed, report, output = run_tests(number, keep, Path(folder), full)
+        if not passed:
             if not full:
-                explain(number, Path(folder), report, ended.stdout + ended.stderr)
+                explain(number, Path(folder), report, output)
             print("not yet")
             sys.exit(1)
     remember(number, written)
     print(f"exercise {number} passes. Look at: {one.look}")
+
+
+def run_tests(
+    number: int, keep: set[int], folder: Path, full: bool = False, limit: float | None = None
+) -> tuple[bool, str, str]:
+    """Run the exercise's tests in a copy; return whether they pass, pytest's report, and output.
+
+    keep: the exercises whose functions are the student's. full: let pytest print. limit: seconds.
+    """
+    copy_sources(folder, {NUMBERED[other].file for other in keep}, keep)
+    tests = pytest_arguments(NUMBERED[number])
+    command = [sys.executable, "-m", "pytest", *tests, f"--junitxml={REPORT}"]
+    try:
+        ended = subprocess.run(
+            command, cwd=folder, capture_output=not full, text=True, timeout=limit
+        )
+    except subprocess.TimeoutExpired:
+        return False, "", ""
+    report = read_report(folder)
+    output = ""
+    if not full:
+        output = ended.stdout + ended.stderr
+    # os._exit(0) in the student's file ends with status 0, too, and leaves no report
+    passed = ended.returncode == 0 and bool(report) and verdict.all_passed(report)
+    return passed, report, output
 
 
 def read_report(folder: Path) -> str:
@@ -203,6 +229,57 @@ def explain(number: int, folder: Path, report: str, output: str) -> None:
         for line in lines:
             print("    " + line.replace(f"{folder}{os.sep}", ""))
     print(f"\npython -m classroom check {number} --full prints all that pytest says")
+
+
+def grade(words: list[str]) -> None:
+    """Print a line for each exercise of each workbook in a folder: whether it passes, seconds.
+
+    All else is the reference's: an exercise that fails makes no other one fail.
+    """
+    parser = CommandLine("Check each workbook in a folder. It runs what was submitted.")
+    parser.add_argument("folder", type=Path, help="with a folder for each student")
+    parser.add_argument("--json", action="store_true", help="print a JSON object a line")
+    flags = parser.parse_args(words)
+
+    for name, book in find_workbooks(flags.folder).items():
+        workbook.WORKBOOK = book  # what reads a workbook reads this one now
+        for number, one in NUMBERED.items():
+            began = time.perf_counter()
+            passed = is_solved(number)
+            seconds = round(time.perf_counter() - began, 1)
+            if flags.json:
+                line = {"workbook": name, "exercise": number, "function": one.place}
+                print(json.dumps(line | {"passed": passed, "seconds": seconds}), flush=True)
+            else:
+                outcome = "passes" if passed else "-"
+                print(f"{name:20}  {number:3}  {outcome:6}  {seconds:5.1f} s", flush=True)
+
+
+def find_workbooks(folder: Path) -> dict[str, Path]:
+    """Return the workbooks by student: FOLDER/NAME/loss.py or FOLDER/NAME/workbook/loss.py.
+
+    Raises InputError if there is none.
+    """
+    books = {}
+    for book in sorted([*folder.glob("*/"), *folder.glob("*/workbook/")]):
+        if any((book / one.file).exists() for one in LADDER):
+            name = book.relative_to(folder).parts[0]
+            books[name] = book
+    if not books:
+        raise InputError(f"no workbooks in {str(folder)!r}: they are FOLDER/NAME/loss.py and so on")
+    return books
+
+
+def is_solved(number: int) -> bool:
+    """Return whether the function that stands in the workbook passes its tests."""
+    try:
+        if is_blank(student_text(number), NUMBERED[number]):
+            return False
+        with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            passed, _, _ = run_tests(number, {number}, Path(folder), limit=LONGEST)
+    except InputError:  # not begun, no Python, or a function of the file is gone
+        return False
+    return passed
 
 
 def diff(number: int) -> None:
@@ -333,13 +410,20 @@ def main(argv: list[str] | None = None) -> None:
         argv = sys.argv[1:]
     parser = CommandLine(__doc__)
     add = parser.add_argument
-    add("command", choices=("list", "start", "check", "diff", "run"))
+    add("command", choices=("list", "start", "check", "diff", "run", "grade", "race"))
     add("number", type=int, nargs="?", help="of the exercise; for run the script and its flags")
     add("--hints", action="store_true", help="start: the reference's comments, and what it calls")
     add("--full", action="store_true", help="check: all that pytest prints")
     add("--again", action="store_true", help="start: a new blank over what was written before")
     with errors_in_one_line():
         try:
+            if argv[:1] == ["race"]:
+                # by its name: the other commands need no torch, which takes seconds to load
+                import_module("classroom.race").main(argv[1:])
+                return
+            if argv[:1] == ["grade"]:
+                grade(argv[1:])
+                return
             if argv[:1] == ["run"] and argv[1:2] != ["--help"]:
                 run(list(argv[1:]))
             obey(parser.parse_args(argv))

@@ -365,7 +365,7 @@ def test_a_broken_file_does_not_stand_in_another_exercises_way(workbook, monkeyp
             "the other file is the student's"
         )
         (Path(cwd) / exercises.REPORT).write_text('<testsuite><testcase name="a"/></testsuite>')
-        return subprocess.CompletedProcess(command, 0)
+        return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(exercises.subprocess, "run", look)
     command("check", TEACHER)
@@ -695,3 +695,51 @@ def test_check_and_run_take_the_students_file_also_in_a_process_that_imports_it(
     )
     quit_early = in_process(workbook, "check", str(schedules))
     assert quit_early.returncode == 1 and "ended without a word" in quit_early.stdout, quit_early
+
+
+def test_grade_reports_each_exercise_of_each_workbook(tmp_path, monkeypatch, capsys):
+    """One function right, one wrong, one blank and a file that is no Python; nobody's fault is
+    another's."""
+    monkeypatch.setattr(attempts, "WORKBOOK", tmp_path / "mine")
+    few = {number: NUMBERED[number] for number in (CENTER, FORWARD, TEACHER)}
+    monkeypatch.setattr(exercises, "NUMBERED", few)
+    ran = []
+
+    def tests_of(number, keep, folder, limit):
+        """The reference's text passes, as it does in test_an_exercises_tests_tell_..."""
+        exercises.copy_sources(folder, {few[number].file}, keep)
+        name = few[number].name
+        ran.append(number)
+        copied = (folder / few[number].file).read_text()
+        right = function_text(copied, name) == function_text(reference_text(few[number]), name)
+        return right, "", ""
+
+    monkeypatch.setattr(exercises, "run_tests", tests_of)
+    ada, bob = tmp_path / "class" / "ada", tmp_path / "class" / "bob" / "workbook"
+    ada.mkdir(parents=True)
+    bob.mkdir(parents=True)
+    wrong = with_body(LOSS, NUMBERED[FORWARD].name, "        return 0\n")
+    (ada / "loss.py").write_text(wrong)
+    (ada / "teacher.py").write_text("def update_teacher(:\n")
+    blanked = with_function(LOSS, NUMBERED[CENTER].name, exercises.blank(CENTER))
+    (bob / "loss.py").write_text(blanked)
+
+    command("grade", "--json", tmp_path / "class")
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    passed = {(line["workbook"], line["exercise"]) for line in lines if line["passed"]}
+    assert passed == {("ada", CENTER), ("bob", FORWARD)}
+    assert len(lines) == 2 * len(few) and all(line["seconds"] >= 0 for line in lines)
+    assert ran == [CENTER, FORWARD, FORWARD], "what is blank or broken needs no tests"
+    command("grade", tmp_path / "class")
+    assert capsys.readouterr().out.count("passes") == 2
+    assert "no workbooks in" in refusal(capsys, "grade", tmp_path / "mine")
+
+
+def test_the_ladder_begins_with_the_papers_loss():
+    assert NUMBERED[1].place == "loss.py:DINOLoss.forward"
+
+
+def test_the_other_commands_load_no_torch():
+    """The race needs it; a list or a start is there at once."""
+    script = "import sys; from classroom import __main__; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], cwd=REPO, check=True)
