@@ -383,6 +383,7 @@ def judge(flags: argparse.Namespace, words: list[str]) -> None:
 
 
 def append(path: Path, line: dict) -> None:
+    """Add a line to the results. Raise InputError, with the line, if it cannot be written."""
     try:
         with open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
