@@ -1,6 +1,7 @@
 """The race: a budget that is kept, a judge's own images and seeds, no labels, and clear records."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from runtime.creatures import CLASSES, make_creatures
 from runtime.flops import flops
 from settings import Settings
 
+PAGE = (Path(__file__).parent.parent / "classroom/README.md").read_text(encoding="utf-8")
 TRAIN, TEST = 40, 20  # images of a test's judge
 TINY = (
     "--patch_size 16 --global_crops_size 32 --local_crops_size 16 --local_crops_number 1 "
@@ -234,3 +236,13 @@ def test_photos_are_raced_by_minutes(place, monkeypatch, capsys):
         enter("--track", "photos", "--name", "b", "--budget", "0.005", "--data_path", "photos")
     assert "is not entered" in capsys.readouterr().err
     assert len(entries(place)) == 1
+
+
+def test_the_pages_example_is_an_entry_and_its_budgets_are_the_judges(place):
+    (example,) = re.findall(r"```python\n(from loss.*?)```", PAGE, re.DOTALL)
+    (place / "slow_center.py").write_text(example)
+    entry = race.read_entry("slow_center.py")
+    assert entry.make_loss(race.read_settings([])).center_momentum == 0.99
+    assert entry.make_head is race.make_head, "what the file lacks is DINO's"
+    assert f"{race.BUDGETS['embedded']:g} TFLOP" in PAGE
+    assert f"*photos* is {race.BUDGETS['photos']:g} minutes" in PAGE
