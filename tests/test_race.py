@@ -246,3 +246,14 @@ def test_the_pages_example_is_an_entry_and_its_budgets_are_the_judges(place):
     assert entry.make_head is race.make_head, "what the file lacks is DINO's"
     assert f"{race.BUDGETS['embedded']:g} TFLOP" in PAGE
     assert f"*photos* is {race.BUDGETS['photos']:g} minutes" in PAGE
+
+
+def test_the_shipped_entries_stand_as_the_judge_compares_them():
+    lines = race.read_results(race.RESULTS)
+    assert lines[0]["name"] == "the demo's recipe" and lines[0]["settings"] == ""
+    for number, line in enumerate(lines):
+        assert (line["track"], line["budget"]) == ("embedded", race.BUDGETS["embedded"])
+        assert len(line["knn"]) == 3 and 0.9 * line["budget"] < line["spent"] <= line["budget"]
+        again = dict(line)
+        race.compare(again, lines[:number])
+        assert again == line, "difference and record are those to the entries before it"
