@@ -34,7 +34,7 @@ from runtime import hardware
 from runtime.commandline import CommandLine, InputError, brief, errors_in_one_line
 from runtime.flops import flops
 from runtime.hardware import World
-from settings import Settings, parse_settings
+from settings import VITS, Settings, parse_settings
 from teacher import make_teacher, update_teacher
 from training import inputs
 from training.backbone import build_backbone
@@ -255,7 +255,8 @@ def train_one(
 ) -> Outcome:
     """Train on the train images without labels, as far as the budget goes, and evaluate."""
     contest = Contest(entry, split[0])
-    with hardware.start(settings.device, settings.precision) as world:
+    width = VITS.get(settings.arch, 384)  # of what --precision auto multiplies, as in train.py
+    with hardware.start(settings.device, settings.precision, width=width) as world:
         settings = replace(settings, precision=hardware.name_of(world.dtype))
         cost = contest.cost_of_step(track, settings, world)
     _, batches = contest.loaded
