@@ -225,15 +225,25 @@ def test_photos_are_raced_by_minutes(place, monkeypatch, capsys):
         folder = place / "photos" / f"class{number % 4}"
         folder.mkdir(parents=True, exist_ok=True)
         to_pil_image(image).save(folder / f"{number}.png")
+    measured = []
+
+    def a_known_speed(contest, *arguments):
+        measured.append(cost_of_step(contest, *arguments))
+        return 0.01  # minutes, however busy the machine
+
+    cost_of_step = race.Contest.cost_of_step
+    monkeypatch.setattr(race.Contest, "cost_of_step", a_known_speed)
     monkeypatch.setattr(race, "SEEDS", (101, 102))
-    monkeypatch.setattr(race, "TOLERANCE", 100.0)  # steps of a busy machine
-    enter("--track", "photos", "--name", "a", "--budget", "0.005", "--data_path", "photos")
+    monkeypatch.setattr(race, "TOLERANCE", 100.0)
+    enter("--track", "photos", "--name", "a", "--budget", "0.055", "--data_path", "photos")
+    assert len(measured) == 2 and min(measured) > 0
     (line,) = entries(place)
     assert line["unit"] == "minutes" and line["data"] == "photos" and line["spent"] > 0
-    assert "32 images, " in capsys.readouterr().out, "a fifth of them are test images"
+    said = capsys.readouterr().out
+    assert "32 images, 5 steps of 4 an epoch" in said, "a fifth of them are test images"
     with pytest.raises(SystemExit):
         monkeypatch.setattr(race, "TOLERANCE", 1e-9)
-        enter("--track", "photos", "--name", "b", "--budget", "0.005", "--data_path", "photos")
+        enter("--track", "photos", "--name", "b", "--budget", "0.055", "--data_path", "photos")
     assert "is not entered" in capsys.readouterr().err
     assert len(entries(place)) == 1
 
