@@ -335,8 +335,8 @@ PRESETS = {
         eval_crop=1.0,
         output_dir="runs/demo",
     ),
-    # Photographs of your own, at 64 pixels, on two CPU cores: an hour for 10,000 images or fewer,
-    # in proportion for more. Batch normalisation in the head, which the paper does without, is what
+    # Photographs of your own, at 64 pixels, on two CPU cores: about an hour for 10,000 images or
+    # fewer, in proportion for more. Batch normalisation in the head, which the paper does without, is what
     # lets so short a run learn (docs/log.md).
     "photos": dict(
         arch="vit_nano",
@@ -358,8 +358,7 @@ PRESETS = {
         local_crops_scale=(0.1, 0.4),
         local_crops_number=4,
         blur=(0.5, 0.0, 0.25),
-        eval_size=64,
-        eval_crop=1.0,
+        eval_size=72,  # crops show things larger than the whole image does
         output_dir="runs/photos",
     ),
     # A few thousand images of your own on one machine: one GPU, an hour or two; a CPU, overnight.
