@@ -336,8 +336,8 @@ PRESETS = {
         output_dir="runs/demo",
     ),
     # Photographs of your own, at 64 pixels, on two CPU cores: about an hour for 10,000 images or
-    # fewer, in proportion for more. Batch normalisation in the head, which the paper does without, is what
-    # lets so short a run learn (docs/log.md).
+    # fewer, in proportion for more. With batch normalisation in the head, which the paper does
+    # without, so short a run learns more (docs/log.md).
     "photos": dict(
         arch="vit_nano",
         patch_size=8,
