@@ -196,12 +196,14 @@ def network_flags(flags: Namespace, start: tuple[nn.Module, dict] | None) -> dic
     """Return what the checkpoint will say of its network: that of the weights to start from, or a
     fresh one as the flags say."""
     preset = default_preset(flags.data_path, flags.dataset, init_from="")
-    fresh = Settings(**PRESETS[preset])
     if start:
         _, args = start
+        if preset == "photos":  # what a file does not say is the release's, however few the images
+            preset = "vits16"
     else:
         names = ("arch", "patch_size", "eval_size", "num_heads", "init_std")
         args = {name: getattr(flags, name) for name in names if getattr(flags, name)}
+    fresh = Settings(**PRESETS[preset])
     about = {}
     sizes = ("arch", "patch_size", "num_heads", "init_std")
     for name in (*sizes, "eval_size", "eval_crop", "mean", "std"):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -253,6 +254,19 @@ def test_fine_tuning_starts_from_the_weights_of_any_checkpoint(photos, tmp_path,
     tuned = weights_of(tmp_path)
     for name, value in backbone.state_dict().items():
         torch.testing.assert_close(tuned[f"backbone.{name}"], value)
+
+
+def test_weights_that_say_no_size_of_the_view_keep_the_releases_on_few_images_too(photos):
+    """A fresh network on few images has the recipe for photographs instead."""
+    flags = SimpleNamespace(
+        data_path=str(photos), dataset="", eval_size=0, train_size=0,
+        arch="", patch_size=0, num_heads=0, init_std=0,
+    )
+    start = build_backbone("vit_nano", 8, 32), {"arch": "vit_nano", "patch_size": 8}
+    tuned = transfer.network_flags(flags, start)
+    assert (tuned["eval_size"], tuned["init_std"]) == (224, 0.02)
+    fresh = transfer.network_flags(flags, None)
+    assert (fresh["arch"], fresh["eval_size"]) == ("vit_nano", 72)
 
 
 def test_a_convnet_is_trained_too(photos, tmp_path, capsys):
