@@ -15,7 +15,6 @@ import train
 from ablations.byol import SquaredDistance
 from ablations.moco import InfoNCE, shuffle_batches
 from ablations.variants import SinkhornLoss, VariantHead, make_follow, remove_predictor
-from loss import DINOLoss
 from multicrop import MultiCropNetwork
 from optimizer import make_optimizer
 from runtime import batch_norm
@@ -23,6 +22,7 @@ from runtime.commandline import errors_in_one_line
 from runtime.hardware import World
 from settings import Settings, parse_settings, refuse, setting
 from teacher import make_teacher
+from training import run_state
 from training.run_state import RunState, build_student
 
 
@@ -122,7 +122,7 @@ def make_loss(settings: AblationSettings, world: World) -> nn.Module:
     if settings.loss == "infonce":
         return InfoNCE(settings.out_dim, settings.student_temp, settings.queue_length, world)
     if settings.centering == "center":
-        return DINOLoss(settings.out_dim, settings.student_temp, settings.center_momentum)
+        return run_state.make_loss(settings)
     return SinkhornLoss(
         settings.out_dim,
         settings.student_temp,

@@ -16,29 +16,26 @@ import runpy
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from tempfile import mkdtemp
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 import train
 from data import Images, draw_images, knn_split
 from features import EvaluationView, extract, knn_accuracies
-from loss import DINOLoss
-from multicrop import MultiCrop, MultiCropNetwork
-from optimizer import make_optimizer
+from multicrop import MultiCrop
 from runtime import hardware
 from runtime.commandline import CommandLine, InputError, brief, errors_in_one_line
 from runtime.flops import flops
 from runtime.hardware import World
 from settings import VITS, Settings, parse_settings
-from teacher import make_teacher, update_teacher
-from training import inputs
-from training.backbone import build_backbone
-from training.run_state import RunState, make_head, prepare_step
+from teacher import update_teacher
+from training import inputs, run_state
+from training.run_state import RunState, make_backbone, make_head, make_loss, prepare_step
 
 RESULTS = Path(__file__).parent / "race.jsonl"
 RUNS = Path("runs/race")
@@ -62,23 +59,6 @@ JUDGES = {
 
 
 # -- a contestant's file
-
-
-def make_backbone(settings: Settings) -> nn.Module:
-    """Return the network of --arch: images (B, 3, S, S) -> features (B, D)."""
-    return build_backbone(
-        settings.arch,
-        settings.patch_size,
-        settings.global_crops_size,
-        settings.num_heads,
-        drop_path_rate=settings.drop_path_rate,
-        init_std=settings.init_std,
-    )
-
-
-def make_loss(settings: Settings) -> nn.Module:
-    """Return the loss of Eq. 3."""
-    return DINOLoss(settings.out_dim, settings.student_temp, settings.center_momentum)
 
 
 class Entry(NamedTuple):
@@ -163,26 +143,28 @@ class Contest:
     def make_loader(self, images: Images, settings: Settings, world: World) -> tuple:
         """Return loader and batches, as training.inputs.make_loader does."""
         if self.loaded is None:
-
-            def make_multicrop(settings: Settings) -> MultiCrop:
-                return self.part("make_multicrop", MultiCrop, settings)
-
+            make_multicrop = partial(self.part, "make_multicrop", MultiCrop)
             self.loaded = inputs.make_loader(images, settings, world, make_multicrop)
         return self.loaded
 
     def start_run(self, settings: Settings, world: World) -> RunState:
         """Return a fresh run, as training.run_state.start_run does."""
-        torch.manual_seed(settings.seed)
+        run = run_state.start_run(
+            settings,
+            world,
+            make_head=partial(self.part, "make_head", nn.Module),
+            make_backbone=self.make_backbone,
+            make_loss=partial(self.part, "make_loss", nn.Module),
+        )
+        self.runs.append(run)
+        return run
+
+    def make_backbone(self, settings: Settings, img_size: int) -> nn.Module:
+        """Return the entry's network. img_size: always 0, the global crops'."""
         backbone = self.part("make_backbone", nn.Module, settings)
         if not hasattr(backbone, "embed_dim"):
             raise InputError("--entry: the network of make_backbone has no embed_dim: give it D")
-        head = self.part("make_head", nn.Module, settings, backbone.embed_dim)
-        student = MultiCropNetwork(backbone, head).to(world.device)
-        dino_loss = self.part("make_loss", nn.Module, settings).to(world.device)
-        optimizer = make_optimizer(settings.optimizer, student)
-        run = RunState(student, make_teacher(student), dino_loss, optimizer)
-        self.runs.append(run)
-        return run
+        return backbone
 
     def cost_of_step(self, track: str, settings: Settings, world: World) -> float:
         """Return what a step takes from the budget, in TFLOP or in minutes."""

@@ -70,21 +70,40 @@ def make_head(settings: Settings, embed_dim: int) -> nn.Module:
     )
 
 
-def build_student(settings: Settings, make_head=make_head) -> MultiCropNetwork:
-    """Return a student with fresh weights from the seed, or with those of --init_from."""
-    torch.manual_seed(settings.seed)
-    img_size = settings.global_crops_size
-    if settings.init_from:
-        weights, img_size = read_start(settings)
+def make_backbone(settings: Settings, img_size: int = 0) -> nn.Module:
+    """Return the network of --arch: images (B, 3, S, S) -> features (B, D).
 
-    backbone = build_backbone(
+    img_size: pixels of the images whose grid has positions; 0: the global crops'.
+    """
+    return build_backbone(
         settings.arch,
         settings.patch_size,
-        img_size,
+        img_size or settings.global_crops_size,
         settings.num_heads,
         drop_path_rate=settings.drop_path_rate,
         init_std=settings.init_std,
     )
+
+
+def make_loss(settings: Settings) -> nn.Module:
+    """Return the loss of Eq. 1 to 3, with its center at 0."""
+    return DINOLoss(
+        settings.out_dim,
+        student_temp=settings.student_temp,
+        center_momentum=settings.center_momentum,
+    )
+
+
+def build_student(
+    settings: Settings, make_head=make_head, make_backbone=make_backbone
+) -> MultiCropNetwork:
+    """Return a student with fresh weights from the seed, or with those of --init_from."""
+    torch.manual_seed(settings.seed)
+    img_size = 0
+    if settings.init_from:
+        weights, img_size = read_start(settings)
+
+    backbone = make_backbone(settings, img_size)
     head = make_head(settings, backbone.embed_dim)
     if settings.init_from:
         load_strictly(backbone, weights.backbone, settings.init_from)
@@ -95,21 +114,25 @@ def build_student(settings: Settings, make_head=make_head) -> MultiCropNetwork:
     return MultiCropNetwork(backbone, head)
 
 
-def start_run(settings: Settings, world: World) -> RunState:
-    """Return a fresh run; the teacher has the student's weights, the center is 0."""
-    student = build_student(settings)
+def start_run(
+    settings: Settings,
+    world: World,
+    make_head=make_head,
+    make_backbone=make_backbone,
+    make_loss=make_loss,
+) -> RunState:
+    """Return a fresh run; the teacher has the student's weights, the center is 0.
+
+    The other arguments take the place of the functions above of these names.
+    """
+    student = build_student(settings, make_head, make_backbone)
     if world.size > 1:
         student = synchronise_batch_norms(student, world)
     student = student.to(world.device)
-    dino_loss = DINOLoss(
-        settings.out_dim,
-        student_temp=settings.student_temp,
-        center_momentum=settings.center_momentum,
-    )
     return RunState(
         student,
         make_teacher(student),
-        dino_loss.to(world.device),
+        make_loss(settings).to(world.device),
         make_optimizer(settings.optimizer, student),
     )
 
