@@ -290,6 +290,11 @@ class Settings:
         0.875, "its fraction of the resized image's side", above=0, at_most=1
     )
 
+    @property
+    def width(self) -> int:
+        """What --precision auto multiplies: D of a token; for a convnet, a ViT-S's."""
+        return VITS.get(self.arch, VITS["vit_small"])
+
 
 # what the authors' long runs share, most of them or all
 _AUTHORS = dict(

@@ -30,7 +30,7 @@ from runtime.commandline import bar_style, errors_in_one_line
 from runtime.hardware import World
 from runtime.sampling import seed_of
 from runtime.threads import FreeCores
-from settings import VITS, Settings, parse_settings
+from settings import Settings, parse_settings
 from teacher import update_teacher
 from training import report, run_state
 from training.inputs import advice, make_loader, read_images
@@ -272,9 +272,10 @@ def train(
 def launch(settings: Settings, **parts) -> None:
     """Train in this process and those beside it, which torchrun has started; parts: train's."""
     run_state.keep_choices(settings)
-    width = VITS.get(settings.arch, 384)  # of what --precision auto multiplies
     with (
-        hardware.start(settings.device, settings.precision, settings.patience, width) as world,
+        hardware.start(
+            settings.device, settings.precision, settings.patience, settings.width
+        ) as world,
         hardware.stop_signals() as signals,
         run_state.claimed(Path(settings.output_dir), world),  # by one training at a time
     ):

@@ -32,7 +32,7 @@ from runtime import hardware
 from runtime.commandline import CommandLine, InputError, brief, errors_in_one_line
 from runtime.flops import flops
 from runtime.hardware import World
-from settings import VITS, Settings, parse_settings
+from settings import Settings, parse_settings
 from teacher import update_teacher
 from training import inputs, run_state
 from training.run_state import RunState, make_backbone, make_head, make_loss, prepare_step
@@ -237,8 +237,7 @@ def train_one(
 ) -> Outcome:
     """Train on the train images without labels, as far as the budget goes, and evaluate."""
     contest = Contest(entry, split[0])
-    width = VITS.get(settings.arch, 384)  # of what --precision auto multiplies, as in train.py
-    with hardware.start(settings.device, settings.precision, width=width) as world:
+    with hardware.start(settings.device, settings.precision, width=settings.width) as world:
         settings = replace(settings, precision=hardware.name_of(world.dtype))
         cost = contest.cost_of_step(track, settings, world)
     _, batches = contest.loaded
@@ -275,7 +274,7 @@ def judges_images(
     """Return train and test images with labels. The creatures of each seed are others."""
     if track == "embedded":
         return draw_images(seed=seed)
-    with hardware.start(settings.device, settings.precision) as world:
+    with hardware.start(settings.device, "fp32") as world:  # nothing is multiplied here
         images = inputs.read_images(replace(settings, data_path=data_path), world)
     split = knn_split(*images)
     if split is None:
