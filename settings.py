@@ -307,21 +307,27 @@ _AUTHORS = dict(
 _VIT_S = _AUTHORS | dict(warmup_teacher_temp_epochs=30, norm_last_layer=False)
 _QUARTER_SCALES = dict(global_crops_scale=(0.25, 1.0), local_crops_scale=(0.05, 0.25))
 _VIT_B = dict(**_AUTHORS, **_QUARTER_SCALES, arch="vit_base", freeze_last_layer=3, min_lr=2e-6)
+# What our own runs on two CPU cores share: the network, and what small data wants. The paper's ViTs
+# have no batch normalisation in the head.
+_NANO = dict(
+    arch="vit_nano",
+    patch_size=8,
+    init_std=0.07,
+    drop_path_rate=0.0,
+    use_bn_in_head=True,
+    momentum_teacher=0.99,
+    local_crops_number=4,
+)
 
 PRESETS = {
     # The embedded images on two CPU cores, ten minutes: far above the untrained network and raw
     # pixels.
-    "demo": dict(
-        arch="vit_nano",
-        patch_size=8,
-        init_std=0.07,
-        drop_path_rate=0.0,
+    "demo": _NANO
+    | dict(
         out_dim=256,
         head_hidden_dim=256,
-        use_bn_in_head=True,
         warmup_teacher_temp=0.02,
         teacher_temp=0.02,
-        momentum_teacher=0.99,
         epochs=36,
         batch_size_per_gpu=32,
         lr=0.008,
@@ -330,7 +336,6 @@ PRESETS = {
         local_crops_size=24,
         global_crops_scale=(0.5, 1.0),
         local_crops_scale=(0.25, 0.8),
-        local_crops_number=4,
         color_jitter=(0.4, 0.4, 0.2, 0.5),
         blur=(0.0, 0.0, 0.0),
         solarize=0.0,
@@ -341,19 +346,13 @@ PRESETS = {
         output_dir="runs/demo",
     ),
     # Photographs of your own, at 64 pixels, on two CPU cores: about an hour for 10,000 images or
-    # fewer, in proportion for more. With batch normalisation in the head, which the paper does
-    # without, so short a run learns more (docs/log.md).
-    "photos": dict(
-        arch="vit_nano",
-        patch_size=8,
-        init_std=0.07,
-        drop_path_rate=0.0,
+    # fewer, in proportion for more.
+    "photos": _NANO
+    | dict(
         out_dim=1024,
         head_hidden_dim=512,
-        use_bn_in_head=True,
         warmup_teacher_temp=0.03,
         warmup_teacher_temp_epochs=10,
-        momentum_teacher=0.99,
         epoch_images=10_000,
         epochs=50,
         lr=0.003,
@@ -361,7 +360,6 @@ PRESETS = {
         global_crops_size=64,
         local_crops_size=32,
         local_crops_scale=(0.1, 0.4),
-        local_crops_number=4,
         blur=(0.5, 0.0, 0.25),
         eval_size=72,  # crops show things larger than the whole image does
         output_dir="runs/photos",
