@@ -168,8 +168,10 @@ def train(
     if run.dino_loss.has_entropy:  # it lies between 0 and ln K
         outputs += f", ln K = {math.log(settings.out_dim):.4f}"
     say(f"{world.size} x {world.device.type}, {dtype}{world.rates}, {compiled}")
-    often = f", {batches.passes} times an epoch" if batches.passes > 1 else ""
-    say(f"{len(images)} images{often}, "
+    count = f"{len(images)} images"
+    if batches.passes > 1:
+        count += f", {batches.passes} times an epoch"
+    say(f"{count}, "
         f"{batches.steps} steps of {batches.images_per_step} an epoch; {outputs}")
     if split:
         say(f"k-NN: {len(split[0])} train images, {len(split[1])} test images")

@@ -69,7 +69,7 @@ def as_flags(settings: dict) -> list[str]:
 
 # of every study: two to four minutes a row
 DEMO = {"epochs": 4, "warmup_epochs": 1, "knn_every": 1}
-PHOTOS = {"epochs": 20, "warmup_epochs": 2, "warmup_teacher_temp_epochs": 2}  # half an hour
+PHOTOS = {"epochs": 20, "warmup_epochs": 2, "warmup_teacher_temp_epochs": 2}
 
 PAIR = {"local_crops_number": 0, "global_crops_scale": (0.14, 1.0)}  # no multi-crop
 PAIR_DEMO = {"local_crops_number": 0, "global_crops_scale": (0.25, 1.0)}

@@ -15,7 +15,11 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     started_by_another = "PYTEST_XDIST_WORKER" in os.environ
     if whole_suite and config.option.numprocesses is None and not started_by_another:
         config.option.numprocesses, config.option.dist = 2, "loadfile"
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # two of them would wait for each other
+    # set, a busy machine does not change it, and with it the rounding of sums
+    threads = os.cpu_count()
+    if config.option.numprocesses:
+        threads = 1  # two of them would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
 
 
 @pytest.fixture(autouse=True)

@@ -248,6 +248,16 @@ def test_the_bench_prints_a_row_for_each_part(capsys):
     assert rows["step"]["device"] == "cpu"
 
 
+def test_the_steps_part_of_a_training_is_that_of_the_middle_turn(monkeypatch, capsys):
+    """Of turns (loading and training of ours, of plain, our steps alone), in seconds."""
+    turns = [[4.0, 6.0, 1.0], [2.0, 5.0, 1.0], [8.0, 8.0, 6.0]]
+    monkeypatch.setattr(bench.Bench, "compare", lambda self, *works: turns)
+    bench.main([*FLAGS, "--json", "--num_workers", "0", "--parts", "end"])
+    row = json.loads(capsys.readouterr().out)
+    assert row["step_percent"] == 50
+    assert row["ratio"] == 1.5
+
+
 @pytest.mark.slow
 def test_the_table_has_both_versions_and_the_profile_names_operations(capsys):
     bench.main([*FLAGS, "--parts", "step", "--profile"])

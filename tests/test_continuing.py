@@ -47,12 +47,6 @@ def quick(no_report, monkeypatch) -> None:
     monkeypatch.setattr(run_state, "GradScaler", partial(torch.amp.GradScaler, init_scale=64.0))
 
 
-@pytest.fixture(autouse=True)
-def threads_stay(monkeypatch):
-    """Else a run on a busy machine changes their number, and with it the rounding of sums."""
-    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
-
-
 def command(images: Path, output: Path, flags: str) -> list[str]:
     """Return the arguments of a training of two epochs; flags change them."""
     shared = "--saveckp_freq 0 --knn_every 0 --epochs 2 --local_crops_number 1".split()

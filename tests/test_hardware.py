@@ -52,7 +52,7 @@ def test_attention_by_its_formula_is_attention():
         q = torch.randn(2, 3, queries, 5, dtype=torch.double, requires_grad=True)
         k, v = torch.randn(2, 2, 3, 7, 5, dtype=torch.double, requires_grad=True).unbind()
         expected = F.scaled_dot_product_attention(q, k, v)
-        with hardware.PlainAttention():
+        with hardware.AttentionByFormula():
             found = F.scaled_dot_product_attention(q, k, v)
             masked = F.scaled_dot_product_attention(q, k, v, attn_mask=torch.zeros(queries, 7))
         torch.testing.assert_close(found, expected)
@@ -66,13 +66,13 @@ def test_attention_by_its_formula_is_attention():
 def test_a_bf16_step_on_a_cpu_takes_the_formula(monkeypatch):
     """And evaluations do not: without gradients the fused kernel is the faster one."""
     calls = []
-    formula = hardware.PlainAttention.__torch_function__
+    formula = hardware.AttentionByFormula.__torch_function__
 
     def counted(self, function, *others):
         calls.append(function)
         return formula(self, function, *others)
 
-    monkeypatch.setattr(hardware.PlainAttention, "__torch_function__", counted)
+    monkeypatch.setattr(hardware.AttentionByFormula, "__torch_function__", counted)
     network = VisionTransformer(8, img_size=16, embed_dim=12, depth=2, num_heads=3)
     for dtype, expected in ((torch.bfloat16, 2), (torch.float32, 0)):
         calls.clear()

@@ -60,8 +60,8 @@ def advice(number: int, settings: Settings) -> list[str]:
         lines.append("--preset photos, the default for fewer than "
                      f"{MANY_IMAGES:,} images; the paper's recipe: --preset vits16")
     if settings.preset != "demo" and number < FEW_IMAGES:
-        lines.append(f"{number} images are few to learn from: expect little more than raw pixels "
-                     "give; --init_from dino_vits16 starts from the authors' weights")
+        lines.append(f"{number} images are few to learn from, so expect little; --init_from "
+                     "dino_vits16 starts from the authors' weights")
     return lines
 
 
