@@ -123,8 +123,8 @@ class World(NamedTuple):
 class AttentionByFormula(TorchFunctionMode):
     """Computes scaled_dot_product_attention by its formula inside: softmax(q k^T / sqrt(d)) v.
 
-    On a CPU in bf16 a step of a small ViT is then 3 to 11 % faster (docs/log.md) than with PyTorch's
-    own form of it, which also looks for rows without a single key.
+    On a CPU in bf16 a step of a small ViT is then 3 to 11 % faster (docs/log.md) than with
+    PyTorch's own form, which also looks for rows without a single key.
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
