@@ -153,8 +153,14 @@ class Settings:
     )
     momentum_teacher: float = setting(
         0.996,
-        "of the teacher's average, rising to 1; small DATA wants it lower (0.99), a small BATCH "
+        "of the teacher's average, at the start; small DATA wants it lower (0.99), a small BATCH "
         "higher (0.9995)",
+        at_least=0,
+        at_most=1,
+    )
+    momentum_teacher_end: float = setting(
+        1.0,
+        "and at the end; a run of few steps wants it below 1, or its teacher stops moving early",
         at_least=0,
         at_most=1,
     )
@@ -361,6 +367,7 @@ PRESETS = {
         local_crops_size=32,
         local_crops_scale=(0.1, 0.4),
         blur=(0.5, 0.0, 0.25),
+        momentum_teacher_end=0.998,  # at 1 the teacher would stand still for the last 14 epochs
         eval_size=72,  # crops show things larger than the whole image does
         output_dir="runs/photos",
     ),

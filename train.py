@@ -56,7 +56,9 @@ def schedules(settings: Settings, step: int, epoch_steps: int, images_per_step: 
     return Schedules(
         lr=cosine(step, total, peak_lr, settings.min_lr, warmup),
         weight_decay=cosine(step, total, settings.weight_decay, settings.weight_decay_end),
-        teacher_momentum=cosine(step, total, settings.momentum_teacher, 1.0),
+        teacher_momentum=cosine(
+            step, total, settings.momentum_teacher, settings.momentum_teacher_end
+        ),
         teacher_temp=linear(step, temp_warmup, settings.warmup_teacher_temp, settings.teacher_temp),
         last_layer_frozen=step < settings.freeze_last_layer * epoch_steps,
     )

@@ -386,6 +386,14 @@ def test_the_schedules_scale_lr_with_the_batch_and_end_where_the_paper_says():
     ]
 
 
+def test_the_teachers_momentum_goes_to_its_own_end():
+    settings = Settings(epochs=20, momentum_teacher=0.99, momentum_teacher_end=0.998)
+    first, middle, last = (schedules(settings, step, 7, 512) for step in (0, 70, 140))
+    assert first.teacher_momentum == pytest.approx(0.99)
+    assert middle.teacher_momentum == pytest.approx(0.994)
+    assert last.teacher_momentum == pytest.approx(0.998)
+
+
 @pytest.mark.parametrize("epochs, last", [(0.5, 3), (1.3, 8), (0.07, 0), (2.0, 13)])
 def test_a_warm_up_of_a_fraction_of_an_epoch_rises_to_the_peak_and_never_above(epochs, last):
     """Of 7 steps an epoch: its last step, the nearest whole number of steps less 1, is the peak."""
