@@ -56,10 +56,11 @@ def pixels(images, index):
     return as_pixels(image)
 
 
-def show(rows, titles=()):
+def show(rows, titles=(), inches=1.0):
     """Draw rows of images (H, W, 3), or of maps (H, W); titles stand above the first row."""
     columns = max(len(row) for row in rows)
-    figure = plt.figure(figsize=(columns, len(rows) + 0.3), layout="constrained")
+    size = (inches * columns, inches * len(rows) + 0.3)
+    figure = plt.figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
@@ -320,7 +321,7 @@ collected = collected[surest].tolist()
 print(f"prototype {prototype} is the favourite of {len(collected)} test images")
 if test_images.labels is not None:
     per_class = test_images.labels[collected].bincount(minlength=len(test_images.classes))
-    for label in per_class.argsort(descending=True).tolist()[:3]:
+    for label in per_class.argsort(descending=True).tolist()[:5]:
         print(f"{per_class[label]} times {test_images.classes[label]}")
 show([[pixels(test_images, index) for index in collected[:10]]])
 
@@ -353,7 +354,7 @@ for network in (before, after):
         panels = cosine_panels(as_pixels(image), maps, least, patches, settings.patch_size)
         row += [as_pixels(image), panels[0].image]
     rows.append(row)
-show(rows, ["image", "cosine"] * 4)
+show(rows, ["image", "cosine"] * 4, inches=1.5)
 
 # %% [markdown]
 # ## Your turn

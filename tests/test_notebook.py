@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from classroom.notebook import read_cells
 
 REPO = Path(__file__).parent.parent
 SOURCE = REPO / "classroom" / "dino.py"
+NOTEBOOK = REPO / "classroom" / "dino.ipynb"
 # read by torch.hub alone; and the cells of a notebook, which train
 HIDDEN = {"hubconf.py", "dino.py"}
 FOLDERS = (".", "runtime", "training", "evals", "ablations", "classroom", "bench")
@@ -45,6 +47,10 @@ def test_importing_every_module_leaves_matplotlibs_backend_as_it_is():
     assert done.returncode == 0, done.stderr
 
 
+def shipped_cells() -> list[dict]:
+    return json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+
+
 def printed(cell: dict) -> str:
     return "".join(output.get("text", "") for output in cell["outputs"])
 
@@ -55,10 +61,34 @@ def run_python(*arguments, **options) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, env=environment, **options)
 
 
+def test_the_notebook_is_made_of_its_source():
+    cells = [(cell["cell_type"], cell["source"]) for cell in shipped_cells()]
+    source = SOURCE.read_text(encoding="utf-8")
+    assert cells == read_cells(source), "run python -m classroom.notebook"
+
+
 def test_each_cell_of_the_notebook_stands_below_a_text():
     kinds = [kind for kind, _ in read_cells(SOURCE.read_text(encoding="utf-8"))]
     assert kinds[::2] == ["markdown"] * 12
     assert kinds[1::2] == ["code"] * 11
+
+
+def test_the_notebook_ships_with_what_its_cells_print_and_draw():
+    code = [cell for cell in shipped_cells() if cell["cell_type"] == "code"]
+    for cell in code[1:]:  # the first only finds the files
+        assert cell["outputs"], cell["source"]
+    kinds = {output["output_type"] for cell in code for output in cell["outputs"]}
+    assert kinds == {"stream", "display_data"}, "neither errors nor anything that is not drawn"
+    assert NOTEBOOK.stat().st_size < 1e6
+
+
+def test_the_notebook_has_the_repositorys_address_once_and_no_path_of_a_machine():
+    cells = shipped_cells()
+    texts = [cell["source"] for cell in cells]
+    texts += [printed(cell) for cell in cells if cell["cell_type"] == "code"]
+    text = "\n".join(texts)
+    assert text.count("://github.com") == 1
+    assert not re.search(r"""(^|[\s"'(=])(/|[A-Z]:\\)\w""", text)
 
 
 @pytest.mark.slow
@@ -75,7 +105,7 @@ def test_the_notebooks_cells_run_as_plain_python_with_twenty_steps(tmp_path):
     text += "\nassert total == len(metrics) == 20\n"
     script = tmp_path / "cells.py"
     script.write_text(text, encoding="utf-8")
-    done = run_python(script, cwd=SOURCE.parent)  # where Jupyter starts
+    done = run_python(script, cwd=NOTEBOOK.parent)  # where Jupyter starts
     assert done.returncode == 0, done.stderr
     assert "after: k-NN names" in done.stdout
 
