@@ -326,7 +326,7 @@ _NANO = dict(
 )
 
 PRESETS = {
-    # The embedded images on two CPU cores, ten minutes: far above the untrained network and raw
+    # The embedded images on two CPU cores, five minutes: far above the untrained network and raw
     # pixels.
     "demo": _NANO
     | dict(
@@ -334,7 +334,8 @@ PRESETS = {
         head_hidden_dim=256,
         warmup_teacher_temp=0.02,
         teacher_temp=0.02,
-        epochs=36,
+        momentum_teacher_end=0.99,  # in 2,500 steps a rising one would stop the teacher early
+        epochs=20,
         batch_size_per_gpu=32,
         lr=0.008,
         warmup_epochs=2,
@@ -530,6 +531,10 @@ def check(settings: Settings) -> None:
             refuse(settings, name, "must be two fractions of the area, the lower one first")
     if settings.color_jitter[3] > 0.5:
         refuse(settings, "color_jitter", "must have a hue of at most 0.5")
+    start, end = settings.momentum_teacher, settings.momentum_teacher_end
+    if end < start:
+        why = f"is below --momentum_teacher {start}, and the teacher's momentum rises"
+        refuse(settings, "momentum_teacher_end", f"{why}: take 1, or {start} to keep it")
     too_long = []
     without = []
     for name in ("warmup_epochs", "warmup_teacher_temp_epochs"):

@@ -62,6 +62,10 @@ def error_of(main, capsys, *flags: str) -> str:
     ("flags", "said"),
     [
         ("--data_path nowhere", "'nowhere' is not there"),
+        (
+            "--momentum_teacher 0.999 --momentum_teacher_end 0.99",
+            "--momentum_teacher_end 0.99 is below --momentum_teacher 0.999",
+        ),
         ("--preset vitg14", "--preset vitg14 is unknown: choose one of demo"),
         ("--arch vit_giant", "--arch vit_giant is unknown: choose one of vit_nano"),
         ("--learning_rate 1", "unrecognized arguments: --learning_rate"),
