@@ -14,9 +14,10 @@ among distractors alone.
 
 --data_path: Copydays' layout, original/NNNN00.jpg and strong/NNNN01.jpg ..., jpegqual/Q/NNNN00.jpg,
 crops/P/NNNN00.jpg (Q, P: quality, percent cut off) as far as they are there. A copy's original has
-the same name but for the last two digits. Without it, five kinds of strong copies are made in
-memory of embedded images: blurred, set on a mottled ground, as if printed and scanned, cut, and
-compressed. Beside these the same network untrained and raw pixels are measured.
+the same name but for the last two digits. Of class folders, of --dataset, or of embedded images,
+five kinds of strong copies of test images are made in memory: blurred, set on a mottled ground, as
+if printed and scanned, cut, and compressed. Beside these the same network untrained and raw pixels
+are measured.
 
 Shapes: B images, n of any set, N patches, D width.
 """
@@ -34,7 +35,7 @@ from torchvision.models import ResNet
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import pil_to_tensor, resize, to_pil_image
 
-from data import Images, find_images, open_folder
+from data import Images, find_images, knn_split, open_folder
 from evals.retrieval import (
     Whitening,
     average_precisions,
@@ -190,10 +191,13 @@ def made_copies(train: Images, test: Images) -> Copies:
     for i, image in enumerate(originals):
         for name, copy in zip(DISTORTIONS, distorted(image, i), strict=True):
             blocks[name].append(pil_to_tensor(copy))
+    others = None
+    if len(test) > number:
+        others = test.subset(torch.arange(number, len(test)))
     return Copies(
         Images(originals, range(number)),
         {f"strong, {name}": Images(copies, range(number)) for name, copies in blocks.items()},
-        test.subset(torch.arange(number, len(test))),
+        others,
         train.subset(torch.arange(min(2000, len(train)))),
     )
 
@@ -228,20 +232,31 @@ def open_copydays(folder: Path) -> tuple[Images, dict[str, Images]]:
     return Images(originals, range(len(originals))), blocks
 
 
+def makes_copies(flags: Namespace) -> bool:
+    """Return whether the copies are made: not of a folder with a part of Copydays' layout."""
+    if flags.dataset or not flags.data_path:
+        return True
+    parts = ("original", "strong", "jpegqual", "crops")
+    return not any(Path(flags.data_path, part).is_dir() for part in parts)
+
+
 def open_copies(flags: Namespace, world: World, args: dict) -> Copies:
     """Open Copydays' layout and the folders that the flags name, or make copies in memory.
 
     args: of the checkpoint that is evaluated.
     """
-    if flags.dataset or not flags.data_path:
+    if makes_copies(flags):
         if flags.distractors or flags.whiten:
             raise InputError(
                 "--distractors and --whiten go with a --data_path in Copydays' layout: give one"
             )
-        train, test = evaluation.load_images(flags, world, args)
-        if test is None:
-            raise InputError(f"--dataset {flags.dataset} has no test part to copy: take another")
-        return made_copies(train, test)
+        split = knn_split(*evaluation.load_images(flags, world, args))
+        if split is None:
+            raise InputError(
+                f"--data_path {flags.data_path!r} has neither class folders nor Copydays' layout "
+                "(original/ and strong/): lay it out as one of them"
+            )
+        return made_copies(*split)
 
     originals, blocks = open_copydays(Path(flags.data_path))
     distractors = open_folder(Path(flags.distractors)) if flags.distractors else None
@@ -308,7 +323,6 @@ def measure_copy_detection(flags: Namespace, world: World) -> None:
     if not isinstance(backbone, (VisionTransformer, ResNet)):
         raise InputError(f"{args['arch']} has no patch tokens: take a ViT's or a ResNet's weights")
     copies = open_copies(flags, world, args)
-    made = bool(flags.dataset) or not flags.data_path
     view = evaluation.evaluation_view(flags, args | {"eval_crop": 1}, SquareView)
     loading = evaluation.loading(flags, world)
     learn = learn_uncentred_whitening if flags.uncentred else learn_whitening
@@ -320,7 +334,7 @@ def measure_copy_detection(flags: Namespace, world: World) -> None:
         return find_copies(among, describe, learn)
 
     measured = copies_found(Descriptor(backbone), copies)
-    if made:
+    if makes_copies(flags):
         untrained = Descriptor(evaluation.untrained(args, world))
         unwhitened = copies._replace(whitening=None)  # of so many pixels it would take minutes
         rivals = {
@@ -338,7 +352,7 @@ def measure_copy_detection(flags: Namespace, world: World) -> None:
     )
     paper = {}
     network = (args["arch"], args["patch_size"], view.size)
-    copydays = not made and len(copies.originals) == ORIGINALS and distractors > 0
+    copydays = not makes_copies(flags) and len(copies.originals) == ORIGINALS and distractors > 0
     if copydays and network in PAPER:
         paper["strong, whitened, mAP %"] = PAPER[network]
     strong = PAPER["vit_base", 16, 224]

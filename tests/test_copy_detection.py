@@ -194,6 +194,22 @@ def test_all_blocks_of_copydays_are_read(tmp_path):
 FLAGS = "--device cpu --eval_size 32 --num_workers 0".split()
 
 
+def test_copies_are_made_of_the_test_images_of_class_folders(weights, tmp_path, capsys):
+    drawn = make_creatures(20, 32)
+    for number, image in enumerate(drawn.images):
+        folder = tmp_path / "classes" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        to_pil_image(image).save(folder / f"{number}.png")
+    results = tmp_path / "results.jsonl"
+    words = ["--pretrained_weights", str(weights), "--data_path", str(tmp_path / "classes")]
+    copy_detection.main([*words, "--results", str(results), *FLAGS])
+    assert "4 originals among 0 distractors, whitening from 16 images" in capsys.readouterr().out
+    measured = json.loads(results.read_text())["measured"]
+    assert {"strong, crop, not whitened, mAP %", "raw pixels, strong, not whitened, mAP %"} <= set(
+        measured
+    )
+
+
 def test_from_folders_to_a_table(weights, tmp_path, capsys):
     """Copies, distractors and whitening from folders; jpegqual's copies here are the originals: all
     are found.
