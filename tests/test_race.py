@@ -182,7 +182,7 @@ def test_a_file_that_cannot_race_is_one_line(place, capsys, text, words):
         ([], ["--seed", "101"], "--seed is not the contestant's"),
         ([], ["--epochs=9"], "--epochs is not the contestant's"),
         ([], ["--init_from", "dino_vits16"], "a network starts from random weights"),
-        ([], [*TINY, "--warmup_epochs", "30"], "--warmup_epochs 30 is longer than the"),
+        ([], [*TINY, "--warmup_epochs", "19"], "--warmup_epochs 19 is longer than the"),
         (["--budget", "1e-9"], TINY, "the budget does not pay for one step"),
         (["--budget", "nan"], TINY, "--budget nan must be above 0"),
         (["--data_path", "photos"], TINY, "--data_path is for --track photos"),
