@@ -326,7 +326,7 @@ _NANO = dict(
 )
 
 PRESETS = {
-    # The embedded images on two CPU cores, five minutes: far above the untrained network and raw
+    # The embedded images on two CPU cores, seven minutes: far above the untrained network and raw
     # pixels.
     "demo": _NANO
     | dict(
