@@ -126,10 +126,11 @@ for name, network in (("student", untrained.student), ("teacher", untrained.teac
 
 # %% [markdown]
 # ## 4. Centering and sharpening
-# The teacher's logits g become probabilities by softmax((g - c) / temperature), Eq. 1. Below they
-# are drawn without and with the center c, at the student's temperature (0.1) and at the teacher's.
-# **Question:** one of the two makes the teacher sure of a single image, the other keeps it from
-# giving all images the same answer. Which is which, and what happens with one of them alone?
+# The teacher's logits g become probabilities by softmax((g - c) / temperature): Eq. 1 with the
+# center c, as Algorithm 1 has it (Sec. 3.1 writes + c). Below they are drawn without and with c, at
+# the student's temperature (0.1) and at the teacher's.
+# **Question:** of centering and sharpening one makes the teacher sure of a single image, the other
+# keeps it from giving all images the same answer. Which is which, and what happens with one alone?
 
 # %%
 from loss import DINOLoss, entropy
@@ -241,7 +242,7 @@ titles = ["image"] + [f"head {h}, before" for h in range(heads)]
 titles += [f"head {h}, after" for h in range(heads)]
 rows = []
 for index in (0, 2, 3, 5, 6):
-    # twice the pixels of the training: the maps are twice as fine
+    # twice the side of the evaluation's view: the maps are twice as fine
     image = fit_to_patches(test_images[index][0], 2 * settings.eval_size, settings.patch_size)
     maps = [*attention_of(before, image, flags), *attention_of(after, image, flags)]
     rows.append([as_pixels(image)] + maps)
