@@ -7,7 +7,7 @@ preset photos, of as small a network, takes these too.
 
 Departures:
 rows without local crops take the wider scales that the release advises, as the paper names none;
-the momentum of MoCo-v2's teacher rises to 1 as everyone's here;
+the momentum of MoCo-v2's teacher changes as everyone's here;
 a teacher temperature of 0 is one of 0.0001;
 SwAV's codes are of the teacher's own pass and of both views at once, where SwAV's are view by view.
 """
