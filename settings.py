@@ -368,7 +368,7 @@ PRESETS = {
         local_crops_size=32,
         local_crops_scale=(0.1, 0.4),
         blur=(0.5, 0.0, 0.25),
-        momentum_teacher_end=0.998,  # at 1 the teacher would stand still for the last 14 epochs
+        momentum_teacher_end=0.998,  # level with its student; 1 may be better (docs/log.md)
         eval_size=72,  # crops show things larger than the whole image does
         output_dir="runs/photos",
     ),
