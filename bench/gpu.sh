@@ -134,7 +134,8 @@ orderings() {
     # small enough that all rows of a study run at once beside each other
     local recipe=(--arch vit_nano --patch_size 8 --global_crops_size 64 --local_crops_size 32
         --local_crops_number 6 --out_dim 1024 --batch_size_per_gpu 256 --lr 0.002
-        --warmup_teacher_temp 0.03 --teacher_temp 0.04 --momentum_teacher 0.99 --momentum_teacher_end 1 --num_workers 2)
+        --warmup_teacher_temp 0.03 --teacher_temp 0.04 --momentum_teacher 0.99 --momentum_teacher_end 1
+        --num_workers 2)
     local epochs=30 seeds=(0 1) studies=(components teachers crops)
     if [ -n "$dry" ]; then
         recipe=("${small[@]}" --num_workers 0)

@@ -38,15 +38,18 @@ def settings_of(folder: Path) -> Settings:
     return Settings(**{name: value for name, value in args.items() if name in names})
 
 
-def probabilities(run: RunState, settings: Settings, world: World) -> Tensor:
-    """Return the teacher's probabilities for the run's test images: (n, K)."""
+def views_of_test_images(settings: Settings, world: World) -> Tensor:
+    """Return a run's test images, or its train images if it has no others: (n, 3, S, S)."""
     train_images, test_images = read_images(settings, world)
     images = at_most(test_images or train_images, MOST_IMAGES)
     view = EvaluationView(settings.eval_size, settings.eval_crop, settings.mean, settings.std)
-    views = torch.stack([view(images[index][0]) for index in range(len(images))])
-    with torch.no_grad():
-        logits = run.teacher([views.to(world.device)])
-        return run.dino_loss.teacher_probs(logits, settings.teacher_temp).cpu()
+    return torch.stack([view(images[index][0]) for index in range(len(images))])
+
+
+@torch.no_grad()
+def probabilities(run: RunState, views: Tensor, settings: Settings) -> Tensor:
+    """Return the teacher's probabilities: (n, 3, S, S) -> (n, K)."""
+    return run.dino_loss.teacher_probs(run.teacher([views]), settings.teacher_temp)
 
 
 def favourites(probs: Tensor) -> Tensor:
@@ -66,11 +69,11 @@ def describe(name: str, probs: Tensor) -> str:
     )
 
 
-def draw(path: Path, named: dict[str, Tensor]) -> None:
-    """Draw a histogram for each entry: name -> probabilities (n, K)."""
+def draw(path: Path, named: list[tuple[str, Tensor]]) -> None:
+    """Draw a histogram for each name and its probabilities (n, K)."""
     figure = Figure(figsize=(3.2 * len(named), 2.6), layout="constrained")
     grid = figure.subplots(1, len(named), squeeze=False, sharex=True, sharey=True)[0]
-    for axes, (name, probs) in zip(grid, named.items(), strict=True):
+    for axes, (name, probs) in zip(grid, named, strict=True):
         counts = favourites(probs).sort(descending=True).values
         counts = counts[counts > 0]
         axes.bar(range(len(counts)), counts.tolist(), width=1)
@@ -83,16 +86,17 @@ def draw(path: Path, named: dict[str, Tensor]) -> None:
 
 def compare(flags: Namespace) -> None:
     """Print a line for each run, and draw them beside each other."""
-    named = {}
+    named = []  # a name and probabilities; two runs may have one name
     with hardware.start("cpu", "fp32") as world:
         for folder in flags.runs:
             settings = settings_of(folder)
             run = start_run(settings, world)  # the weights of the first step, from the same seed
+            views = views_of_test_images(settings, world)
             if not named:
-                named["before the training"] = probabilities(run, settings, world)
+                named.append(("before the training", probabilities(run, views, settings)))
             load_run(folder / "checkpoint.pth", run, settings)
-            named[folder.name] = probabilities(run, settings, world)
-    for name, probs in named.items():
+            named.append((folder.name, probabilities(run, views, settings)))
+    for name, probs in named:
         print(describe(name, probs))
     draw(flags.output, named)
 

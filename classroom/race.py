@@ -81,7 +81,7 @@ def read_entry(path: str) -> Entry:
         raise InputError(f"--entry {path!r} is not there: check the path")
     try:
         found = runpy.run_path(path)
-    except Exception as error:
+    except Exception as error:  # a contestant's file may raise anything
         raise InputError(f"--entry {path} does not run ({brief(repr(error))}): fix it") from None
 
     allowed = ", ".join(Entry._fields)

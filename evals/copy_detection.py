@@ -323,6 +323,7 @@ def measure_copy_detection(flags: Namespace, world: World) -> None:
     if not isinstance(backbone, (VisionTransformer, ResNet)):
         raise InputError(f"{args['arch']} has no patch tokens: take a ViT's or a ResNet's weights")
     copies = open_copies(flags, world, args)
+    made = makes_copies(flags)
     view = evaluation.evaluation_view(flags, args | {"eval_crop": 1}, SquareView)
     loading = evaluation.loading(flags, world)
     learn = learn_uncentred_whitening if flags.uncentred else learn_whitening
@@ -334,7 +335,7 @@ def measure_copy_detection(flags: Namespace, world: World) -> None:
         return find_copies(among, describe, learn)
 
     measured = copies_found(Descriptor(backbone), copies)
-    if makes_copies(flags):
+    if made:
         untrained = Descriptor(evaluation.untrained(args, world))
         unwhitened = copies._replace(whitening=None)  # of so many pixels it would take minutes
         rivals = {
@@ -352,7 +353,7 @@ def measure_copy_detection(flags: Namespace, world: World) -> None:
     )
     paper = {}
     network = (args["arch"], args["patch_size"], view.size)
-    copydays = not makes_copies(flags) and len(copies.originals) == ORIGINALS and distractors > 0
+    copydays = not made and len(copies.originals) == ORIGINALS and distractors > 0
     if copydays and network in PAPER:
         paper["strong, whitened, mAP %"] = PAPER[network]
     strong = PAPER["vit_base", 16, 224]

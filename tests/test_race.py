@@ -260,6 +260,7 @@ def test_the_pages_example_is_an_entry_and_its_budgets_are_the_judges(place):
 
 def test_the_shipped_entries_stand_as_the_judge_compares_them():
     lines = race.read_results(race.RESULTS)
+    assert lines[0]["name"] == "the demo's recipe, its momentum rising to 1"
     assert lines[0]["settings"] == "--momentum_teacher_end 1", "the demo's recipe of then"
     for number, line in enumerate(lines):
         assert (line["track"], line["budget"]) == ("embedded", race.BUDGETS["embedded"])
