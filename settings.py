@@ -511,6 +511,10 @@ def parse_settings(argv: list[str] | None = None, kind: type[Settings] = Setting
         parser.error(f"--preset {preset} is unknown: choose one of {', '.join(PRESETS)}")
 
     settings = kind(**{**PRESETS[preset], **given, "preset": preset})
+    falls = settings.momentum_teacher > settings.momentum_teacher_end
+    if falls and "momentum_teacher_end" not in given:
+        # a preset's end is for its own start; another one rises to 1, as in the release
+        settings.momentum_teacher_end = 1.0
     check(settings)
     return settings
 

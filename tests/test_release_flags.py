@@ -29,11 +29,9 @@ MAIN_DINO = (
     "--saveckp_freq 10 --seed 1 --num_workers 8"
 ).split()
 
-FOR_IMAGENET = ("--preset", "vanilla")  # its recipe; that for few images is another
-
 
 def test_each_flag_of_main_dino_means_here_what_it_means_there():
-    settings = parse_settings([*FOR_IMAGENET, *MAIN_DINO])
+    settings = parse_settings(MAIN_DINO)
     values = {}
     for word in MAIN_DINO:
         if word.startswith("--"):
@@ -53,8 +51,7 @@ def test_each_flag_of_main_dino_means_here_what_it_means_there():
 
 @pytest.mark.parametrize("flag", ["--local_rank=3", "--local-rank=3", "--local_rank 3"])
 def test_the_old_launchers_rank_is_taken_and_changes_nothing(flag, tmp_path, capsys):
-    words = [*FOR_IMAGENET, *MAIN_DINO]
-    assert parse_settings([*words, *flag.split()]) == parse_settings(words)
+    assert parse_settings([*MAIN_DINO, *flag.split()]) == parse_settings(MAIN_DINO)
     weights = ("--pretrained_weights", tmp_path / "x.pth")
     assert "no checkpoint at" in error_of(eval_knn.main, capsys, *weights, *flag.split())
 

@@ -552,6 +552,11 @@ def test_of_torchvisions_datasets_imagenet_alone_has_the_papers_recipe():
     assert parse_settings(["--dataset", "cifar10"]).preset == "photos"
 
 
+def test_a_momentum_above_a_presets_end_rises_to_one_as_in_the_release():
+    assert parse_settings(["--momentum_teacher", "0.9995"]).momentum_teacher_end == 1.0
+    assert parse_settings(["--momentum_teacher", "0.98"]).momentum_teacher_end == 0.99
+
+
 def test_the_authors_weights_come_with_their_recipe():
     given = ["--dataset", "cifar10", "--init_from", "dino_vits16"]
     assert parse_settings(given).preset == "vits16"
