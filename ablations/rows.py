@@ -117,7 +117,7 @@ SWAV = _SINKHORN | {
 # normalisation betrays of a key (that of a ResNet still does). SwAV's temperature of 0.05 is too
 # warm for batches of 32: all shares become equal, so it has the preset's 0.02. BYOL alone learns
 # too little on the ViT in four epochs, with the preset's learning rate and so slow a teacher: it
-# has twice the one, and 0.95. (A ResNet would learn with the preset's; docs/log.md.)
+# has twice the one, and starts from 0.95. (A ResNet would learn with the preset's; docs/log.md.)
 UNPREDICTED_DEMO = _MSE | {"head_hidden_dim": 512, "lr": 0.016, "momentum_teacher": 0.95}
 BYOL_DEMO = UNPREDICTED_DEMO | {"predictor": True}
 MOCO_DEMO = _INFONCE | {"use_bn_in_head": False, "out_dim": 128, "queue_length": 1024}

@@ -35,7 +35,7 @@ from torchvision.models import ResNet
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import pil_to_tensor, resize, to_pil_image
 
-from data import Images, find_images, knn_split, open_folder
+from data import Images, at_most, find_images, knn_split, open_folder
 from evals.retrieval import (
     Whitening,
     average_precisions,
@@ -181,24 +181,28 @@ class Copies(NamedTuple):
 
 
 def made_copies(train: Images, test: Images) -> Copies:
-    """Return strong copies of the first 100 test images among the others.
+    """Return strong copies of 100 test images, evenly spaced, among the others.
 
-    2000 train images are for the whitening.
+    2000 train images, evenly spaced too, are for the whitening. (Folders come class by class, so
+    the first ones would all be of one class.)
     """
     number = min(100, len(test))
-    originals = [test[i][0] for i in range(number)]
+    chosen = torch.linspace(0, len(test) - 1, number).long()
+    originals = [test[i][0] for i in chosen.tolist()]
     blocks = {name: [] for name in DISTORTIONS}
     for i, image in enumerate(originals):
         for name, copy in zip(DISTORTIONS, distorted(image, i), strict=True):
             blocks[name].append(pil_to_tensor(copy))
     others = None
     if len(test) > number:
-        others = test.subset(torch.arange(number, len(test)))
+        is_other = torch.ones(len(test), dtype=torch.bool)
+        is_other[chosen] = False
+        others = test.subset(is_other.nonzero().squeeze(1))
     return Copies(
         Images(originals, range(number)),
         {f"strong, {name}": Images(copies, range(number)) for name, copies in blocks.items()},
         others,
-        train.subset(torch.arange(min(2000, len(train)))),
+        at_most(train, 2000),
     )
 
 
@@ -251,6 +255,8 @@ def open_copies(flags: Namespace, world: World, args: dict) -> Copies:
                 "--distractors and --whiten go with a --data_path in Copydays' layout: give one"
             )
         split = knn_split(*evaluation.load_images(flags, world, args))
+        if split is None and flags.dataset:
+            raise InputError(f"--dataset {flags.dataset} has no labels: take one with classes")
         if split is None:
             raise InputError(
                 f"--data_path {flags.data_path!r} has neither class folders nor Copydays' layout "

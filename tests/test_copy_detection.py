@@ -116,6 +116,17 @@ def test_the_descriptor_is_cls_joined_with_gem_of_the_patches():
         assert not resnet.avgpool._forward_pre_hooks
 
 
+def test_copies_are_made_of_every_class_and_their_originals_are_no_distractors():
+    """Class folders come class by class. Each image is an original or a distractor, once."""
+    images = [torch.full((3, 2, 2), i, dtype=torch.uint8) for i in range(250)]
+    test = Images(images, torch.arange(10).repeat_interleave(25))
+    copies = made_copies(test, test)
+    originals = [int(copies.originals[i][0][0, 0, 0]) for i in range(100)]
+    distractors = [int(copies.distractors[i][0][0, 0, 0]) for i in range(150)]
+    assert sorted(originals + distractors) == list(range(250))
+    assert test.labels[originals].bincount().tolist() == [10] * 10
+
+
 def test_copies_are_found_among_distractors_by_their_pixels():
     """With pixels as descriptors blurred and compressed copies come first; chance would be a few
     percent.
