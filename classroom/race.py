@@ -42,6 +42,12 @@ RUNS = Path("runs/race")
 SEEDS = (101, 102, 103)  # of creatures, weights, order and crops; train.py's default is 0
 BUDGETS = {"embedded": 12.0, "photos": 10.0}
 UNITS = {"embedded": "TFLOP", "photos": "minutes"}
+# what a contestant's flags change; ten minutes are some eight epochs of 10,000 photos, too few for
+# the warm-ups of an hour
+RECIPES = {
+    "embedded": "--preset demo",
+    "photos": "--preset photos --warmup_epochs 1 --warmup_teacher_temp_epochs 2",
+}
 TOLERANCE = 1.1  # a speed is measured on a few steps, so minutes are kept to a tenth
 WARMUP_STEPS, TIMED_STEPS = 3, 10
 
@@ -102,13 +108,13 @@ def read_entry(path: str) -> Entry:
     return Entry(**parts)
 
 
-def read_settings(flags: list[str]) -> Settings:
-    """Return a contestant's settings: the demo's, changed by flags of train.py."""
+def read_settings(track: str, flags: list[str]) -> Settings:
+    """Return a contestant's settings: the track's recipe, changed by flags of train.py."""
     for word in flags:
         name = word.partition("=")[0].removeprefix("--")
         if word.startswith("--") and name in JUDGES:
             raise InputError(f"--{name} is not the contestant's ({JUDGES[name]}): leave it out")
-    settings = parse_settings(["--preset", "demo", *flags])
+    settings = parse_settings([*RECIPES[track].split(), *flags])
     return replace(settings, compile="false", saveckp_freq=0)
 
 
@@ -320,7 +326,7 @@ def compare(line: dict, earlier: list[dict]) -> str:
 
 def judge(flags: argparse.Namespace, words: list[str]) -> None:
     """Train the entry's seeds, print what came out, and append it to the results."""
-    settings = read_settings(words)
+    settings = read_settings(flags.track, words)
     entry = read_entry(flags.entry)
     results = Path(flags.results)
     read_results(results)  # an error now, not after the trainings

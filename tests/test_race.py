@@ -13,7 +13,7 @@ from classroom import race
 from data import Images
 from runtime.creatures import CLASSES, make_creatures
 from runtime.flops import flops
-from settings import Settings
+from settings import Settings, parse_settings
 
 PAGE = (Path(__file__).parent.parent / "classroom/README.md").read_text(encoding="utf-8")
 TRAIN, TEST = 40, 20  # images of a test's judge
@@ -89,7 +89,7 @@ def test_the_budget_is_kept_and_the_schedules_end_with_it(place, monkeypatch, ca
 
 def flops_of_a_step() -> float:
     contest = race.Contest(race.Entry(), few_creatures(0)[0])
-    settings = race.read_settings(TINY)
+    settings = race.read_settings("embedded", TINY)
     with race.hardware.start("cpu", "fp32") as world:
         return 1e12 * contest.cost_of_step("embedded", settings, world)
 
@@ -97,7 +97,7 @@ def flops_of_a_step() -> float:
 def test_a_step_is_both_networks_forward_and_the_student_backward():
     """For this network without a head's or a backbone's small layers it is about
     4 times a forward of the globals, and 3 times one of the locals."""
-    settings = race.read_settings(TINY)
+    settings = race.read_settings("embedded", TINY)
     torch.manual_seed(0)
     backbone = race.make_backbone(settings)
     head = race.make_head(settings, backbone.embed_dim)
@@ -235,7 +235,9 @@ def test_photos_are_raced_by_minutes(place, monkeypatch, capsys):
     monkeypatch.setattr(race.Contest, "cost_of_step", a_known_speed)
     monkeypatch.setattr(race, "SEEDS", (101, 102))
     monkeypatch.setattr(race, "TOLERANCE", 100.0)
-    enter("--track", "photos", "--name", "a", "--budget", "0.055", "--data_path", "photos")
+    flags = [*TINY, "--warmup_teacher_temp_epochs", "0", "--epoch_images", "0"]
+    contest = ["--track", "photos", "--budget", "0.055", "--data_path", "photos"]
+    enter(*contest, "--name", "a", flags=flags)
     assert len(measured) == 2 and min(measured) > 0
     (line,) = entries(place)
     assert line["unit"] == "minutes" and line["data"] == "photos" and line["spent"] > 0
@@ -243,7 +245,7 @@ def test_photos_are_raced_by_minutes(place, monkeypatch, capsys):
     assert "32 images, 5 steps of 4 an epoch" in said, "a fifth of them are test images"
     with pytest.raises(SystemExit):
         monkeypatch.setattr(race, "TOLERANCE", 1e-9)
-        enter("--track", "photos", "--name", "b", "--budget", "0.055", "--data_path", "photos")
+        enter(*contest, "--name", "b", flags=flags)
     assert "is not entered" in capsys.readouterr().err
     assert len(entries(place)) == 1
 
@@ -252,10 +254,20 @@ def test_the_pages_example_is_an_entry_and_its_budgets_are_the_judges(place):
     (example,) = re.findall(r"```python\n(from loss.*?)```", PAGE, re.DOTALL)
     (place / "slow_center.py").write_text(example)
     entry = race.read_entry("slow_center.py")
-    assert entry.make_loss(race.read_settings([])).center_momentum == 0.99
+    assert entry.make_loss(race.read_settings("embedded", [])).center_momentum == 0.99
     assert entry.make_head is race.make_head, "what the file lacks is DINO's"
     assert f"{race.BUDGETS['embedded']:g} TFLOP" in PAGE
     assert f"*photos* is {race.BUDGETS['photos']:g} minutes" in PAGE
+
+
+def test_the_rest_of_an_entry_is_the_tracks_recipe():
+    """Rule 4; the warm-ups of photos are shorter than the preset's."""
+    demo = parse_settings(["--preset", "demo"])
+    photos = parse_settings(["--preset", "photos"])
+    assert race.read_settings("embedded", []).out_dim == demo.out_dim
+    raced = race.read_settings("photos", ["--lr", "0.01"])
+    assert (raced.out_dim, raced.lr) == (photos.out_dim, 0.01)
+    assert raced.warmup_teacher_temp_epochs < photos.warmup_teacher_temp_epochs
 
 
 def test_the_shipped_entries_stand_as_the_judge_compares_them():
