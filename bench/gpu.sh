@@ -53,8 +53,8 @@ does_it_run() {
     demo=("$python" train.py --preset demo "${small[@]}" --output_dir "$out/demo")
     run demo 30 "${demo[@]}"            # stopped by SIGTERM
     run demo-continued 20 "${demo[@]}"  # continues there
-    run demo-uncompiled 15 "$python" train.py --preset demo "${small[@]}" --compile false \
-        --output_dir "$out/demo-uncompiled"
+    run demo-compiled 75 "$python" train.py --preset demo "${small[@]}" --compile true \
+        --output_dir "$out/demo-compiled"   # more than half of it compiles
     run demo-graph 20 "$python" train.py --preset demo "${small[@]}" "${graph[@]}" \
         --output_dir "$out/demo-graph"
     run k-nn 20 "$python" eval_knn.py --pretrained_weights "$out/demo/checkpoint.pth"
