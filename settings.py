@@ -324,7 +324,7 @@ _NANO = dict(
     momentum_teacher=0.99,
     momentum_teacher_end=0.99,  # in a few thousand steps a rising one would stop the teacher early
     local_crops_number=4,
-    compile="false",  # on a GPU half a minute for 3 % of speed: the crops are what takes long there
+    compile="false",  # on a GPU it takes longer than it saves: the crops are the limit there
 )
 
 PRESETS = {

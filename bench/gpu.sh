@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What to measure while a GPU is at hand, in four steps of 3, 6, 10 and 10 minutes:
+# What to measure while a GPU is at hand, in four steps of 4, 6, 10 and 10 minutes:
 #
 #     bash bench/gpu.sh 1       # does it run at all: tests, the demo, stopping, continuing, nccl
 #     bash bench/gpu.sh 2       # how fast: steps and trainings at the paper's shapes
