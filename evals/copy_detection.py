@@ -256,7 +256,8 @@ def open_copies(flags: Namespace, world: World, args: dict) -> Copies:
             )
         split = knn_split(*evaluation.load_images(flags, world, args))
         if split is None and flags.dataset:
-            raise InputError(f"--dataset {flags.dataset} lacks labelled train or test images: take one with classes")
+            said = "lacks labelled train or test images: take one with classes"
+            raise InputError(f"--dataset {flags.dataset} {said}")
         if split is None:
             raise InputError(
                 f"--data_path {flags.data_path!r} has neither class folders nor Copydays' layout "
