@@ -42,8 +42,8 @@ RUNS = Path("runs/race")
 SEEDS = (101, 102, 103)  # of creatures, weights, order and crops; train.py's default is 0
 BUDGETS = {"embedded": 12.0, "photos": 10.0}
 UNITS = {"embedded": "TFLOP", "photos": "minutes"}
-# what a contestant's flags change; ten minutes are some eight epochs of 10,000 photos, too few for
-# the warm-ups of an hour
+# What a contestant's flags change. Ten minutes pay for five to eight epochs of 10,000 photos, too
+# few for the warm-ups of an hour.
 RECIPES = {
     "embedded": "--preset demo",
     "photos": "--preset photos --warmup_epochs 1 --warmup_teacher_temp_epochs 2",
@@ -54,6 +54,7 @@ WARMUP_STEPS, TIMED_STEPS = 3, 10
 # flags of train.py that a contestant may not give
 JUDGES = {
     "epochs": "the budget pays for so many steps, and the epochs follow",
+    "preset": "all entries of a track change one recipe",
     "seed": "the judge has seeds of its own",
     "data_path": "the images are the judge's (--data_path of photos stands before --)",
     "dataset": "the images are the judge's",
@@ -356,7 +357,8 @@ def judge(flags: argparse.Namespace, words: list[str]) -> None:
         "data": Path(flags.data_path).name or "creatures",
         "budget": budget,
         "unit": unit,
-        "settings": " ".join(words),
+        "recipe": RECIPES[flags.track],
+        "settings": " ".join(words),  # they change the recipe
         "entry": Path(flags.entry).name,
         "knn": knn,
         "mean": round(mean(knn), 2),

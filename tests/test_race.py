@@ -11,6 +11,7 @@ from torchvision.transforms.functional import to_pil_image
 from classroom import __main__ as commands
 from classroom import race
 from data import Images
+from runtime.commandline import InputError
 from runtime.creatures import CLASSES, make_creatures
 from runtime.flops import flops
 from settings import Settings, parse_settings
@@ -154,7 +155,8 @@ def test_a_files_own_loss_is_what_trains(place, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert said.count("my own loss 31") >= 2 * 2, "counted once and trained with, for each seed"
     (line,) = entries(place)
-    assert line["entry"] == "mine.py" and line["settings"] == " ".join(TINY)
+    assert line["entry"] == "mine.py"
+    assert (line["recipe"], line["settings"]) == ("--preset demo", " ".join(TINY))
 
 
 @pytest.mark.parametrize(
@@ -181,6 +183,7 @@ def test_a_file_that_cannot_race_is_one_line(place, capsys, text, words):
         (["--entry", "nowhere.py"], TINY, "--entry 'nowhere.py' is not there"),
         ([], ["--seed", "101"], "--seed is not the contestant's"),
         ([], ["--epochs=9"], "--epochs is not the contestant's"),
+        ([], ["--preset", "photos"], "--preset is not the contestant's (all entries of a track"),
         ([], ["--init_from", "dino_vits16"], "a network starts from random weights"),
         ([], [*TINY, "--warmup_epochs", "19"], "--warmup_epochs 19 is longer than the"),
         (["--budget", "1e-9"], TINY, "the budget does not pay for one step"),
@@ -268,6 +271,15 @@ def test_the_rest_of_an_entry_is_the_tracks_recipe():
     raced = race.read_settings("photos", ["--lr", "0.01"])
     assert (raced.out_dim, raced.lr) == (photos.out_dim, 0.01)
     assert raced.warmup_teacher_temp_epochs < photos.warmup_teacher_temp_epochs
+    assert raced.warmup_epochs < photos.warmup_epochs
+
+
+def test_a_few_minutes_of_photos_pay_for_the_warm_ups():
+    """On one core ten minutes are five epochs of 147 steps; a single epoch is refused."""
+    raced = race.read_settings("photos", [])
+    assert race.fit(raced, steps=5 * 147, most=147) == (5, 147)
+    with pytest.raises(InputError, match="--warmup_teacher_temp_epochs 2 is longer than the 1 ep"):
+        race.fit(raced, steps=147, most=147)
 
 
 def test_the_shipped_entries_stand_as_the_judge_compares_them():
