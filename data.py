@@ -260,11 +260,19 @@ def open_images(
     return open_root(root, levels)
 
 
+def evenly_spaced(n: int, limit: int) -> Tensor:
+    """Return `limit` of the numbers 0 to n - 1, or all, from the first to the last.
+
+    Class folders come class by class, so the first ones would be of one class or few.
+    """
+    return torch.linspace(0, n - 1, min(limit, n)).long()
+
+
 def at_most(images: Images, limit: int) -> Images:
     """Return all images, or `limit` of them evenly spaced."""
     if len(images) <= limit:
         return images
-    return images.subset(torch.linspace(0, len(images) - 1, limit).long())
+    return images.subset(evenly_spaced(len(images), limit))
 
 
 def knn_split(

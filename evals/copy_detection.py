@@ -35,7 +35,7 @@ from torchvision.models import ResNet
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import pil_to_tensor, resize, to_pil_image
 
-from data import Images, at_most, find_images, knn_split, open_folder
+from data import Images, at_most, evenly_spaced, find_images, knn_split, open_folder
 from evals.retrieval import (
     Whitening,
     average_precisions,
@@ -183,11 +183,10 @@ class Copies(NamedTuple):
 def made_copies(train: Images, test: Images) -> Copies:
     """Return strong copies of 100 test images, evenly spaced, among the others.
 
-    2000 train images, evenly spaced too, are for the whitening. (Folders come class by class, so
-    the first ones would all be of one class.)
+    2000 train images, evenly spaced too, are for the whitening.
     """
-    number = min(100, len(test))
-    chosen = torch.linspace(0, len(test) - 1, number).long()
+    chosen = evenly_spaced(len(test), 100)
+    number = len(chosen)
     originals = [test[i][0] for i in chosen.tolist()]
     blocks = {name: [] for name in DISTORTIONS}
     for i, image in enumerate(originals):

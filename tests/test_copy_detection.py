@@ -25,6 +25,7 @@ from evals.copy_detection import (
 )
 from runtime.commandline import InputError
 from runtime.creatures import make_creatures
+from training import evaluation
 from training.backbone import build_backbone
 
 
@@ -125,6 +126,11 @@ def test_copies_are_made_of_every_class_and_their_originals_are_no_distractors()
     distractors = [int(copies.distractors[i][0][0, 0, 0]) for i in range(150)]
     assert sorted(originals + distractors) == list(range(250))
     assert test.labels[originals].bincount().tolist() == [10] * 10
+
+    classes = torch.arange(10).repeat_interleave(401)
+    train = Images([images[i] for i in classes], classes)
+    whitening = made_copies(train, test).whitening
+    assert whitening.labels.bincount().tolist() == pytest.approx([200] * 10, abs=1)
 
 
 def test_copies_are_found_among_distractors_by_their_pixels():
@@ -252,6 +258,14 @@ def test_from_folders_to_a_table(weights, tmp_path, capsys):
     }
     assert line["measured"]["jpegqual/75, whitened, mAP %"] == pytest.approx(100)
     assert "7 originals among 11 distractors, whitening from 13 images" in capsys.readouterr().out
+
+
+def test_a_dataset_without_labels_is_named(weights, monkeypatch, capsys):
+    unlabelled = Images(make_creatures(10, 32).images)
+    monkeypatch.setattr(evaluation, "load_images", lambda *arguments: (unlabelled, None))
+    words = ["--pretrained_weights", weights, "--dataset", "cifar10", *FLAGS]
+    said = error_of(copy_detection.main, capsys, *words)
+    assert "--dataset cifar10 lacks labelled train or test images" in said
 
 
 @pytest.mark.parametrize(
