@@ -38,9 +38,10 @@ if [ -n "${IMAGES:-}" ]; then
     data=(--data_path "$IMAGES")
 fi
 graph=(--cuda_graph true)
+compiled=(--compile true)
 small=()  # what makes a training tiny in a dry run
 if [ -n "$dry" ]; then
-    graph=()
+    graph=() compiled=()
     small=(--device cpu --arch vit_nano --patch_size 8 --global_crops_size 16 --local_crops_size 8
         --local_crops_number 1 --out_dim 16 --batch_size_per_gpu 500 --epochs 1 --warmup_epochs 0
         --warmup_teacher_temp_epochs 0 --eval_size 16 --knn_images 100)
@@ -53,7 +54,7 @@ does_it_run() {
     demo=("$python" train.py --preset demo "${small[@]}" --output_dir "$out/demo")
     run demo 30 "${demo[@]}"            # stopped by SIGTERM
     run demo-continued 20 "${demo[@]}"  # continues there
-    run demo-compiled 75 "$python" train.py --preset demo "${small[@]}" --compile true \
+    run demo-compiled 75 "$python" train.py --preset demo "${small[@]}" "${compiled[@]}" \
         --output_dir "$out/demo-compiled"   # more than half of it compiles
     run demo-graph 20 "$python" train.py --preset demo "${small[@]}" "${graph[@]}" \
         --output_dir "$out/demo-graph"
