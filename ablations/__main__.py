@@ -1,6 +1,7 @@
 """The paper's ablations, and the methods it is compared with, as tables (Sec. 5; appendix B to E).
 
     python -m ablations components --seeds 0 1 2    # the embedded images, two to four minutes a row
+    python -m ablations components --rows 1 2 4     # three rows of the table alone
     python -m ablations all --epochs 1              # a first look at everything
     python -m ablations teachers --data_path imagenet/train --nproc_per_node 8 -- --accumulate 2
     python -m ablations collapse --data_path photos/ --preset small --epochs 20
@@ -274,14 +275,22 @@ def show_masks(
 
 
 def conduct(
-    name: str, runs: list[Run], flags: argparse.Namespace, signals: list[int]
+    name: str, planned: list[Run], flags: argparse.Namespace, signals: list[int]
 ) -> list[str]:
-    """Train a study's rows and show what came out; return a line for each failure."""
+    """Train a study's rows and show what came out; return a line for each failure.
+
+    planned: all runs of the study; of these --rows are trained.
+    """
+    study = STUDIES[name]
+    chosen = study.rows
+    if flags.rows:
+        chosen = [study.rows[number - 1] for number in flags.rows]
+    runs = [run for run in planned if run.row in chosen]
     done, failed = train_all(runs, signals)
-    print(f"\n{name}: {STUDIES[name].where}. {STUDIES[name].note}\n")
+    print(f"\n{name}: {study.where}. {study.note}\n")
     if name == "supervised":
-        return failed + show_masks(runs, done, flags, signals)
-    return failed + show(name, runs, done, flags, signals)
+        return failed + show_masks(planned, done, flags, signals)
+    return failed + show(name, planned, done, flags, signals)
 
 
 def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
@@ -292,6 +301,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     add("study", choices=(*STUDIES, "all"), metavar="study", help=studies)
     add("--preset", default="", help="of train.py; default: train.py's, by the data")
     add("--data_path", default="", help="a folder of images; without it the embedded ones")
+    add("--rows", type=int, nargs="+", default=[], help="only these, counted from 1 [all]")
     add("--seeds", type=int, nargs="+", default=[0], help="a run of each row with each [0]")
     add(
         "--epochs",
@@ -319,6 +329,12 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         raise InputError(
             f"--nproc_per_node {flags.nproc_per_node} must be at least 1 and at most 1024"
         )
+    if flags.rows and flags.study == "all":
+        raise InputError("--rows are of one study: name it, or leave --rows out")
+    for number in flags.rows:
+        most = len(STUDIES[flags.study].rows)
+        if not 1 <= number <= most:
+            raise InputError(f"--rows {number} must be at least 1 and at most {most}")
     if min(flags.seeds) < 0:
         raise InputError(f"--seeds {min(flags.seeds)} must be at least 0")
     if len(set(flags.seeds)) < len(flags.seeds):

@@ -193,6 +193,20 @@ def test_two_runners_keep_each_other_s_lines(tmp_path, monkeypatch):
     assert [line["seed"] for line in json.loads((tmp_path / "tiny.json").read_text())] == [0, 1]
 
 
+def test_chosen_rows_are_trained_and_the_lines_of_the_others_stay(tmp_path, monkeypatch):
+    rows = (Row("first"), Row("second"), Row("third"))
+    monkeypatch.setitem(STUDIES, "tiny", Study("nowhere", {}, rows))
+    planned = []
+    for row in rows:
+        run = a_run(tmp_path / row.name / "seed0", log_of(3))
+        planned.append(run._replace(row=row))
+    flags = flags_of(tmp_path)
+    for flags.rows, names in [([2], ["second"]), ([3, 1], ["first", "third", "second"])]:
+        assert ablations.conduct("tiny", planned, flags, []) == []
+        lines = json.loads((tmp_path / "tiny.json").read_text())
+        assert [line["row"] for line in lines] == names
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no such locks")
 def test_an_evaluation_waits_for_another_runner_s_and_takes_its_result(tmp_path):
     held, run = Event(), a_run(tmp_path, log_of(3))
@@ -482,6 +496,8 @@ def test_fig_4_s_table_is_of_the_seeds_of_all_calls(tmp_path):
         ),
         ("center -- --cuda_graph true", "--cuda_graph True is for train.py: leave it out"),
         ("center -- --nonsense 1", "unrecognized arguments: --nonsense"),
+        ("center --rows 1 5", "--rows 5 must be at least 1 and at most 4"),
+        ("all --rows 1", "--rows are of one study: name it"),
     ],
 )
 def test_a_wrong_flag_is_told_before_anything_runs(argv, said, capsys, tmp_path):
