@@ -189,8 +189,9 @@ def test_the_home_folder_is_found_where_the_shell_leaves_its_sign(written, monke
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_asking_for_cuda_where_there_is_none(capsys):
-    assert "--device cuda is not available here" in error_of(train.main, capsys, "--device", "cuda")
+def test_asking_for_cuda_where_there_is_none(capsys, tmp_path):
+    flags = ["--device", "cuda", "--output_dir", tmp_path / "run"]
+    assert "--device cuda is not available here" in error_of(train.main, capsys, *flags)
 
 
 def test_more_workers_than_any_machine_has_are_refused_before_a_process_starts():
@@ -245,7 +246,8 @@ def test_a_lost_worker_is_named_on_a_line_of_its_own_behind_an_unfinished_bar(ca
 
 def test_a_folder_without_images(capsys, tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
-    assert "no images in" in error_of(train.main, capsys, "--data_path", tmp_path)
+    flags = ["--data_path", tmp_path, "--output_dir", tmp_path / "run"]
+    assert "no images in" in error_of(train.main, capsys, *flags)
 
 
 TINY = (
@@ -366,7 +368,8 @@ def test_a_torn_checkpoint_is_not_overwritten(finished, photos, capsys):
         visualize_attention.main,
     ],
 )
-def test_evaluations_refuse_what_is_no_checkpoint(main, tmp_path, photos, capsys):
+def test_evaluations_refuse_what_is_no_checkpoint(main, tmp_path, photos, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     more = ["--image_path", photos / "0.png"] if main is visualize_attention.main else []
     assert "--pretrained_weights" in error_of(main, capsys, *more)
     assert "no checkpoint at" in error_of(

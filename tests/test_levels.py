@@ -124,13 +124,15 @@ def test_jpegs_are_not_opened_to_find_levels(tmp_path, monkeypatch):
 def test_integers_beside_floats_are_refused_and_both_are_named(tmp_path, capsys):
     save(tmp_path / "float.tif", ramp(0, 1, np.float32))
     save(tmp_path / "integer.png", ramp(0, 4095, np.uint16))
-    said = error_of(train.main, capsys, *TINY, "--data_path", tmp_path)
+    flags = [*TINY, "--data_path", tmp_path, "--output_dir", tmp_path / "run"]
+    said = error_of(train.main, capsys, *flags)
     assert "float.tif" in said and "integer.png" in said and "--levels BLACK WHITE" in said
 
 
 def test_levels_that_are_one_value_are_refused(tmp_path, capsys):
     save(tmp_path / "integer.png", ramp(0, 4095, np.uint16))
-    said = error_of(train.main, capsys, *TINY, "--data_path", tmp_path, "--levels", "7", "7")
+    flags = [*TINY, "--data_path", tmp_path, "--output_dir", tmp_path / "run"]
+    said = error_of(train.main, capsys, *flags, "--levels", "7", "7")
     assert "--levels 7 7 must be two values" in said
 
 

@@ -201,8 +201,9 @@ def test_from_scratch_the_paper_has_a_number_of_imagenet_alone():
 @pytest.mark.parametrize(
     ("start", "std"), [("--from_scratch", 0.02), ("--pretrained_weights x", 2e-4)]
 )
-def test_a_fine_tuned_classifier_starts_from_smaller_weights(start, std, monkeypatch):
+def test_a_fine_tuned_classifier_starts_from_smaller_weights(start, std, monkeypatch, tmp_path):
     """The authors' departure from DeiT; from scratch it is DeiT's."""
+    monkeypatch.chdir(tmp_path)
     seen = []
     monkeypatch.setattr(transfer, "measure_transfer", lambda flags, world: seen.append(flags))
     transfer.main([*start.split(), "--device", "cpu"])
@@ -211,7 +212,10 @@ def test_a_fine_tuned_classifier_starts_from_smaller_weights(start, std, monkeyp
     assert network.classifier.weight.std().item() == pytest.approx(std, rel=0.05)
 
 
-def test_the_embedded_images_have_a_recipe_without_mixing_and_others_have_deits(monkeypatch):
+def test_the_embedded_images_have_a_recipe_without_mixing_and_others_have_deits(
+    monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
     seen = []
     monkeypatch.setattr(transfer, "measure_transfer", lambda flags, world: seen.append(flags))
     transfer.main(["--from_scratch", "--device", "cpu"])
