@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from tempfile import mkdtemp
+from traceback import extract_tb
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -135,9 +136,20 @@ class Contest:
         self.loaded = None  # loader and batches: files are decoded once
         self.runs: list[RunState] = []
 
-    def part(self, name: str, kind: type, *arguments):
-        """Return what a function of the entry makes. Raise InputError if it is of another kind."""
-        made = getattr(self.entry, name)(*arguments)
+    def part(self, name: str, kind: type, settings: Settings, *more):
+        """Return what a function of the entry makes.
+
+        Raises InputError if it fails, or returns something of another kind.
+        """
+        make = getattr(self.entry, name)
+        try:
+            made = make(replace(settings), *more)  # a copy: what an entry writes there is lost
+        except InputError:
+            raise
+        except Exception as error:  # a contestant's function may raise anything
+            line = extract_tb(error.__traceback__)[1].lineno  # in the entry; [0] is this call
+            said = f"--entry: {name} fails in line {line} ({brief(repr(error))}): fix it"
+            raise InputError(said) from None
         if not isinstance(made, kind):
             raise InputError(
                 f"--entry: {name} returned {brief(repr(made))}: it must return a {kind.__name__}"
@@ -225,8 +237,8 @@ def fit(settings: Settings, steps: int, most: int) -> tuple[int, int]:
     for name in ("warmup_epochs", "warmup_teacher_temp_epochs"):
         if getattr(settings, name) > epochs:
             raise InputError(
-                f"--{name} {getattr(settings, name):g} is longer than the {epochs} epochs that "
-                "the budget pays for: lower it"
+                f"--{name} {getattr(settings, name):g} is longer than the training, since the "
+                f"budget pays for no more than {epochs} of its epochs: lower it"
             )
     return epochs, steps // epochs
 
@@ -302,7 +314,7 @@ def read_results(path: Path) -> list[dict]:
 def compare(line: dict, earlier: list[dict]) -> str:
     """Add difference and record to an entry's line, and return words about them.
 
-    difference: points to the best earlier entry of the same contest, None for the first entry.
+    difference: points to the best earlier entry of the same track, images and budget, or None.
     record: whether it is above the spread, the larger of both entries' standard deviations.
     """
     line["difference"] = None
@@ -312,7 +324,7 @@ def compare(line: dict, earlier: list[dict]) -> str:
         if all(other[key] == line[key] for key in ("track", "data", "budget")):
             same.append(other)
     if not same:
-        return "the first entry of this contest"
+        return "the first entry with these images and this budget"
 
     best = max(same, key=lambda other: other["mean"])
     spread = max(best["spread"], line["spread"])
@@ -388,6 +400,7 @@ def main(argv: list[str]) -> None:
         place = argv.index("--")
         argv, words = argv[:place], argv[place + 1 :]
     parser = CommandLine(__doc__)
+    parser.prog += " race"
     add = parser.add_argument
     add("--track", required=True, choices=tuple(BUDGETS))
     add("--name", required=True, help="of the entry")

@@ -22,6 +22,9 @@ LOSS = {
         ("logits.float()", "logits")
     ],
     "the loss kept as the KL": [("loss.detach() - self.teacher_entropy", "loss.detach()")],
+    "a KL with its gradient": [
+        ("loss.detach() - self.teacher_entropy", "loss - self.teacher_entropy")
+    ],
 }
 
 CENTER = {

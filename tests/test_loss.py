@@ -41,7 +41,9 @@ def test_eq_3_the_loss_is_the_cross_entropy_averaged_over_pairs_of_different_vie
         loss_fn.center.copy_(torch.linspace(-0.2, 0.3, K))
         before = loss_fn.center.clone()
         expected = naive_loss(student, teacher, loss_fn.center[0], student_temp, T)
-        assert loss_fn(student, teacher, T).item() == pytest.approx(expected, rel=1e-5), (
+        loss = loss_fn(student, teacher, T).item()
+        assert loss == pytest.approx(expected, rel=1e-5), (
+            f"{loss:.4f} instead of {expected:.4f}. "
             "Eq. 3: the mean, over pairs of different views, of -sum_k p_t log p_s, "
             "softmaxes over the K prototypes"
         )
@@ -103,7 +105,7 @@ def test_half_precision_logits_are_computed_in_fp32():
     )
 
 
-def test_a_view_is_never_paired_with_itself():
+def test_the_gradient_comes_from_pairs_of_different_views():
     student, teacher = random_logits()
     teacher[B:] = 0  # the second teacher view says nothing: uniform
     loss_fn = DINOLoss(K)
@@ -136,6 +138,8 @@ def test_entropy_and_kl_are_non_negative_and_sum_to_the_loss():
         loss.detach(),
         msg="Eq. 5: teacher_entropy and kl must sum to the loss, and take no gradient",
     )
+    for part in (loss_fn.teacher_entropy, loss_fn.kl):
+        assert not part.requires_grad, "teacher_entropy and kl are for the curves: detach them"
     positive = loss_fn.kl.item() > 0
     assert positive, "a divergence is never negative"
 

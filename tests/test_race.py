@@ -159,6 +159,19 @@ def test_a_files_own_loss_is_what_trains(place, monkeypatch, capsys):
     assert (line["recipe"], line["settings"]) == ("--preset demo", " ".join(TINY))
 
 
+def test_a_file_cannot_lengthen_the_training(place, monkeypatch, capsys):
+    """The settings that it gets are a copy."""
+    (place / "mine.py").write_text(
+        "from loss import DINOLoss\n\n\n"
+        "def make_loss(settings):\n"
+        "    settings.epochs = 3\n"
+        "    return DINOLoss(settings.out_dim)\n"
+    )
+    monkeypatch.setattr(race, "SEEDS", (101, 102))
+    enter("--track", "embedded", "--name", "a", "--budget", "0.001", "--entry", "mine.py")
+    assert "epoch 1/1" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -169,6 +182,8 @@ def test_a_files_own_loss_is_what_trains(place, monkeypatch, capsys):
         ("def make_loss(settings):\n    pass\n", "make_loss returned None: it must return a Mod"),
         ("import torch\n\ndef make_backbone(settings):\n    return torch.nn.Identity()\n",
          "has no embed_dim"),
+        ("def make_loss(settings):\n    return settings.nothing\n",
+         "make_loss fails in line 2 (AttributeError"),
     ],
 )
 def test_a_file_that_cannot_race_is_one_line(place, capsys, text, words):
@@ -185,7 +200,7 @@ def test_a_file_that_cannot_race_is_one_line(place, capsys, text, words):
         ([], ["--epochs=9"], "--epochs is not the contestant's"),
         ([], ["--preset", "photos"], "--preset is not the contestant's (all entries of a track"),
         ([], ["--init_from", "dino_vits16"], "a network starts from random weights"),
-        ([], [*TINY, "--warmup_epochs", "19"], "--warmup_epochs 19 is longer than the"),
+        ([], [*TINY, "--warmup_epochs", "19"], "--warmup_epochs 19 is longer than the training"),
         (["--budget", "1e-9"], TINY, "the budget does not pay for one step"),
         (["--budget", "nan"], TINY, "--budget nan must be above 0"),
         (["--data_path", "photos"], TINY, "--data_path is for --track photos"),
@@ -278,7 +293,7 @@ def test_a_few_minutes_of_photos_pay_for_the_warm_ups():
     """On one core ten minutes are five epochs of 147 steps; a single epoch is refused."""
     raced = race.read_settings("photos", [])
     assert race.fit(raced, steps=5 * 147, most=147) == (5, 147)
-    with pytest.raises(InputError, match="--warmup_teacher_temp_epochs 2 is longer than the 1 ep"):
+    with pytest.raises(InputError, match="no more than 1 of its epochs: lower it"):
         race.fit(raced, steps=147, most=147)
 
 

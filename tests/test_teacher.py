@@ -60,7 +60,10 @@ def test_parameters_meet_by_their_names():
             network.register_parameter(name, nn.Parameter(torch.full((3,), float(name == "a"))))
     update_teacher(student, teacher, 0.5)
     unchanged = bool(teacher.a.eq(1).all())
-    assert unchanged, "each parameter of the teacher follows the one of its own name"
+    assert unchanged, (
+        "each parameter of the teacher follows the one of its own name: here student and teacher "
+        "list theirs in another order, so pair them by named_parameters()"
+    )
 
 
 def test_buffers_are_the_teachers_own():
