@@ -25,8 +25,6 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-import torch
-
 from ablations import report as ablation_report
 from ablations.rows import STUDIES, as_flags
 from ablations.runs import (
@@ -40,7 +38,7 @@ from ablations.runs import (
     train_all,
 )
 from ablations.train import parse
-from data import open_images
+from data import at_most, open_images
 from runtime import hardware
 from runtime.commandline import CommandLine, InputError, errors_in_one_line, write_whole
 from settings import Settings
@@ -253,8 +251,7 @@ def show_masks(
     settings = run.settings
     source = (settings.data_path, settings.dataset, settings.download)
     train, val = open_images(*source, levels=settings.levels)
-    images = val or train
-    some = torch.linspace(0, len(images) - 1, min(8, len(images))).long()
+    images = at_most(val or train, 8)
     weights = {
         "supervised": run.folder / "supervised" / "checkpoint.pth",
         "DINO": run.folder / "checkpoint.pth",
@@ -262,7 +259,7 @@ def show_masks(
     names = lines[0]["measured"].keys()
     with alone(output, signals):
         lines += earlier(output / "supervised.json", planned, lines)
-        ablation_report.draw_masks(output / "supervised.png", weights, images.subset(some))
+        ablation_report.draw_masks(output / "supervised.png", weights, images)
         rows = [[lines[0]["table"], "the paper's", "here"]]
         for name in names:
             paper = "-"
@@ -301,7 +298,8 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     add("study", choices=(*STUDIES, "all"), metavar="study", help=studies)
     add("--preset", default="", help="of train.py; default: train.py's, by the data")
     add("--data_path", default="", help="a folder of images; without it the embedded ones")
-    add("--rows", type=int, nargs="+", default=[], help="only these, counted from 1 [all]")
+    numbers = "only these, counted from 1; 0 lists them [all]"
+    add("--rows", type=int, nargs="+", default=[], help=numbers)
     add("--seeds", type=int, nargs="+", default=[0], help="a run of each row with each [0]")
     add(
         "--epochs",
@@ -332,9 +330,12 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     if flags.rows and flags.study == "all":
         raise InputError("--rows are of one study: name it, or leave --rows out")
     for number in flags.rows:
-        most = len(STUDIES[flags.study].rows)
-        if not 1 <= number <= most:
-            raise InputError(f"--rows {number} must be at least 1 and at most {most}")
+        rows = STUDIES[flags.study].rows
+        if not 1 <= number <= len(rows):
+            names = ", ".join(f"{i}: {row.name}" for i, row in enumerate(rows, 1))
+            raise InputError(f"--rows {number} is not there: choose of {names}")
+    if len(set(flags.rows)) < len(flags.rows):
+        raise InputError("--rows has one twice: leave it out")
     if min(flags.seeds) < 0:
         raise InputError(f"--seeds {min(flags.seeds)} must be at least 0")
     if len(set(flags.seeds)) < len(flags.seeds):

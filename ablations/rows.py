@@ -373,7 +373,7 @@ STUDIES = {
             Row("K = 262144; demo: 1024", {"out_dim": 262144}, {"k-NN": 69.1}, {"out_dim": 1024}),
         ),
         "Layers are counted as in the paper, the prototypes among them. The demo has batch "
-        "normalisation in its head. With --preset photos the row BN has that preset's own K.",
+        "normalisation in its head. With --preset photos all rows but those of K have K = 4096.",
     ),
     "center": Study(
         "appendix D, online centering",

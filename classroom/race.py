@@ -30,7 +30,13 @@ from data import Images, draw_images, knn_split
 from features import EvaluationView, extract, knn_accuracies
 from multicrop import MultiCrop
 from runtime import hardware
-from runtime.commandline import CommandLine, InputError, brief, errors_in_one_line
+from runtime.commandline import (
+    CommandLine,
+    InputError,
+    brief,
+    errors_in_one_line,
+    exit_if_full,
+)
 from runtime.flops import flops
 from runtime.hardware import World
 from settings import Settings, parse_settings
@@ -120,6 +126,14 @@ def read_settings(track: str, flags: list[str]) -> Settings:
     return replace(settings, compile="false", saveckp_freq=0)
 
 
+def place(error: Exception) -> str:
+    """Return where in the contestant's file a call failed: in line 7, or as it was called."""
+    frames = extract_tb(error.__traceback__)  # the first one is the call itself
+    if len(frames) == 1:
+        return "when it is called"
+    return f"in line {frames[1].lineno}"
+
+
 # -- one training
 
 
@@ -142,13 +156,15 @@ class Contest:
         Raises InputError if it fails, or returns something of another kind.
         """
         make = getattr(self.entry, name)
+        if make is Entry._field_defaults[name]:  # DINO's own
+            return make(settings, *more)
         try:
             made = make(replace(settings), *more)  # a copy: what an entry writes there is lost
         except InputError:
             raise
         except Exception as error:  # a contestant's function may raise anything
-            line = extract_tb(error.__traceback__)[1].lineno  # in the entry; [0] is this call
-            said = f"--entry: {name} fails in line {line} ({brief(repr(error))}): fix it"
+            exit_if_full(error)
+            said = f"--entry: {name} fails {place(error)} ({brief(repr(error))}): fix it"
             raise InputError(said) from None
         if not isinstance(made, kind):
             raise InputError(
@@ -237,8 +253,8 @@ def fit(settings: Settings, steps: int, most: int) -> tuple[int, int]:
     for name in ("warmup_epochs", "warmup_teacher_temp_epochs"):
         if getattr(settings, name) > epochs:
             raise InputError(
-                f"--{name} {getattr(settings, name):g} is longer than the training, since the "
-                f"budget pays for no more than {epochs} of its epochs: lower it"
+                f"--{name} {getattr(settings, name):g} is longer than the training: the budget "
+                f"pays for {steps} steps, and {most} are an epoch. Lower it"
             )
     return epochs, steps // epochs
 

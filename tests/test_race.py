@@ -159,8 +159,8 @@ def test_a_files_own_loss_is_what_trains(place, monkeypatch, capsys):
     assert (line["recipe"], line["settings"]) == ("--preset demo", " ".join(TINY))
 
 
-def test_a_file_cannot_lengthen_the_training(place, monkeypatch, capsys):
-    """The settings that it gets are a copy."""
+def test_settings_that_a_file_writes_are_a_copy(place, monkeypatch, capsys):
+    """So it cannot lengthen the training."""
     (place / "mine.py").write_text(
         "from loss import DINOLoss\n\n\n"
         "def make_loss(settings):\n"
@@ -184,6 +184,7 @@ def test_a_file_cannot_lengthen_the_training(place, monkeypatch, capsys):
          "has no embed_dim"),
         ("def make_loss(settings):\n    return settings.nothing\n",
          "make_loss fails in line 2 (AttributeError"),
+        ("def make_head(settings):\n    pass\n", "make_head fails when it is called (TypeError"),
     ],
 )
 def test_a_file_that_cannot_race_is_one_line(place, capsys, text, words):
@@ -205,6 +206,7 @@ def test_a_file_that_cannot_race_is_one_line(place, capsys, text, words):
         (["--budget", "nan"], TINY, "--budget nan must be above 0"),
         (["--data_path", "photos"], TINY, "--data_path is for --track photos"),
         ([], ["--lr", "-1"], "--lr -1.0 must be at least 0"),
+        ([], [*TINY, "--out_dim", str(10**12)], "the memory does not suffice"),
     ],
 )
 def test_what_a_contestant_may_not_is_one_line(place, capsys, own, flags, words):
@@ -293,7 +295,7 @@ def test_a_few_minutes_of_photos_pay_for_the_warm_ups():
     """On one core ten minutes are five epochs of 147 steps; a single epoch is refused."""
     raced = race.read_settings("photos", [])
     assert race.fit(raced, steps=5 * 147, most=147) == (5, 147)
-    with pytest.raises(InputError, match="no more than 1 of its epochs: lower it"):
+    with pytest.raises(InputError, match="the budget pays for 147 steps, and 147 are an epoch"):
         race.fit(raced, steps=147, most=147)
 
 
