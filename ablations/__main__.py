@@ -298,8 +298,13 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
     add("study", choices=(*STUDIES, "all"), metavar="study", help=studies)
     add("--preset", default="", help="of train.py; default: train.py's, by the data")
     add("--data_path", default="", help="a folder of images; without it the embedded ones")
-    numbers = "only these, counted from 1; 0 lists them [all]"
-    add("--rows", type=int, nargs="+", default=[], help=numbers)
+    add(
+        "--rows",
+        type=int,
+        nargs="+",
+        default=[],
+        help="only these, counted from 1; 0 lists them [all]",
+    )
     add("--seeds", type=int, nargs="+", default=[0], help="a run of each row with each [0]")
     add(
         "--epochs",
@@ -334,13 +339,13 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         if not 1 <= number <= len(rows):
             names = ", ".join(f"{i}: {row.name}" for i, row in enumerate(rows, 1))
             raise InputError(f"--rows {number} is not there: choose of {names}")
-    if len(set(flags.rows)) < len(flags.rows):
-        raise InputError("--rows has one twice: leave it out")
     if min(flags.seeds) < 0:
         raise InputError(f"--seeds {min(flags.seeds)} must be at least 0")
-    if len(set(flags.seeds)) < len(flags.seeds):
-        seeds = " ".join(map(str, flags.seeds))
-        raise InputError(f"--seeds {seeds} has one twice, the same run: leave it out")
+    for name in ("rows", "seeds"):
+        values = getattr(flags, name)
+        if len(set(values)) < len(values):
+            words = " ".join(map(str, values))
+            raise InputError(f"--{name} {words} has one twice, the same run: leave it out")
 
     data = []
     if flags.data_path:

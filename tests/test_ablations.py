@@ -497,7 +497,7 @@ def test_fig_4_s_table_is_of_the_seeds_of_all_calls(tmp_path):
         ("center -- --cuda_graph true", "--cuda_graph True is for train.py: leave it out"),
         ("center -- --nonsense 1", "unrecognized arguments: --nonsense"),
         ("center --rows 1 5", "--rows 5 is not there: choose of 1: m = 0, 2: m = 0.9, 3: m"),
-        ("center --rows 2 2", "--rows has one twice"),
+        ("center --rows 2 2", "--rows 2 2 has one twice"),
         ("all --rows 1", "--rows are of one study: name it"),
     ],
 )
