@@ -303,7 +303,7 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
         type=int,
         nargs="+",
         default=[],
-        help="only these, counted from 1; 0 lists them [all]",
+        help="only these, counted from 1 in rows.py's order [all]",
     )
     add("--seeds", type=int, nargs="+", default=[0], help="a run of each row with each [0]")
     add(

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import train
 from data import Images, draw_images, knn_split
-from features import EvaluationView, extract, knn_accuracies
+from features import EvaluationView, Pixels, extract, knn_accuracies
 from multicrop import MultiCrop
 from runtime import hardware
 from runtime.commandline import (
@@ -260,9 +260,12 @@ def fit(settings: Settings, steps: int, most: int) -> tuple[int, int]:
 
 
 class Outcome(NamedTuple):
-    """k-NN accuracy in %, what the training spent in TFLOP or minutes, and the steps' minutes."""
+    """k-NN accuracies in % of the trained network, of the same untrained and of raw pixels; what
+    the training spent in TFLOP or minutes, and the steps' minutes."""
 
     knn: float
+    untrained: float
+    pixels: float
     spent: float
     minutes: float
 
@@ -295,9 +298,12 @@ def train_one(
 
     view = EvaluationView(settings.eval_size, settings.eval_crop, settings.mean, settings.std)
     with hardware.start(settings.device, settings.precision) as world:
-        features = extract(run.teacher.backbone, split, view, world)
-        top1, _ = knn_accuracies(features, world=world)[20]
-    return Outcome(top1, spent, minutes)
+        fresh = contest.start_run(settings, world)  # the seed's random weights again
+        top1 = []
+        for network in (run.teacher.backbone, fresh.teacher.backbone, Pixels()):
+            features = extract(network, split, view, world)
+            top1.append(knn_accuracies(features, world=world)[20][0])
+    return Outcome(*top1, spent, minutes)
 
 
 # -- the judge
@@ -375,7 +381,11 @@ def judge(flags: argparse.Namespace, words: list[str]) -> None:
                 f"the training took {outcome.spent:.1f} of {budget:g} {unit} and is not entered: "
                 "the machine was busier than in the first steps, so run it again"
             )
-        print(f"seed {seed}: k-NN {outcome.knn:.1f} %, {outcome.spent:.4g} {unit}", flush=True)
+        print(
+            f"seed {seed}: k-NN {outcome.knn:.1f} % (untrained {outcome.untrained:.1f}, raw pixels "
+            f"{outcome.pixels:.1f}), {outcome.spent:.4g} {unit}",
+            flush=True,
+        )
         outcomes.append(outcome)
 
     knn = [round(outcome.knn, 2) for outcome in outcomes]
@@ -391,11 +401,14 @@ def judge(flags: argparse.Namespace, words: list[str]) -> None:
         "knn": knn,
         "mean": round(mean(knn), 2),
         "spread": round(stdev(knn), 2),
+        "untrained": round(mean(outcome.untrained for outcome in outcomes), 2),
+        "pixels": round(mean(outcome.pixels for outcome in outcomes), 2),
         "spent": round(mean(outcome.spent for outcome in outcomes), 4),
         "minutes": round(mean(outcome.minutes for outcome in outcomes), 1),
     }
     words_about_it = compare(line, read_results(results))
     print(f"\n{flags.name}: k-NN {line['mean']:.2f} % +- {line['spread']:.2f} over 3 seeds")
+    print(f"untrained {line['untrained']:.2f} %, raw pixels {line['pixels']:.2f} %")
     print(words_about_it)
     append(results, line)
 

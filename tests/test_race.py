@@ -11,6 +11,7 @@ from torchvision.transforms.functional import to_pil_image
 from classroom import __main__ as commands
 from classroom import race
 from data import Images
+from features import EvaluationView, Pixels, extract, knn_accuracies
 from runtime.commandline import InputError
 from runtime.creatures import CLASSES, make_creatures
 from runtime.flops import flops
@@ -117,7 +118,7 @@ def test_the_judges_images_and_seeds_are_none_of_a_contestants(place, monkeypatc
 
     def spy(entry, settings, split, track, budget):
         seen.append((settings.seed, split[0].source, split[1].source))
-        return race.Outcome(50.0 + settings.seed % 7, budget, 1.0)
+        return race.Outcome(50.0 + settings.seed % 7, 20.0, 70.0, budget, 1.0)
 
     monkeypatch.setattr(race, "train_one", spy)
     enter("--track", "embedded", "--name", "a")
@@ -157,6 +158,28 @@ def test_a_files_own_loss_is_what_trains(place, monkeypatch, capsys):
     (line,) = entries(place)
     assert line["entry"] == "mine.py"
     assert (line["recipe"], line["settings"]) == ("--preset demo", " ".join(TINY))
+
+
+def test_the_score_stands_beside_raw_pixels_and_the_seeds_untrained_network(
+    place, monkeypatch, capsys
+):
+    monkeypatch.setattr(race, "SEEDS", (101, 102))
+    enter("--track", "embedded", "--name", "a", "--budget", "0.001")
+    (line,) = entries(place)
+    untrained, pixels = [], []
+    for seed in (101, 102):
+        settings = race.read_settings("embedded", [*TINY])
+        torch.manual_seed(seed)
+        network = race.make_backbone(settings)
+        view = EvaluationView(32, settings.eval_crop, settings.mean, settings.std)
+        with race.hardware.start("cpu", "fp32") as world:
+            for kept, features_of in ((untrained, network), (pixels, Pixels())):
+                features = extract(features_of, few_creatures(seed), view, world)
+                kept.append(knn_accuracies(features)[20][0])
+    assert line["untrained"] == pytest.approx(sum(untrained) / 2, abs=0.01)
+    assert line["pixels"] == pytest.approx(sum(pixels) / 2, abs=0.01)
+    said = capsys.readouterr().out
+    assert f"(untrained {untrained[0]:.1f}, raw pixels {pixels[0]:.1f})" in said
 
 
 def test_settings_that_a_file_writes_are_a_copy(place, monkeypatch, capsys):
