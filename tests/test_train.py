@@ -18,9 +18,10 @@ import settings
 from head import DINOHead
 from loss import DINOLoss
 from multicrop import MultiCropNetwork, forward_crops
-from optimizer import LARS, clip_gradients, cosine, make_optimizer, parameter_groups
+from optimizer import clip_gradients, cosine, make_optimizer, parameter_groups
 from runtime import hardware
 from runtime.hardware import World
+from runtime.lars import LARS
 from settings import Settings, parse_settings
 from teacher import make_teacher, update_teacher
 from train import Schedules, schedules, set_schedules, train_step
