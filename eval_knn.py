@@ -3,7 +3,7 @@
 The quickest measure of what was learnt: nothing is trained and nothing is augmented. The k train
 images nearest to a test image, by the cosine of their features, vote for their labels, each with
 exp(cosine / 0.07). ViT-S/16 after DINO: 74.5 % on ImageNet at k = 20; 89.1 % on Flowers (Table 10).
-Of few images the same network untrained and raw pixels stand beside it.
+With at most 20,000 images the untrained network and raw pixels are measured too.
 
     python eval_knn.py --pretrained_weights runs/mine/checkpoint.pth --data_path photos/
     python eval_knn.py --pretrained dino_vits16 --data_path imagenet/ --dump_features vits16.pth

@@ -216,7 +216,7 @@ def count_right(
         for i, k in enumerate(ks):  # the k nearest stand in the first k columns
             votes = knn_votes(cosines[rows, :k], labels[rows, :k], num_classes, temperature)
             right[i, 0] += among_first(votes, test_labels[rows], 1).sum()
-            # a class that no neighbour has is none of the first five, though fewer have votes
+            # fewer than five classes may have votes: the others that topk takes do not count
             voted = (labels[rows, :k] == test_labels[rows, None]).any(dim=1)
             right[i, 1] += (among_first(votes, test_labels[rows], 5) & voted).sum()
     return right

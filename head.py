@@ -57,14 +57,14 @@ class PrototypeLayer(nn.Module):
 
     def __init__(self, in_dim: int, out_dim: int, norm_last_layer: bool):
         super().__init__()
-        # release: frozen at 1 but for ViT-S, since a free gain is a little better and less steady
+        # release: frozen at 1, which is steadier; its ViT-S runs learn it and gain a little
         self.weight_g = nn.Parameter(torch.ones(out_dim, 1), requires_grad=not norm_last_layer)
         self.weight_v = nn.Parameter(torch.empty(out_dim, in_dim))
         bound = in_dim**-0.5
         nn.init.uniform_(self.weight_v, -bound, bound)  # release: nn.Linear's default
 
     def forward(self, x: Tensor) -> Tensor:
-        # g v / ||v|| in one kernel: at K = 65536 the formula by parts takes 2.5 times as long
+        # weight_g * F.normalize(weight_v) in one kernel: 2.5 times as fast at K = 65536
         weight = torch._weight_norm(self.weight_v, self.weight_g, 0)
         return F.linear(x, weight)
 

@@ -5,7 +5,7 @@
     backbone = torch.hub.load(folder, "dino", source="local", checkpoint="runs/demo/checkpoint.pth")
     features = backbone(images)  # (B, 3, S, S), normalised by ImageNet's mean and std -> (B, D)
 
-The weights of the authors are downloaded once. A torn file is refused (training/pretrained.py).
+The weights of the authors are downloaded once; an incomplete file is refused.
 Each network is in evaluation mode, and its parameters take gradients.
 """
 from torch import nn

@@ -3,7 +3,8 @@
 The student predicts, from one view of an image, the teacher's output for another view.
 A collapse is the same output for every image. Centering (Eq. 4) keeps one prototype from winning
 everywhere (one-hot), but alone leads to the uniform output, where the loss is ln K. Sharpening, a
-low teacher temperature, prevents the uniform one, but alone leads to one-hot (Sec. 5.3).
+teacher temperature below the student's, prevents the uniform one, but alone leads to one-hot
+(Sec. 5.3).
 The loss is entropy + KL (Eq. 5): KL -> 0 shows a collapse, the entropy which one (Fig. 7).
 
 Shapes: B images, V views (the first two are global), K prototypes: the dimensions of the output.
@@ -19,7 +20,7 @@ class DINOLoss(nn.Module):
     `teacher_entropy` and `kl` are the two parts (Eq. 5) of the last loss, without gradient.
     """
 
-    has_entropy = True  # these parts; False in the ablations' losses of BYOL and MoCo
+    has_entropy = True  # False for a loss without these parts: BYOL's and MoCo's (ablations/)
 
     def __init__(self, out_dim: int, student_temp: float = 0.1, center_momentum: float = 0.9):
         super().__init__()
@@ -57,7 +58,7 @@ class DINOLoss(nn.Module):
         # 2 V pairs, less the 2 of a view with itself
         loss = loss / (2 * V - 2)  # Eq. 3: the sum; Algorithm 1 and the release: the mean
 
-        # each teacher view is in V - 1 pairs, so the mean over views is that over pairs
+        # each teacher view is in V - 1 pairs: the mean over the two views is that over all pairs
         self.teacher_entropy = entropy(p_teacher)
         self.kl = loss.detach() - self.teacher_entropy  # Eq. 5: H(P_t, P_s) = h(P_t) + KL
         return loss
@@ -71,7 +72,8 @@ class DINOLoss(nn.Module):
     def update_center(self, teacher_logits: Tensor) -> None:
         """Move the center: c <- m c + (1 - m) mean of the teacher's logits (Eq. 4).
 
-        teacher_logits: (n, K). Call it after the loss, which uses the old c.
+        teacher_logits: (n, K), or means of equally many of them: the mean is the same. Call it
+        after the loss, which uses the old c.
         """
         batch_center = teacher_logits.float().mean(dim=0, keepdim=True)
         self.center.lerp_(batch_center, 1 - self.center_momentum)  # lerp: c + (1 - m) (mean - c)

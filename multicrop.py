@@ -33,8 +33,8 @@ from runtime.augment import (
 from runtime.crops import TRIES, crop_and_resize, random_boxes
 
 # All random numbers of an image are drawn before a pixel is touched. So its views are the same
-# alone (MultiCrop's call) and in a batch, perhaps on a GPU (batch_views). Uniform in 0 ... 1, for
-# each view:
+# alone (MultiCrop's call) and in a batch, perhaps on a GPU (batch_views). A view has this many of
+# them, uniform in 0 ... 1, for:
 DRAWS = [
     4 * TRIES,  # box: area, ratio, top and left of each try
     6,  # whether to flip, jitter, grey, blur and solarise; the blur's sigma
@@ -57,7 +57,7 @@ class MultiCrop:
     """Turn an image into V = 2 + local_number views, the globals first.
 
     blur: its probability for global 1, global 2 and each local; solarize: on global 2 only.
-    The defaults are the release's.
+    The defaults are the release's; its ViT-S/16 run has other scales (--preset vits16).
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class MultiCrop:
         blur: Sequence[float] = (1.0, 0.1, 0.5),
         solarize: float = 0.2,
     ):
-        self.least, self.most = jitter_range(jitter)
+        self.weakest, self.strongest = jitter_range(jitter)
         self.mean = torch.tensor(mean).view(3, 1, 1)
         self.std = torch.tensor(std).view(3, 1, 1)
         # BYOL's chances: the two globals are blurred and solarised differently
@@ -84,7 +84,7 @@ class MultiCrop:
         self.scales = torch.tensor([view.scale for view in self.views])
 
     def draw(self) -> Tensor:
-        """Return all random numbers of one image's views: (V, number of DRAWS)."""
+        """Return all random numbers of one image's views: (V, sum of DRAWS)."""
         return torch.rand(len(self.views), sum(DRAWS))
 
     def __call__(self, image: Image.Image | Tensor) -> list[Tensor]:
@@ -111,7 +111,7 @@ class MultiCrop:
         """Return V views (B, 3, S, S) of a batch, made at once on the images' device.
 
         images: uint8 (B, 3, H, W); sides (B, 2): the height and width that each one fills.
-        draws: (B, V, number of DRAWS). The views are those of the images one by one, but for
+        draws: (B, V, sum of DRAWS). The views are those of the images one by one, but for
         the rounding of bytes.
         """
         boxes = random_boxes(sides.unsqueeze(1), self.scales, draws[:, :, : DRAWS[0]])
@@ -124,10 +124,10 @@ class MultiCrop:
 
     def augment(self, x: Tensor, draws: Tensor, view: View) -> Tensor:
         """Change crops at random, each in its own way, and normalise: (B, 3, S, S) -> the same."""
-        _, whether, order, strengths = draws.split(DRAWS, dim=1)
-        flip_draw, jitter_draw, grey_draw, blur_draw, solarize_draw, sigma = whether.unbind(dim=1)
+        _, chances, order, strengths = draws.split(DRAWS, dim=1)
+        flip_draw, jitter_draw, grey_draw, blur_draw, solarize_draw, sigma = chances.unbind(dim=1)
         order = order.argsort(dim=1)  # a random permutation
-        strengths = self.least + (self.most - self.least) * strengths
+        strengths = self.weakest + (self.strongest - self.weakest) * strengths
         sigma = 0.1 + 1.9 * sigma  # U(0.1, 2) pixels
 
         x = apply_to(x, chosen(flip_draw, 0.5), flip)  # these probabilities are BYOL's

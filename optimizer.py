@@ -2,7 +2,7 @@
 
 Schedules are pure functions of the step, counted from 0.
 The paper gives AdamW and the four schedules.
-Which tensors decay, clipping, SGD and LARS are the release's.
+Which tensors decay, clipping, SGD and LARS (runtime/lars.py) are the release's.
 """
 import math
 
@@ -14,7 +14,7 @@ from runtime.lars import LARS
 
 
 def cosine(step: int, total_steps: int, start: float, end: float, warmup_steps: int = 0) -> float:
-    """Return the value at a step: linear from 0 to start, then half a cosine from start to end.
+    """Return the value at a step: half a cosine from start to end, after a warm-up from 0 to start.
 
     For the learning rate (with warm-up), the weight decay and the teacher momentum (Sec. 3.1).
     """
@@ -38,20 +38,20 @@ def linear(step: int, warmup_steps: int, start: float, end: float) -> float:
 def parameter_groups(student: nn.Module) -> list[dict]:
     """Return the weights that decay and those that do not, for an optimiser.
 
-    "decays" says which group a step's weight decay is for.
+    "decays" marks the group that gets each step's weight decay (train.py:set_schedules).
     """
     decaying = []
-    others = []
+    not_decaying = []
     for param in student.parameters():
         if not param.requires_grad:  # the frozen gain of the prototypes
             continue
         if param.ndim > 1:  # release: matrices, positions, [CLS], a trained gain
             decaying.append(param)
         else:  # biases and the scales of normalisations
-            others.append(param)
+            not_decaying.append(param)
     return [
         {"params": decaying, "decays": True},
-        {"params": others, "decays": False, "weight_decay": 0.0},  # AdamW's default is 0.01
+        {"params": not_decaying, "decays": False, "weight_decay": 0.0},  # AdamW's default is 0.01
     ]
 
 
@@ -62,7 +62,7 @@ def clip_gradients(student: nn.Module, max_norm: float) -> Tensor:
     """
     gradients = [param.grad for param in student.parameters() if param.grad is not None]
     # release: each tensor by itself, not the global norm
-    # all at once: a GPU's kernels for one tensor after the other take longer to launch than to run
+    # in one call: a GPU's kernels for one norm after the other take longer to launch than to run
     norms = torch.stack(torch._foreach_norm(gradients))
     if max_norm:
         # min(1, max_norm / norm); an if would have to wait for a GPU's number

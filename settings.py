@@ -16,7 +16,7 @@ from data import has_images
 from runtime.augment import IMAGENET_MEAN, IMAGENET_STD
 from runtime.commandline import CommandLine, InputError, true_or_false
 
-# and their widths, the D of a token
+# ViT -> D, the numbers of a token
 VITS = {"vit_nano": 128, "vit_tiny": 192, "vit_small": 384, "vit_base": 768}
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 ARCHS = (*VITS, *RESNETS)
@@ -174,7 +174,7 @@ class Settings:
     )
     epoch_images: int = setting(
         0,
-        "an epoch goes over fewer images than these several times, to see about so many; 0: once",
+        "repeat a smaller data set within an epoch, up to about so many images; 0: each once",
         at_least=0,
     )
     epochs: int = setting(100, "passes over the data", at_least=1)
@@ -298,7 +298,7 @@ class Settings:
 
     @property
     def width(self) -> int:
-        """What --precision auto multiplies: D of a token; for a convnet, a ViT-S's."""
+        """D, the numbers of a token: --precision auto times products of it. A convnet: ViT-S's."""
         return VITS.get(self.arch, VITS["vit_small"])
 
 
@@ -516,7 +516,7 @@ def parse_settings(argv: list[str] | None = None, kind: type[Settings] = Setting
     settings = kind(**{**PRESETS[preset], **given, "preset": preset})
     falls = settings.momentum_teacher > settings.momentum_teacher_end
     if falls and "momentum_teacher_end" not in given:
-        # a preset's end is for its own start; another one rises to 1, as in the release
+        # no rise leads from a start above the preset's end to it: rise to 1, as in the release
         settings.momentum_teacher_end = 1.0
     check(settings)
     return settings

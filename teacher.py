@@ -19,10 +19,10 @@ def make_teacher(student: nn.Module) -> nn.Module:
     teacher.requires_grad_(False)
     # not eval(): batch normalisation, where there is any, uses the batch's statistics here too
     for module in teacher.modules():
-        # release: drop path is the student's alone; what the teacher says is not to be random
+        # release: only the student drops paths, so that the teacher's targets are not random
         if isinstance(module, DropPath):
             module.keep.fill_(1.0)  # the probability of keeping a branch
-        # the kinds that torchvision's convnets have
+        # the kinds that another backbone may have (docs/extending.md)
         if isinstance(module, (nn.Dropout, StochasticDepth)):
             module.p = 0.0
     return teacher

@@ -38,7 +38,7 @@ from training.knn import evaluate
 
 
 class Schedules(NamedTuple):
-    """The values of one step (Sec. 3.2)."""
+    """The values of one step (Sec. 3.1 and 3.2)."""
 
     lr: float
     weight_decay: float
@@ -126,11 +126,11 @@ def train(
 
     signals: receives the numbers of the signals that ask to stop.
     The other arguments are for ablations/: start_run(settings, world) makes networks, loss and
-    optimizer; make_follow(run, steps, done) what updates the teacher; before_save(run, world)
+    optimizer; make_follow(run, steps, steps_done) what updates the teacher; before_save(run, world)
     comes before each checkpoint. The last two, of training/inputs.py, are the race's (classroom/).
     """
     output = Path(settings.output_dir)
-    say = tqdm.write if world.is_main else lambda text: None  # above the bar, once
+    say = tqdm.write if world.is_main else lambda text: None  # once, above the bar
 
     # 1. Images: their crops, and a train and a test part for k-NN
     images, val_images = read_images(settings, world)
@@ -139,24 +139,25 @@ def train(
     split = knn_split(images, val_images, settings.knn_images)  # None without labels
     view = EvaluationView(settings.eval_size, settings.eval_crop, settings.mean, settings.std)
 
-    # 2. Student (ViT and head), teacher (its copy), loss, optimizer: see run_state.start_run
-    with world.main_first(bool(settings.init_from)):  # which may be downloaded
+    # 2. Student (ViT and head), teacher (its copy), loss, optimizer: see run_state.start_run.
+    # make_step is train_step, but with --cuda_graph or in fp16
+    with world.main_first(bool(settings.init_from)):  # weights are downloaded once
         run = start_run(settings, world)
     run.images_per_step = batches.images_per_step
-    make_step = run_state.prepare_step(train_step, run, settings, world)  # mostly train_step
+    make_step = run_state.prepare_step(train_step, run, settings, world)
 
     # 3. Continue where a run was stopped, or start from other weights
     begun = run_state.begin(output / "checkpoint.pth", run, settings, world)
     if begun:
         say(begun)
-    # the optimizer's rate and decay as the last step had them, which a checkpoint shows
-    done_in_epoch = run.images // batches.images_per_step
-    step = max(0, run.epoch * batches.steps + done_in_epoch - 1)
-    now = schedules(settings, step, batches.steps, batches.images_per_step)
+    # the checkpoint written next shows the learning rate and decay of the last step
+    steps_done = run.images_done // batches.images_per_step  # in this epoch
+    last_step = max(0, run.epoch * batches.steps + steps_done - 1)
+    now = schedules(settings, last_step, batches.steps, batches.images_per_step)
     set_schedules(run.optimizer, now)
     follow = update_teacher
     if make_follow:
-        follow = make_follow(run, batches.steps, done_in_epoch)
+        follow = make_follow(run, batches.steps, steps_done)
 
     # 4. Compile what is slow, in place; DDP, which averages the gradients over the processes
     hot_path = [run.student.backbone, run.teacher.backbone]
@@ -185,22 +186,22 @@ def train(
 
     # 5. k-NN before the first step: the untrained network, and raw pixels
     if run.epoch < settings.epochs:
-        run_state.save(run, settings, world, before_save)  # an evaluation may take long
+        run_state.save(run, settings, world, before_save)  # before an evaluation, which may be long
     evaluated = evaluate(run, split, view, loader.num_workers, settings, world)
     if evaluated:
         run_state.save(run, settings, world, before_save)
-    if evaluated and run.epoch > 0:  # a run stopped in its evaluation
+    if evaluated and run.epoch > 0:  # the run was stopped in this epoch's evaluation
         say(report.line(run.history[-1], settings.epochs, settings.out_dim))
 
     # 6. Train
     # metrics not yet read: loss, entropy, KL, gradient norm
     recent = torch.zeros(min(settings.log_every, batches.steps), 4, device=world.device)
     per_epoch = batches.steps * batches.images_per_step
-    done = run.epoch * per_epoch + run.images
+    images_done = run.epoch * per_epoch + run.images_done
     free_cores = FreeCores(world.device, loader.num_workers, settings.compile == "true")
     with tqdm(
         total=settings.epochs * per_epoch,
-        initial=done,
+        initial=images_done,
         unit="img",
         disable=not world.is_main,
         **bar_style(),
@@ -208,7 +209,7 @@ def train(
         while run.epoch < settings.epochs:
             # the epoch's crops, from where a stopped run left off
             batches.epoch = run.epoch
-            batches.first_step = run.images // batches.images_per_step
+            batches.first_step = run.images_done // batches.images_per_step
             crops = iter(loader)
             began = time.perf_counter() - run.seconds  # the clock of a stopped run goes on
             unread = 0
@@ -230,7 +231,7 @@ def train(
                     micro_batches, now, settings, world, follow,
                 )
                 unread += 1
-                run.images += batches.images_per_step
+                run.images_done += batches.images_per_step
                 bar.update(batches.images_per_step)
 
                 # Reading the metrics waits for the GPU, so they are read rarely.
@@ -248,15 +249,15 @@ def train(
 
                 if stopping:
                     run_state.save(run, settings, world, before_save)
-                    say(f"stopped in epoch {run.epoch + 1}, after {run.images} of its {per_epoch} "
-                        "images: the same command continues there")
-                    number = signals[0] if signals else signal.SIGTERM  # another process got it
+                    say(f"stopped in epoch {run.epoch + 1}, after {run.images_done} of its "
+                        f"{per_epoch} images: the same command continues there")
+                    number = signals[0] if signals else signal.SIGTERM  # or another process got it
                     sys.exit(128 + number)
 
             # the epoch is over: its line of the log, and a new count
             run.history.append(report.epoch_record(run, now))
             run.epoch += 1
-            run.images = 0
+            run.images_done = 0
             run.seconds = 0.0
             run.metrics = run.metrics[:0]
             run_state.save(run, settings, world, before_save)

@@ -2,8 +2,8 @@
 
 There is no classifier: the normalised [CLS] token of the last block is the feature.
 Parameter names and shapes are those of the released checkpoints, and of timm's.
-Not in the paper: vit_nano, for the classroom, and init_std, since narrow networks start too slowly
-from weights of standard deviation 0.02.
+Not in the paper: vit_nano and vit_tiny, for small data, and init_std, since narrow networks start
+too slowly from weights of standard deviation 0.02.
 
 Shapes: B images, C channels, H x W pixels, N patches, T = 1 + N tokens, D = embed_dim,
 h heads, d = D / h.
@@ -24,7 +24,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, queries: int | None = None) -> Tensor:
-        """Map (B, T, D) to (B, T, D); queries: compute only the first so many outputs."""
+        """Map (B, T, D) to (B, T, D); queries: compute that many outputs, the first ones."""
         q, k, v = self.queries_keys_values(x)
         q = q[:, :, :queries]  # queries do not affect one another: each looks at all tokens
         x = F.scaled_dot_product_attention(q, k, v)  # softmax(q k^T / sqrt(d)) v
@@ -71,8 +71,7 @@ class DropPath(nn.Module):
 
     def __init__(self, rate: float):
         super().__init__()
-        # a buffer, since blocks with different rates then share one compiled graph;
-        # a float would give each block its own, up to the compiler's limit
+        # a buffer, not a float: torch.compile then makes one graph for all blocks, not one for each
         self.register_buffer("keep", torch.tensor(1.0 - rate), persistent=False)
 
     def forward(self, branch: Tensor) -> Tensor:
@@ -103,7 +102,7 @@ class Block(nn.Module):
     def forward_cls(self, x: Tensor) -> Tensor:
         """Return the [CLS] row of forward alone: (B, T, D) -> (B, 1, D).
 
-        For the last block, whose patch outputs nobody reads.
+        For the last block: the head reads no patch.
         """
         cls = x[:, :1]
         cls = cls + self.drop_path(self.attn(self.norm1(x), queries=1))  # it looks at all tokens
@@ -180,13 +179,13 @@ class VisionTransformer(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=std)
                 nn.init.zeros_(module.bias)
-        # release, whose std is 0.02: the patch convolution keeps PyTorch's default
+        # release: at its std, 0.02, the patch convolution keeps PyTorch's default start
         if std != 0.02:
             nn.init.trunc_normal_(self.patch_embed.proj.weight, std=std)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.before_last_block(images)
-        # the head reads [CLS] alone: the last block's patch outputs are not computed
+        # as if the last block were one more x = block(x), of which [CLS] alone is computed
         cls = self.blocks[-1].forward_cls(x)
         return self.norm(cls)[:, 0]
 

@@ -7,7 +7,9 @@ from torch.optim import Optimizer
 class LARS(Optimizer):
     """SGD whose step for a matrix is a fixed fraction of the matrix's norm (You et al. 2017).
 
-    For large batches; the released ResNet-50 was trained with it.
+    For large batches; the released ResNet-50 was trained with it. A tensor w with gradient g:
+    v <- m v + r (g + d w), then w <- w - lr v, with momentum m, decay d, and r = eta ||w|| /
+    ||g + d w||. For biases and the scales of normalisations r = 1 and d = 0.
     """
 
     def __init__(
@@ -29,10 +31,10 @@ class LARS(Optimizer):
                     self.step_of(param, group)
 
     def step_of(self, param: Tensor, group: dict) -> None:
-        """Move one tensor: v <- m v + g, w <- w - lr v."""
+        """Move one tensor."""
         update = param.grad
         if param.ndim > 1:  # biases and normalisations take plain SGD's step, undecayed
-            update = update.add(param, alpha=group["weight_decay"])  # g <- g + decay w
+            update = update.add(param, alpha=group["weight_decay"])  # g + d w
             update = update * trust_ratio(param, update, group["eta"])
         if "velocity" not in self.state[param]:
             self.state[param]["velocity"] = torch.zeros_like(param)
@@ -42,7 +44,7 @@ class LARS(Optimizer):
 
 
 def trust_ratio(param: Tensor, update: Tensor, eta: float) -> Tensor:
-    """Return eta ||w|| / ||g||, or 1 where a norm is 0."""
+    """Return r = eta ||w|| / ||update||, or 1 where a norm is 0."""
     param_norm = param.norm()
     update_norm = update.norm()
     ratio = eta * param_norm / update_norm

@@ -113,7 +113,7 @@ def test_stopped_in_mid_epoch_and_continued_it_ends_bit_for_bit_the_same(
 ):
     undisturbed = run(few_images, tmp_path / "undisturbed", flags)
     stopped = stop_in(STEPS + 1, monkeypatch, few_images, tmp_path / "stopped", flags)
-    assert stopped["epoch"] == 1 and 0 < stopped["images"] < IMAGES, "not stopped in mid-epoch"
+    assert stopped["epoch"] == 1 and 0 < stopped["images_done"] < IMAGES, "not stopped in mid-epoch"
     assert not equal(stopped["student"], undisturbed["student"])
     continued = run(few_images, tmp_path / "stopped", flags)
     for name in (*STATE, "scaler"):
@@ -149,7 +149,7 @@ def test_continued_with_other_settings_it_ends_and_says_in_words_what_changed(
     before = stop_in(STEPS + 1, monkeypatch, few_images, tmp_path)
     capsys.readouterr()
     checkpoint = run(few_images, tmp_path, flags)
-    assert checkpoint["epoch"] == (4 if "epochs" in flags else 2) and checkpoint["images"] == 0
+    assert checkpoint["epoch"] == (4 if "epochs" in flags else 2) and checkpoint["images_done"] == 0
     assert all(value.isfinite().all() for value in checkpoint["student"].values())
     assert not equal(checkpoint["student"], before["student"])
     line = capsys.readouterr().out.split("\n")[0]

@@ -100,7 +100,7 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(photos, undistur
     assert [status_of(child) for child in ranks] == [128 + signal.SIGTERM] * 2
     assert "the same command continues there" in (tmp_path / "said-0").read_text()
     saved = read_checkpoint(tmp_path / "run/checkpoint.pth")
-    assert (saved["epoch"], saved["images"]) == (1, 2 * 4), (
+    assert (saved["epoch"], saved["images_done"]) == (1, 2 * 4), (
         "eight steps were made, of six an epoch: none is lost"
     )
     finish_both(flags, tmp_path)

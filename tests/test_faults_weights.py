@@ -118,7 +118,7 @@ PLACES = [
         "dino_loss",
         "optimizer",
         "epoch",
-        "images",
+        "images_done",
         "metrics",
         "seconds",
         "history",
@@ -188,7 +188,7 @@ def deep(levels: int) -> tuple:
     ("place", "value"),
     [
         (("epoch",), "text"),
-        (("images",), None),
+        (("images_done",), None),
         (("optimizer",), {}),
         (("metrics",), torch.zeros(5)),
         (("history",), 7),

@@ -166,7 +166,7 @@ def test_a_run_continues_without_the_file_that_it_started_from(
     command += [*more.split(), "--warmup_epochs", "0"]
     ablations_train.main(command)
     begun = read_checkpoint(output / "checkpoint0000.pth")
-    assert (begun["epoch"], begun["images"]) == (0, 0)
+    assert (begun["epoch"], begun["images_done"]) == (0, 0)
     before = report_of(capsys)
 
     if becomes == "gone":

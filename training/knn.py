@@ -15,7 +15,7 @@ def networks_for_knn(run: RunState, settings: Settings) -> dict[str, nn.Module]:
     every = settings.knn_every
     if not every or (run.epoch % every and run.epoch != settings.epochs):
         return {}
-    if run.images:  # resumed in mid-epoch: the networks of the log's last line are gone
+    if run.images_done:  # resumed in mid-epoch: the networks of the log's last line are gone
         return {}
     networks = {"knn_teacher": run.teacher.backbone, "knn_student": run.student.backbone}
     if run.epoch == 0:  # the baselines: the teacher has not moved yet

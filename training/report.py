@@ -39,7 +39,7 @@ def epoch_record(run: RunState, now) -> dict:
         "train_wd": now.weight_decay,
         "teacher_temp": now.teacher_temp,
         "teacher_momentum": now.teacher_momentum,
-        "images_per_s": round(run.images / run.seconds, 1),
+        "images_per_s": round(run.images_done / run.seconds, 1),
     }
     if run.dino_loss.has_entropy:
         parts = run.metrics.tensor_split(min(20, len(run.metrics)))

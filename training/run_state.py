@@ -47,7 +47,7 @@ class RunState:
     dino_loss: DINOLoss
     optimizer: torch.optim.Optimizer
     epoch: int = 0  # completed epochs
-    images: int = 0  # images of the unfinished epoch that were trained on, in all processes
+    images_done: int = 0  # of the unfinished epoch, in all processes
     metrics: Tensor = field(default_factory=lambda: torch.zeros(0, 3))  # its loss, entropy, KL
     seconds: float = 0.0  # spent on its steps
     # the lines of log.txt: the baselines, then one for each completed epoch
@@ -193,7 +193,7 @@ def save_run(path: Path, run: RunState, settings: Settings) -> None:
     for part in ("student", "teacher", "dino_loss"):
         bad = first_bad(state[part].items())
         if bad:
-            after = f"after {run.epoch} epochs and {run.images} images"
+            after = f"after {run.epoch} epochs and {run.images_done} images"
             raise InputError(f"{part}.{bad} is not finite {after}: {FIX}")
     save_checkpoint(path, state | {"args": dataclasses.asdict(settings)})
 
@@ -209,10 +209,10 @@ def save(run: RunState, settings: Settings, world: World, before_save=None) -> N
     if world.is_main:
         output = Path(settings.output_dir)
         write_log(output / "log.txt", run.history)
-        if settings.init_from and run.epoch == 0 and run.images == 0:
+        if settings.init_from and run.epoch == 0 and run.images_done == 0:
             save_run(output / START, run, settings)
         every = settings.saveckp_freq
-        if every and run.epoch and not run.images and run.epoch % every == 0:
+        if every and run.epoch and not run.images_done and run.epoch % every == 0:
             save_run(output / f"checkpoint{run.epoch:04d}.pth", run, settings)
         save_run(output / "checkpoint.pth", run, settings)
     world.wait()
@@ -268,8 +268,9 @@ def load_run(path: Path, run: RunState, settings: Settings) -> str:
     Raises InputError if the file is of another network, method or program.
     """
     checkpoint = read_checkpoint(path)
-    if "pictures" in checkpoint:  # older files call the images so
-        checkpoint["images"] = checkpoint.pop("pictures")
+    for older in ("pictures", "images"):  # what older files call it
+        if older in checkpoint:
+            checkpoint["images_done"] = checkpoint.pop(older)
     changed = changed_settings(checkpoint_args(checkpoint, path), settings, path)
     other = "choose another --output_dir, or start from its weights with --init_from"
 
@@ -280,7 +281,7 @@ def load_run(path: Path, run: RunState, settings: Settings) -> str:
     try:
         load_averages(run.optimizer, checkpoint["optimizer"]["state"])
         run.epoch = int(checkpoint["epoch"])
-        run.images = int(checkpoint["images"])
+        run.images_done = int(checkpoint["images_done"])
         run.metrics = checkpoint["metrics"].view(-1, 3)
         run.seconds = float(checkpoint["seconds"])
         run.history = list(checkpoint["history"])
@@ -297,8 +298,8 @@ def load_run(path: Path, run: RunState, settings: Settings) -> str:
             "another --output_dir, or more --epochs"
         )
     place = f"after epoch {run.epoch}"
-    if run.images:
-        place = f"in epoch {run.epoch + 1}, after {run.images} of its images"
+    if run.images_done:
+        place = f"in epoch {run.epoch + 1}, after {run.images_done} of its images"
     line = f"continuing {path} {place}"
     if run.epoch >= settings.epochs:
         line = f"{path} is finished: more --epochs continue it"
