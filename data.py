@@ -32,7 +32,8 @@ from training.folders import (
 from training.levels import find_levels, to_8_bits
 from training.parts import look_around
 
-EIGHT_BITS = (".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".webp", ".bmp")  # a pixel, or 3 times 8
+# of 8 bits a colour: no levels to look for
+EIGHT_BITS = (".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".webp", ".bmp")
 UNREADABLE = Exception  # a damaged file makes Pillow's many decoders raise anything
 
 
@@ -103,8 +104,12 @@ class Images(Dataset):
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index >= len(self):
+            raise IndexError(index)  # which ends a for loop
         try:
             image = self.source[index]
+        except InputError:  # says already what to fix
+            raise
         except UNREADABLE as error:  # torchvision's datasets open their files here
             raise InputError(
                 f"cannot read image {index} of the dataset ({brief(error)}): download it again"

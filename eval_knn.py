@@ -82,7 +82,8 @@ def measure_knn(flags: Namespace, world: World) -> None:
         train, test, which = evaluation.split_labelled(flags, *images)
     view = evaluation.evaluation_view(flags, args)
     networks = {args["arch"]: backbone}
-    if len(train) + len(test) <= evaluation.FEW:
+    few = len(train) + len(test) <= evaluation.FEW
+    if few and not only_features:
         networks[UNTRAINED] = evaluation.untrained(args, world)
         networks["raw pixels"] = Pixels()
     loading = evaluation.loading(flags, world)

@@ -104,7 +104,7 @@ def auc(scores: Tensor, figure: Tensor, ground: Tensor) -> Tensor:
     zeros = torch.zeros(len(values), dtype=torch.double)
     figure = zeros.index_add(0, place, figure.double())
     ground = zeros.index_add(0, place, ground.double())
-    below = ground.cumsum(dim=0) - ground / 2
+    below = ground.cumsum(dim=0) - ground / 2  # with a lower score, and half of an equal one's
     return 100 * (figure * below).sum() / (figure.sum() * ground.sum())
 
 
@@ -133,7 +133,8 @@ def best_of_either_sign(head_aucs: Tensor) -> tuple[int, int]:
 def best_head_aucs(head_aucs: Tensor) -> Tensor:
     """Return each image's AUC of the head that is best on the other folds, by that head's sign.
 
-    (n, h) -> (n,).
+    Fold f has the images f, f + 5, f + 10 ... Of the creatures, whose classes take turns, it has
+    two classes, and the others none of them. (n, h) -> (n,).
     """
     fold = torch.arange(len(head_aucs)) % FOLDS
     found = torch.empty_like(head_aucs[:, 0])

@@ -14,8 +14,8 @@ does, mP@k for k = 1, 5 and 10. DINO ViT-S/16 of ImageNet: mAP 41.8 medium, 13.7
 63.1 and 34.4 on Paris; learnt on Google Landmarks v2 51.5, 24.3, 75.3 and 51.6 (weights that are
 not here). The release's commands are those below: Paris at 512 pixels and three scales, Oxford at
 224 and one. The paper's numbers are printed beside these alone.
-Departures: the release shows the queries whole; its images are at most --eval_size long, ours just
-that, in whole patches.
+Departures: the release shows the queries whole; its images are at most --eval_size long and resized
+by Lanczos, ours just that, in whole patches, and bicubically.
 
     python -m evals.image_retrieval --pretrained_weights runs/demo/checkpoint.pth
     python -m evals.image_retrieval --pretrained dino_vits16 --data_path rparis6k/ --eval_size 512
@@ -341,9 +341,9 @@ def measure_retrieval(flags: Namespace, world: World) -> None:
         network, scales = MultiScale(backbone, args["patch_size"], (1,)), "one scale"
     truths = []
     wanted = "*"
-    if flags.dataset in ("roxford5k", "rparis6k"):  # release: one of both, in a folder of its name
-        wanted, flags.dataset = flags.dataset, ""
-    if flags.data_path and not flags.dataset:
+    if flags.dataset in RELEASE:  # release: one of both, in a folder of its name
+        wanted = flags.dataset
+    if flags.data_path and (wanted != "*" or not flags.dataset):
         folder = Path(flags.data_path)
         truths = sorted([*folder.glob(f"gnd_{wanted}.pkl"), *folder.glob(f"*/gnd_{wanted}.pkl")])
     if wanted != "*" and not truths:

@@ -74,8 +74,8 @@ Source = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 class FrozenFeatures(nn.Module):
     """[CLS] of the last blocks, joined, then the last mean patch token if avgpool.
 
-    (B, 3, S, S) -> (B, d), where d, here width, is D * (n_last_blocks + avgpool). Of a convnet come
-    its pooled features.
+    (B, 3, S, S) -> (B, d), where d, here width, is D * (n_last_blocks + avgpool). A convnet
+    gives its pooled features.
     """
 
     def __init__(self, backbone: nn.Module, n_last_blocks: int, avgpool: bool):
@@ -131,7 +131,7 @@ def make_heads(width: int, classes: int, number: int, seed: int = 0) -> nn.Modul
 def make_optimizer(
     heads: nn.ModuleList, lrs: list[float], images_per_step: int
 ) -> torch.optim.SGD:
-    """Return SGD with one group a head, whose peak is its lr * batch / 256."""
+    """Return SGD with one group a head, since heads differ in their rate: lr * batch / 256."""
     groups = []
     for head, lr in zip(heads, lrs, strict=True):
         groups.append({"params": list(head.parameters()), "peak_lr": lr * images_per_step / 256})

@@ -116,7 +116,7 @@ class MultiScale(nn.Module):
 def gem(tokens: Tensor, p: float = 4) -> Tensor:
     """Return the generalised mean over the patches, (1/N sum x^p)^(1/p): (B, N, D) -> (B, D).
 
-    x below 1e-6 counts as 1e-6.
+    x below 1e-6 counts as 1e-6, as in the release: p = 4 would make -x as strong as x.
     """
     return tokens.clamp(min=1e-6).pow(p).mean(dim=1).pow(1 / p)
 
@@ -136,7 +136,7 @@ def learn_whitening(features: Tensor, floor: float = 1e-5) -> Whitening:
     """Return the PCA whitening after which these features have mean 0 and covariance 1.
 
     (m, D) on the CPU -> Whitening in float64. Directions with less than `floor` of the largest
-    variance are dropped, all but m - 1 at least.
+    variance are dropped; m images span at most m - 1.
     """
     features = features.double()
     mean = features.mean(dim=0)
@@ -149,17 +149,18 @@ def learn_whitening(features: Tensor, floor: float = 1e-5) -> Whitening:
     return Whitening(mean, matrix)
 
 
-def learn_uncentred_whitening(features: Tensor, floor: float = 1e-5) -> Whitening:
-    """Return the release's whitening, of the second moments around 0 instead of the mean.
+def learn_release_whitening(features: Tensor, floor: float = 1e-5) -> Whitening:
+    """Return the release's whitening, which scales by the second moments around 0.
 
-    x -> x V / sqrt(d), where V d V^T = X^T X / (m - 1). A d below `floor` of the largest is raised
-    to it, so that all D directions are kept. (m, D) on the CPU -> Whitening in float64.
+    x -> (x - mean) V / sqrt(d), where V d V^T = X^T X / m, X not centred. A d below `floor` of the
+    largest is raised to it, so that all D directions are kept. (m, D) on the CPU -> Whitening in
+    float64.
     """
     features = features.double()
-    moments = features.T @ features / (len(features) - 1)
+    moments = features.T @ features / len(features)
     variances, directions = torch.linalg.eigh(moments)
     largest = variances[-1]  # the eigenvalues rise
     if not largest > 0:
         raise InputError("the images to learn the whitening on have features of 0: give others")
     raised = variances.clamp(min=floor * largest)
-    return Whitening(torch.zeros_like(features[0]), directions / raised.sqrt())
+    return Whitening(features.mean(dim=0), directions / raised.sqrt())

@@ -16,15 +16,16 @@ reported, not the best.
 
 --data_path: a folder of class folders (every fifth image is a test image), or with train/ and val/
 in it. --epochs and --lr are DeiT's for ImageNet from scratch; good weights on small data want a
-smaller lr, and longer. A --fraction of the labels is shown 1 / fraction times an epoch. After each
-epoch the network is in checkpoint.pth, where every other script finds the backbone. The same
-command continues a stopped training after its last epoch.
+smaller lr, and longer. A --fraction of the labels is repeated until an epoch has as many images as
+with all. After each epoch the network is in checkpoint.pth, where every other script finds the
+backbone. The same command continues a stopped training after its last epoch.
 
 Departures from DeiT: no repeated augmentation, which the authors used, and no average of the
-weights. Fine-tuned classifiers start from smaller weights, as the authors' did. The embedded images
-have a recipe of their own, without mixing and erasing. Departures from the paper: of Flowers
-torchvision's train part alone, and with a --fraction too all weights are trained. The paper's
-"Low-shot" (Table 12) is a logistic regression on frozen features, without fine-tuning and
+weights; torchvision's RandAugment, weaker than timm's at the same magnitude; positions and [CLS]
+decay, as in DINO. Fine-tuned classifiers start from smaller weights, as the authors' did. The
+embedded images have a recipe of their own, without mixing and erasing. Departures from the paper:
+of Flowers torchvision's train part alone, and with a --fraction too all weights are trained. The
+paper's "Low-shot" (Table 12) is a logistic regression on frozen features, without fine-tuning and
 augmentation: evals.linear --cached --fraction comes near it.
 
 Shapes: B images, S pixels, D width, C classes.
@@ -182,7 +183,7 @@ def train_step(
     """
     for group in optimizer.param_groups:
         group["lr"] = lr
-        group["weight_decay"] = weight_decay * group["decays"]  # biases and norms do not decay
+        group["weight_decay"] = weight_decay * group["decays"]  # but biases and norms
     with world.autocast():
         logits = ddp_network(images)
     loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
@@ -449,8 +450,11 @@ def measure_transfer(flags: Namespace, world: World) -> None:
     measured = {}
     for fraction in flags.fraction:
         some = common.balanced_fraction(train.labels, fraction, flags.seed)
-        repeats = round(1 / fraction)  # an epoch of any fraction has as many steps
-        images = train.subset(some.repeat(repeats))
+        chosen = some
+        if fraction < 1:  # repeated in a random order: no class is repeated more often
+            order = torch.randperm(len(some), generator=torch.Generator().manual_seed(flags.seed))
+            chosen = some[order[torch.arange(len(train)) % len(some)]]
+        images = train.subset(chosen)
         row = how
         if fraction < 1:
             row = f"{how}, {len(some)} labels"
@@ -470,7 +474,8 @@ def measure_transfer(flags: Namespace, world: World) -> None:
     if evaluation.is_imagenet(flags, classes):
         dataset = "imagenet"
     number = paper_number(about, how, dataset)
-    if number is not None:
+    as_in_the_paper = which == "the test part" and about["eval_size"] == 224
+    if number is not None and as_in_the_paper:
         data += f"; the paper's: {dataset}"
         paper[f"{how}, top-1 %"] = number
     small = PAPER["vit_small", 16]

@@ -9,8 +9,8 @@ before PCA, and a start at the first two components.
     python -m evals.tsne --pretrained_weights runs/demo/checkpoint.pth
     python -m evals.tsne --pretrained dino_vits16 --data_path photos/ --thumbnails
 
---data_path: a folder of class folders, or with train/ and val/ in it. Of images with a test part
-that is drawn, at most --most images of it. It needs scikit-learn. OUT/tsne.png is written.
+--data_path: a folder of class folders, or with train/ and val/ in it. If there is a test
+part, it is drawn. --most limits the images. It needs scikit-learn. OUT/tsne.png is written.
 
 Shapes: n points, D numbers a feature, C classes.
 """

@@ -14,14 +14,15 @@ a folder of masks as --masks; J and F want a mask of every frame. A first mask o
 object. With neither a few clips of the embedded creatures. Two rivals stand below: the first mask,
 kept, and of at most ten sequences the same network untrained.
 
-OUT/SEQUENCE/00000.png ... are written, which the official
-evaluation reads, and with --overlay OUT/overlay/SEQUENCE/00000.png ... and
-OUT/overlay/SEQUENCE.gif. --eval_size: pixels of the short side, else 480, or the clips' own.
+--output_dir OUT gets OUT/SEQUENCE/00000.png ..., which the official evaluation reads, and with
+--overlay OUT/overlay/SEQUENCE/00000.png ... and OUT/overlay/SEQUENCE.gif. --eval_size: pixels of
+the short side, else 480, or the clips' own.
 
 paper: the protocol of Jabri et al. 2020, in words; release: the numbers above. Departures from the
-release: the long side is cut to multiples of the patch, not of 64 pixels; labels grow to the
-frame's own size in one step; exactly 5 patches count, also where several tie for the fifth place;
-0.229, not 0.228, is the deviation of red.
+release: frames are resized bicubically with antialiasing, not bilinearly without; the long side is
+cut to multiples of the patch, not of 64 pixels; labels grow to the frame's own size in one step;
+exactly 5 patches count, also where several tie for the fifth place; 0.229, not 0.228, is the
+deviation of red.
 
 Shapes: T frames of H x W pixels, r x c patches, m context frames, D width, C labels (the objects'
 and the ground's).

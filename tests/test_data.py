@@ -70,6 +70,11 @@ def broken_files(folder):
     return ["cut.jpg", "empty.png", "text name.jpg"]
 
 
+def test_a_loop_over_images_ends(tmp_path):
+    images = data.Images(torch.zeros(3, 3, 5, 7, dtype=torch.uint8), [0, 1, 2])
+    assert [label for _, label in images] == [0, 1, 2]
+
+
 def test_a_broken_image_is_named(tmp_path):
     for name in broken_files(tmp_path):
         with pytest.raises(InputError, match=name):

@@ -30,7 +30,7 @@ from evals.retrieval import (
     average_precision,
     average_precisions,
     gem,
-    learn_uncentred_whitening,
+    learn_release_whitening,
     learn_whitening,
     precision_at,
     ranking_scores,
@@ -108,14 +108,17 @@ def test_ranking_scores_hold_ap_and_the_precisions_in_their_order():
     assert found[0].tolist() == pytest.approx([(1 + (1 / 2 + 2 / 3) / 2) / 2, 1, 1 / 2, 2 / 3])
 
 
-def test_the_release_s_whitening_is_around_zero_and_keeps_all_directions():
-    """X^T X / (m - 1) becomes 1, but for directions whose moment was raised to the floor."""
+def test_the_release_s_whitening_subtracts_the_mean_but_scales_by_moments_around_zero():
+    """Without its shift X^T X / m becomes 1, but for directions that were raised to the floor."""
     torch.manual_seed(0)
     features = torch.randn(31, 5) * torch.tensor([3.0, 1, 0.5, 0.1, 1e-9])
-    features[:, 0] += 2  # away from zero: around the mean it would be whitened otherwise
-    whitened = learn_uncentred_whitening(features)(features)
-    assert whitened.shape == (31, 5)
-    moments = whitened.T @ whitened / 30
+    features[:, 0] += 2  # away from zero: scaled around the mean it would be whitened otherwise
+    whitening = learn_release_whitening(features)
+    whitened = whitening(features)
+    assert whitened.shape == (31, 5), "all directions are kept"
+    torch.testing.assert_close(whitened.mean(dim=0), torch.zeros(5).double(), atol=1e-8, rtol=0)
+    unshifted = features.double() @ whitening.matrix
+    moments = unshifted.T @ unshifted / 31
     kept = moments.diagonal() > 0.5
     assert kept.sum() == 4, "the fifth direction's moment is below the floor"
     torch.testing.assert_close(moments[kept][:, kept], torch.eye(4).double(), atol=1e-8, rtol=0)
