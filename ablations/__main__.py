@@ -49,6 +49,13 @@ FULL_MEMORY = (errno.ENOMEM, -9)
 KEYS = ("knn_teacher", "knn_student", "train_entropy", "train_kl", "images_per_s")  # in log.txt
 
 
+def data_name(settings: Settings) -> str:
+    """Return what a run's images are called in its line."""
+    if settings.data_path and not settings.dataset:
+        return Path(settings.data_path).resolve().name  # of "." too
+    return settings.dataset or "embedded images"
+
+
 def raw_line(run: Run, preset: str) -> dict:
     """Return what the JSON keeps of a finished run: row, settings, and lists of epochs' values.
 
@@ -62,7 +69,7 @@ def raw_line(run: Run, preset: str) -> dict:
         "changes": run.row.changes(preset),
         "settings": run.changed,
         "preset": preset,
-        "data": settings.dataset or Path(settings.data_path).name or "embedded images",
+        "data": data_name(settings),
         "folder": run.folder.parent.name,
         "out_dim": settings.out_dim,
         "untrained": baselines.get("knn_untrained"),

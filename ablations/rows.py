@@ -7,9 +7,15 @@ preset photos, of as small a network, takes these too.
 
 Departures:
 rows without local crops take the wider scales that the release advises, as the paper names none;
+all methods have the preset's optimiser, schedules, drop path, augmentations and scales, where their
+own papers have SGD or LARS and others;
 the momentum of MoCo-v2's teacher changes as everyone's here;
 a teacher temperature of 0 is one of 0.0001;
-SwAV's codes are of the teacher's own pass and of both views at once, where SwAV's are view by view.
+SwAV's codes are of the teacher's own pass and of both views at once, where SwAV's are view by view,
+and there is no queue of earlier features, which its paper has for small batches;
+Sinkhorn-Knopp's epsilon is the teacher's temperature;
+DINO's predictor stands on the bottleneck, before its l2 norm;
+BYOL of Table 2 trains 300 epochs, since its numbers there are Table 7's.
 """
 
 from typing import NamedTuple
@@ -33,9 +39,11 @@ class Row(NamedTuple):
 
     def changes(self, preset: str) -> dict:
         """Return the settings that make the row, with this preset."""
-        if preset in ("demo", "photos") and self.demo is not None:
-            return self.demo
-        return self.settings
+        if self.demo is None or preset not in ("demo", "photos"):
+            return self.settings
+        if preset == "photos":  # learning rates were sought on the demo alone
+            return {name: value for name, value in self.demo.items() if name != "lr"}
+        return self.demo
 
 
 class Study(NamedTuple):
@@ -67,7 +75,7 @@ def as_flags(settings: dict) -> list[str]:
     return flags
 
 
-# of every study: two to four minutes a row
+# What every study changes in these presets. The demo's rows take two to four minutes each
 DEMO = {"epochs": 4, "warmup_epochs": 1, "knn_every": 1}
 PHOTOS = {"epochs": 20, "warmup_epochs": 2, "warmup_teacher_temp_epochs": 2}
 
@@ -118,7 +126,12 @@ SWAV = _SINKHORN | {
 # warm for batches of 32: all shares become equal, so it has the preset's 0.02. BYOL alone learns
 # too little on the ViT in four epochs, with the preset's learning rate and so slow a teacher: it
 # has twice the one, and starts from 0.95. (A ResNet would learn with the preset's; docs/log.md.)
-UNPREDICTED_DEMO = _MSE | {"head_hidden_dim": 512, "lr": 0.016, "momentum_teacher": 0.95}
+UNPREDICTED_DEMO = _MSE | {
+    "head_hidden_dim": 512,
+    "out_dim": 256,
+    "lr": 0.016,
+    "momentum_teacher": 0.95,
+}
 BYOL_DEMO = UNPREDICTED_DEMO | {"predictor": True}
 MOCO_DEMO = _INFONCE | {"use_bn_in_head": False, "out_dim": 128, "queue_length": 1024}
 SWAV_DEMO = _SINKHORN
@@ -226,8 +239,9 @@ STUDIES = {
             Row("both", verdict=""),
             Row("centering only", _temperature(0.1), verdict="COLLAPSE, uniform"),
             Row("sharpening only", {"center_momentum": 1.0}, verdict="COLLAPSE, one-hot"),
+            # not in the paper: nothing is expected
             Row("neither", {"center_momentum": 1.0} | _temperature(0.1)),
-        ),  # not in the paper: nothing is expected
+        ),
         "Each operation alone ends where the KL is 0: centering at entropy ln K, sharpening at 0.",
     ),
     "patch_size": Study(
@@ -432,8 +446,9 @@ STUDIES = {
         (
             Row("100; demo: 2", {"epochs": 100}, {"k-NN": 70.9}, {"epochs": 2}),
             Row("300; demo: 4", {"epochs": 300}, {"k-NN": 72.8}, {}),
+            # 12: as "supervised" has it
             Row("800; demo: 12", {"epochs": 800}, {"k-NN": 74.5}, {"epochs": 12}),
-        ),  # as "supervised" has it
+        ),
         "In the paper longer is better.",
     ),
     "methods": Study(

@@ -24,11 +24,11 @@ Follow = Callable[[nn.Module, nn.Module, float], None]
 
 
 class SinkhornLoss(DINOLoss):
-    """Share the prototypes out among the batch, instead of centering the logits (SwAV).
+    """Instead of centering, give each prototype the same weight over the batch (SwAV).
 
-    iterations: 3 is Sinkhorn-Knopp, 1 the softmax over the batch.
+    teacher_temp is SwAV's epsilon. iterations: 3 is Sinkhorn-Knopp, 1 the softmax over the batch.
     world, as runtime.hardware.World: the batch is that of all processes; None: there is one.
-    Of a step made of several micro-batches each is a batch of its own.
+    With --accumulate each micro-batch is normalised by itself.
     """
 
     compiles = False  # the sums are over all processes
@@ -46,13 +46,13 @@ class SinkhornLoss(DINOLoss):
         self.world = world
 
     def teacher_probs(self, teacher_logits: Tensor, teacher_temp: float) -> Tensor:
-        """Return the shares q, whose rows sum to 1: no softmax follows, and no center precedes."""
+        """Return the assignments q, SwAV's codes: rows sum to 1, no center, no softmax."""
         logits = teacher_logits / teacher_temp
         return sinkhorn_knopp(logits, self.iterations, self.world).exp()
 
 
 def sinkhorn_knopp(logits: Tensor, iterations: int, world=None) -> Tensor:
-    """Return log q, where q = exp(logits) gets equal columns and rows that sum to 1, in turn.
+    """Return log q: q = exp(logits), whose columns, then rows, are made to sum to 1, in turn.
 
     (n, K) -> (n, K). SwAV, Sec. 3 (Cuturi 2013). world: the rows of all processes are one batch.
     """
@@ -95,7 +95,6 @@ class VariantHead(nn.Module):
         init_std: float = 0.02,
         activation: str = "gelu",
         l2_bottleneck: bool = True,
-        predictor: bool = False,
     ):
         super().__init__()
         self.hidden_dim = hidden_dim
@@ -115,7 +114,7 @@ class VariantHead(nn.Module):
                 norm_last_layer,
                 init_std,
             )
-            self.mlp = with_activation(dino.mlp, activation)
+            self.mlp = dino.mlp
             self.last_layer = dino.last_layer
             self.projection_dim = bottleneck_dim
         else:
@@ -123,20 +122,20 @@ class VariantHead(nn.Module):
             width = hidden_dim if nlayers else in_dim
             layers.append(nn.Linear(width, out_dim))
             init_linear(layers, init_std)
-            self.mlp = with_activation(nn.Sequential(*layers[:-1]), activation)
+            self.mlp = nn.Sequential(*layers[:-1])
             self.last_layer = layers[-1]
             self.projection_dim = out_dim
 
+        set_activation(self.mlp, activation)
         self.predictor = None
-        if predictor:
-            self.add_predictor()
 
     def add_predictor(self) -> None:
         """Put a fresh predictor on the projection: one hidden layer, back to the same width."""
         layers = hidden_layers(self.projection_dim, self.hidden_dim, 1, self.use_bn)
         layers.append(nn.Linear(self.hidden_dim, self.projection_dim))
         init_linear(layers, self.init_std)
-        self.predictor = with_activation(nn.Sequential(*layers), self.activation)
+        self.predictor = nn.Sequential(*layers)
+        set_activation(self.predictor, self.activation)
 
     def forward(self, features: Tensor) -> Tensor:
         x = self.mlp(features)
@@ -149,13 +148,12 @@ class VariantHead(nn.Module):
         return x
 
 
-def with_activation(mlp: nn.Module, activation: str) -> nn.Module:
-    """Return the MLP with gelu or relu after its hidden layers."""
+def set_activation(mlp: nn.Module, activation: str) -> None:
+    """Put gelu or relu after the MLP's hidden layers, in place of the GELUs there."""
     if activation == "relu":
         for name, layer in mlp.named_children():
             if isinstance(layer, nn.GELU):
                 setattr(mlp, name, nn.ReLU())
-    return mlp
 
 
 def remove_predictor(teacher: nn.Module) -> None:

@@ -232,11 +232,13 @@ def explain(number: int, folder: Path, report: str, output: str) -> None:
 
 
 def grade(words: list[str]) -> None:
-    """Print a line for each exercise of each workbook in a folder: whether it passes, seconds.
+    """Print a line for each exercise of each workbook in a folder: whether it passes, or why not.
 
-    All else is the reference's: an exercise that fails makes no other one fail.
+    All else is the reference's, so an exercise that fails makes no other one fail. But a file that
+    is no Python any more, or lacks one of its functions, fails all its exercises.
     """
     parser = CommandLine("Check each workbook in a folder. It runs what was submitted.")
+    parser.prog += " grade"
     parser.add_argument("folder", type=Path, help="with a folder for each student")
     parser.add_argument("--json", action="store_true", help="print a JSON object a line")
     flags = parser.parse_args(words)
@@ -245,14 +247,15 @@ def grade(words: list[str]) -> None:
         workbook.WORKBOOK = book  # what reads a workbook reads this one now
         for number, one in NUMBERED.items():
             began = time.perf_counter()
-            passed = is_solved(number)
+            reason = why_not(number)
             seconds = round(time.perf_counter() - began, 1)
             if flags.json:
                 line = {"workbook": name, "exercise": number, "function": one.place}
-                print(json.dumps(line | {"passed": passed, "seconds": seconds}), flush=True)
+                line |= {"passed": not reason, "seconds": seconds, "reason": reason}
+                print(json.dumps(line), flush=True)
             else:
-                outcome = "passes" if passed else "-"
-                print(f"{name:20}  {number:3}  {outcome:6}  {seconds:5.1f} s", flush=True)
+                outcome = reason or "passes"
+                print(f"{name:20}  {number:3}  {seconds:5.1f} s  {outcome}", flush=True)
 
 
 def find_workbooks(folder: Path) -> dict[str, Path]:
@@ -270,16 +273,18 @@ def find_workbooks(folder: Path) -> dict[str, Path]:
     return books
 
 
-def is_solved(number: int) -> bool:
-    """Return whether the function that stands in the workbook passes its tests."""
+def why_not(number: int) -> str:
+    """Return why the function in the workbook does not pass its tests; "" if it passes."""
     try:
         if is_blank(student_text(number), NUMBERED[number]):
-            return False
+            return "blank"
         with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            passed, _, _ = run_tests(number, {number}, Path(folder), limit=LONGEST)
-    except InputError:  # not begun, no Python, or a function of the file is gone
-        return False
-    return passed
+            passed, _, report = run_tests(number, {number}, Path(folder), limit=LONGEST)
+    except InputError as error:  # not begun, no Python, or a function of the file is gone
+        return str(error)
+    if passed:
+        return ""
+    return "its tests fail" if report else f"no result after {LONGEST} s, or Python itself ended"
 
 
 def diff(number: int) -> None:
@@ -385,7 +390,7 @@ def script_in(folder: Path, words: list[str]) -> list[str]:
 
 
 def obey(flags: argparse.Namespace) -> None:
-    """Carry out any command but run."""
+    """Carry out list, start, check or diff."""
     if (flags.hints or flags.again) and flags.command != "start":
         raise InputError(f"--hints and --again are for start: leave them out of {flags.command}")
     if flags.full and flags.command != "check":
@@ -425,7 +430,7 @@ def main(argv: list[str] | None = None) -> None:
                 grade(argv[1:])
                 return
             if argv[:1] == ["run"] and argv[1:2] != ["--help"]:
-                run(list(argv[1:]))
+                run(list(argv[1:]))  # exits
             obey(parser.parse_args(argv))
         except BrokenPipeError:  # `list | head` has read enough
             sys.stderr.close()

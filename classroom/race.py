@@ -55,7 +55,8 @@ RECIPES = {
     "embedded": "--preset demo",
     "photos": "--preset photos --warmup_epochs 1 --warmup_teacher_temp_epochs 2",
 }
-TOLERANCE = 1.1  # a speed is measured on a few steps, so minutes are kept to a tenth
+TOLERANCE = 1.1  # ten steps measure a speed roughly: a training may take a tenth more minutes
+COMPARED = {"track", "data", "budget", "name", "mean", "spread"}  # what a line needs
 WARMUP_STEPS, TIMED_STEPS = 3, 10
 
 # flags of train.py that a contestant may not give
@@ -67,8 +68,8 @@ JUDGES = {
     "dataset": "the images are the judge's",
     "init_from": "a network starts from random weights",
     "output_dir": "the judge keeps its runs in runs/race",
-    "compile": "a step costs what it costs without",
-    "cuda_graph": "a step costs what it costs without",
+    "compile": "the budget is counted without it",
+    "cuda_graph": "the budget is counted without it",
 }
 
 
@@ -101,16 +102,17 @@ def read_entry(path: str) -> Entry:
     allowed = ", ".join(Entry._fields)
     parts = {}
     for name, value in found.items():
+        if name in Entry._fields and callable(value):
+            parts[name] = value  # however it was made: def, class or partial
+            continue
         # what the file imports is not its own
         own = callable(value) and getattr(value, "__module__", "") == found["__name__"]
         if not own or isinstance(value, type) or name.startswith("_"):
             continue
-        if name not in Entry._fields:
-            raise InputError(
-                f"--entry {path}: {name} is no part of a training: the functions are {allowed}; "
-                "begin the name of a helper with _"
-            )
-        parts[name] = value
+        raise InputError(
+            f"--entry {path}: {name} is no part of a training: the functions are {allowed}; "
+            "begin the name of a helper with _"
+        )
     if not parts:
         raise InputError(f"--entry {path} replaces nothing: define one of {allowed}")
     return Entry(**parts)
@@ -147,7 +149,7 @@ class Contest:
         self.entry = entry
         # neither labels nor masks: a training that reads them finds none
         self.images = Images(images.source, levels=images.levels)
-        self.loaded = None  # loader and batches: files are decoded once
+        self.loaded = None  # loader and batches, of measuring and training: files are decoded once
         self.runs: list[RunState] = []
 
     def part(self, name: str, kind: type, settings: Settings, *more):
@@ -187,12 +189,22 @@ class Contest:
         run = run_state.start_run(
             settings,
             world,
-            make_head=partial(self.part, "make_head", nn.Module),
+            make_head=self.make_head,
             make_backbone=self.make_backbone,
             make_loss=partial(self.part, "make_loss", nn.Module),
         )
         self.runs.append(run)
         return run
+
+    def make_head(self, settings: Settings, embed_dim: int) -> nn.Module:
+        """Return the entry's head."""
+        head = self.part("make_head", nn.Module, settings, embed_dim)
+        if settings.freeze_last_layer and not hasattr(head, "last_layer"):
+            raise InputError(
+                "--entry: the head of make_head has no last_layer to freeze in the first epoch: "
+                "call its last layer so, or give --freeze_last_layer 0"
+            )
+        return head
 
     def make_backbone(self, settings: Settings, img_size: int) -> nn.Module:
         """Return the entry's network. img_size: always 0, the global crops'."""
@@ -328,9 +340,13 @@ def read_results(path: Path) -> list[dict]:
     if not path.exists():
         return []
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except ValueError as error:
         raise InputError(f"--results {path} cannot be read ({brief(error)}): fix it") from None
+    for line in lines:
+        if not isinstance(line, dict) or not COMPARED <= line.keys():
+            raise InputError(f"--results {path} is not the race's: choose another file")
+    return lines
 
 
 def compare(line: dict, earlier: list[dict]) -> str:
@@ -365,8 +381,12 @@ def judge(flags: argparse.Namespace, words: list[str]) -> None:
     entry = read_entry(flags.entry)
     results = Path(flags.results)
     read_results(results)  # an error now, not after the trainings
+    results.parent.mkdir(parents=True, exist_ok=True)
     budget = BUDGETS[flags.track] if flags.budget is None else flags.budget
     unit = UNITS[flags.track]
+    data = "creatures"
+    if flags.data_path:
+        data = Path(flags.data_path).resolve().name  # of "." too
 
     outcomes = []
     for seed in SEEDS:
@@ -392,7 +412,7 @@ def judge(flags: argparse.Namespace, words: list[str]) -> None:
     line = {
         "track": flags.track,
         "name": flags.name,
-        "data": Path(flags.data_path).name or "creatures",
+        "data": data,
         "budget": budget,
         "unit": unit,
         "recipe": RECIPES[flags.track],

@@ -11,7 +11,7 @@ from ablations import __main__ as ablations
 from ablations import runs
 from ablations.rows import STUDIES, Row
 from ablations.train import AblationSettings
-from settings import PRESETS
+from settings import PRESETS, parse_settings
 
 
 def flags_of(*argv: str):
@@ -57,6 +57,15 @@ def test_a_row_differs_from_its_base_in_exactly_what_the_table_says(name, preset
 def test_each_study_runs_with_the_recipe_for_photos(name):
     for row in STUDIES[name].rows:
         runs.make_run(STUDIES[name], row, 0, flags_of("--preset", "photos"))  # checks settings
+
+
+@pytest.mark.parametrize("row", ["7 BYOL", "8 MoCo-v2", "1 DINO"])
+def test_a_row_of_photos_keeps_the_recipes_learning_rate(row):
+    """The demo's own for BYOL was sought on the demo."""
+    (chosen,) = [one for one in STUDIES["components"].rows if one.name == row]
+    run = runs.make_run(STUDIES["components"], chosen, 0, flags_of("--preset", "photos"))
+    assert run.settings.lr == parse_settings(["--preset", "photos"]).lr
+    assert run.settings.out_dim == {"7 BYOL": 256, "8 MoCo-v2": 128, "1 DINO": 4096}[row]
 
 
 TABLE_7 = {  # momentum teacher, Sinkhorn-Knopp, multi-crop, loss, predictor

@@ -728,6 +728,9 @@ def test_grade_reports_each_exercise_of_each_workbook(tmp_path, monkeypatch, cap
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     passed = {(line["workbook"], line["exercise"]) for line in lines if line["passed"]}
     assert passed == {("ada", CENTER), ("bob", FORWARD)}
+    why = {(line["workbook"], line["exercise"]): line["reason"] for line in lines}
+    assert why["bob", CENTER] == "blank" and why["bob", FORWARD] == ""
+    assert "workbook/teacher.py, line 1" in why["ada", TEACHER]
     assert len(lines) == 2 * len(few) and all(line["seconds"] >= 0 for line in lines)
     assert ran == [CENTER, FORWARD, FORWARD], "what is blank or broken needs no tests"
     command("grade", tmp_path / "class")

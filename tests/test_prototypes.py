@@ -52,3 +52,10 @@ def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         prototypes.main([str(tmp_path)])
     assert "give the folder of a run" in capsys.readouterr().err
+
+
+def test_an_ablations_run_is_refused_by_its_name(tmp_path, capsys):
+    torch.save({"args": {"teacher": "student"}}, tmp_path / "checkpoint.pth")
+    with pytest.raises(SystemExit):
+        prototypes.main([str(tmp_path)])
+    assert "is a run of ablations.train: give one of train.py" in capsys.readouterr().err

@@ -261,6 +261,29 @@ def test_an_entry_is_compared_with_its_own_contest_alone():
     assert line["record"] and line["difference"] is None
 
 
+def test_a_part_counts_however_it_was_made(place):
+    (place / "mine.py").write_text(
+        "from functools import partial\n\nfrom loss import DINOLoss\n\n\n"
+        "def _loss(settings, m):\n    return DINOLoss(settings.out_dim, center_momentum=m)\n\n\n"
+        "make_loss = partial(_loss, m=0.5)\n"
+    )
+    entry = race.read_entry("mine.py")
+    assert entry.make_loss(race.read_settings("embedded", [])).center_momentum == 0.5
+
+
+def test_a_head_without_a_last_layer_to_freeze_is_one_line(place, capsys):
+    (place / "mine.py").write_text(
+        "from torch import nn\n\n\ndef make_head(settings, embed_dim):\n"
+        "    return nn.Sequential(nn.Linear(embed_dim, settings.out_dim))\n"
+    )
+    assert "has no last_layer to freeze" in refusal(capsys, "--entry", "mine.py")
+
+
+def test_another_programs_lines_are_refused_before_the_trainings(place, capsys):
+    (place / "race.jsonl").write_text('{"epoch": 0}\n')
+    assert "--results race.jsonl is not the race's" in refusal(capsys)
+
+
 def test_photos_are_raced_by_minutes(place, monkeypatch, capsys):
     """The steps that fit are trained; labels come from the class folders."""
     drawn = make_creatures(TRAIN, 32, seed=5)

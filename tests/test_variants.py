@@ -156,7 +156,8 @@ def test_without_a_change_the_variant_is_dinos_head(nlayers, use_bn):
 
 
 def test_a_predictor_is_the_students_alone_and_sits_on_the_projection():
-    student, features = small(predictor=True), torch.randn(11, 22)
+    student, features = small(), torch.randn(11, 22)
+    student.head.add_predictor()
     teacher = make_teacher(student)
     remove_predictor(teacher)
     assert student.head.predictor is not None and not any(
