@@ -58,6 +58,10 @@ class EvaluationView:
         self.std = torch.tensor(std).view(3, 1, 1)
 
     def __call__(self, image: Tensor) -> Tensor:
+        return normalise(self.centre(image), self.mean, self.std)
+
+    def centre(self, image: Tensor) -> Tensor:
+        """Return what the view sees, as bytes: uint8 (3, H, W) -> uint8 (3, S, S)."""
         height, width = image.shape[-2:]
         # a strip of 1 x 20,000 pixels would grow beyond the memory, and its ends are cut off anyway
         longest = 50 * min(height, width)
@@ -65,8 +69,7 @@ class EvaluationView:
             image = center_crop(image, [min(height, longest), min(width, longest)])
         if min(height, width) != self.short_side:
             image = resize(image, self.short_side, InterpolationMode.BICUBIC, antialias=True)
-        image = center_crop(image, [self.size, self.size])
-        return normalise(image, self.mean, self.std)
+        return center_crop(image, [self.size, self.size])
 
 
 class ViewsDataset(Dataset):
@@ -189,7 +192,7 @@ def knn_votes(
 ) -> Tensor:
     """Return votes[i, c] = sum of exp(cosine / T) over the neighbours with label c.
 
-    Each row is up to a positive factor, which changes no ranking.
+    A row may be off by a positive factor: no ranking changes.
     (n, k), (n, k) -> (n, C).
     """
     # without its largest cosine, a row's votes neither overflow nor all vanish at a low T
@@ -216,7 +219,7 @@ def count_right(
         for i, k in enumerate(ks):  # the k nearest stand in the first k columns
             votes = knn_votes(cosines[rows, :k], labels[rows, :k], num_classes, temperature)
             right[i, 0] += among_first(votes, test_labels[rows], 1).sum()
-            # fewer than five classes may have votes: the others that topk takes do not count
+            # fewer than five classes may have votes: the others that topk takes do not count here
             voted = (labels[rows, :k] == test_labels[rows, None]).any(dim=1)
             right[i, 1] += (among_first(votes, test_labels[rows], 5) & voted).sum()
     return right

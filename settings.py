@@ -6,6 +6,7 @@ A preset is a set of changes to the defaults; single flags override it.
 
 import math
 import operator
+import re
 from argparse import SUPPRESS
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
@@ -482,7 +483,7 @@ def default_preset(data_path: str, dataset: str, init_from: str) -> str:
     """
     if not data_path and not dataset:
         return "demo"
-    if init_from.startswith("dino_"):  # the authors' networks
+    if re.fullmatch(r"dino_[a-z0-9]+", init_from):  # the authors' networks, by name
         return "vits16"
     if dataset:
         many = dataset == "imagenet"

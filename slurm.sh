@@ -17,5 +17,8 @@ set -euo pipefail
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 # Each restart of the processes needs a new store: the old one still has the lost ones' addresses.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-srun torchrun --nnodes="$SLURM_NNODES" --nproc_per_node="${SLURM_GPUS_ON_NODE:-1}" --max-restarts=3 \
-    --rdzv_backend=c10d --rdzv_endpoint="$first:29500" --rdzv_id="$SLURM_JOB_ID" train.py "$@"
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=110  # torchrun's own is 30 seconds: a large save takes longer
+port=$((20000 + SLURM_JOB_ID % 20000))     # two jobs on one host need two
+# srun takes the CPUs of a task from its own flag alone, since Slurm 22.05
+srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" torchrun --nnodes="$SLURM_NNODES" --nproc_per_node="${SLURM_GPUS_ON_NODE:-1}" --max-restarts=3 \
+    --rdzv_backend=c10d --rdzv_endpoint="$first:$port" --rdzv_id="$SLURM_JOB_ID" train.py "$@"

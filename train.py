@@ -33,7 +33,7 @@ from runtime.threads import FreeCores
 from settings import Settings, parse_settings
 from teacher import update_teacher
 from training import report, run_state
-from training.inputs import advice, make_loader, read_images
+from training.inputs import advice, make_loader, read_images, views_in_memory
 from training.knn import evaluate
 
 
@@ -138,6 +138,8 @@ def train(
     loader, batches = make_loader(images, settings, world)
     split = knn_split(images, val_images, settings.knn_images)  # None without labels
     view = EvaluationView(settings.eval_size, settings.eval_crop, settings.mean, settings.std)
+    if split and settings.in_memory == "true":  # the loader has decided so
+        split, view = views_in_memory(split, view, quiet=not world.is_main)
 
     # 2. Student (ViT and head), teacher (its copy), loss, optimizer: see run_state.start_run.
     # make_step is train_step, but with --cuda_graph or in fp16

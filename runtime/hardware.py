@@ -260,7 +260,8 @@ def losses_in_one_line(launched: bool) -> Iterator[None]:
         # the worker was killed after it had announced a batch, which it can no longer hand over
         raise loader_lost(error) from None
     except RuntimeError as error:
-        if "DataLoader worker" in str(error):
+        # "Caught ... in DataLoader worker process 0" is an error of the worker's own
+        if re.search(r"DataLoader worker \(pid", str(error)):
             raise loader_lost(error) from None
         if launched and re.search(LOST, str(error)):
             raise InputError(
@@ -321,6 +322,8 @@ def free_memory(device: torch.device) -> float:
         free.append(int(limit) - int(used))
     except (OSError, ValueError):  # another system, or "max": no limit
         pass
+    if not free and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):  # macOS: half of all
+        free.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2)
     return min(free, default=0) / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
@@ -334,6 +337,8 @@ def stop_signals() -> Iterator[list[int]]:
 
     def receive(number: int, frame) -> None:
         received.append(number)
+        if number == signal.SIGINT and os.environ.get("RANK", "0") == "0":
+            print("stopping after this step; Ctrl-C once more: at once", file=sys.stderr)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = {}

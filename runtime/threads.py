@@ -5,6 +5,7 @@ program has taken holds up all. So beside one busy program a training on two thr
 is several times slower than on one thread.
 """
 
+import math
 import os
 import re
 import time
@@ -14,13 +15,28 @@ from typing import NamedTuple
 import torch
 
 STAT = Path("/proc/stat")  # where Linux counts what each core has done
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # a container's: so much work in so much time
 
 
 def own_cores() -> set[int]:
-    """Return the cores that this process may run on: fewer in a container or a Slurm job."""
+    """Return the cores that this process may run on: fewer than all in a Slurm job."""
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))
+
+
+def quota() -> float:
+    """Return how many cores' time a container may use; infinity without a limit."""
+    try:
+        limit, period = QUOTA.read_text().split()
+        return int(limit) / int(period)
+    except (OSError, ValueError):  # another system, or "max": no limit
+        return math.inf
+
+
+def core_count() -> int:
+    """Return how many cores this process and those beside it can keep busy."""
+    return max(1, int(min(len(own_cores()), quota())))
 
 
 def may_choose() -> bool:
@@ -40,7 +56,7 @@ def share_cores(wanted: int, device: torch.device, most: int = 10) -> int:
     if wanted >= 0:
         return wanted
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    cores = max(1, len(own_cores()) // processes)
+    cores = max(1, core_count() // processes)
     if device.type != "cpu":
         return min(most, cores)
     workers = min(most, cores // 4)
@@ -92,7 +108,7 @@ class FreeCores:
 
     def __init__(self, device: torch.device, workers: int = 0, compiled: bool = False):
         self.cores = own_cores()
-        self.most = torch.get_num_threads()
+        self.most = min(torch.get_num_threads(), core_count())
         self.chooses = (
             device.type == "cpu"
             and self.most > 1

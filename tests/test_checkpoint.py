@@ -193,3 +193,20 @@ def test_any_convnet_that_this_project_trained_loads_again(tmp_path):
     )
     backbone, args = load_backbone(tmp_path / "ours.pth")
     assert args["arch"] == "resnet18" and args["patch_size"] == 1 and backbone.embed_dim == 512
+
+
+def test_a_whole_checkpoint_that_memory_cannot_hold_is_not_called_torn(tmp_path, monkeypatch):
+    """But one that asks for more than it has is."""
+    path = tmp_path / "whole.pth"
+    torch.save({"a": torch.zeros(100)}, path)
+    asked = 400
+
+    def full(*args, **kwargs):
+        raise RuntimeError(f"DefaultCPUAllocator: you tried to allocate {asked} bytes.")
+
+    monkeypatch.setattr(torch, "load", full)
+    with pytest.raises(RuntimeError, match="tried to allocate 400 bytes"):
+        read_checkpoint(path)
+    asked = 10**12
+    with pytest.raises(InputError, match="truncated"):
+        read_checkpoint(path)

@@ -131,6 +131,10 @@ def test_each_size_of_crops_has_a_compiled_graph_of_its_own(monkeypatch):
     ],
 )
 def test_a_killed_worker_of_the_loader_is_one_line(error):
+    """But an error of the worker's own, which a student's crops may raise, keeps its traceback."""
+    own = RuntimeError("Caught RuntimeError in DataLoader worker process 0.")
+    with pytest.raises(RuntimeError, match="process 0"), hardware.losses_in_one_line(False):
+        raise own
     with pytest.raises(InputError, match="a process of the loader was killed"):
         with hardware.losses_in_one_line(launched=False):
             raise error

@@ -6,6 +6,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 import train
 from data import Images, open_images
+from features import EvaluationView
 from runtime import hardware
 from runtime.creatures import make_creatures
 from runtime.hardware import World, free_memory
@@ -18,6 +19,7 @@ from training.inputs import (
     make_loader,
     make_multicrop,
     stored,
+    views_in_memory,
 )
 
 ALONE = World(0, 1, torch.device("cpu"), torch.float32)
@@ -46,6 +48,18 @@ def test_images_that_are_in_memory_stay_as_they_are():
     images = Images(make_creatures(5, side=19).images)
     pixels, sides = stored(images, side=8)
     assert pixels is images.source and sides.tolist() == [[19, 19]] * 5
+
+
+def test_centres_in_memory_are_seen_as_the_files_are(folder):
+    """Bit for bit, so k-NN does not change where images are read once."""
+    images, _ = open_images(str(folder))
+    images.labels = torch.tensor([2, 0, 1])
+    view = EvaluationView(16, 0.8, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    (train, test), whole = views_in_memory((images, images.subset(torch.tensor([2]))), view)
+    assert train.source.shape == (3, 3, 16, 16) and train.labels.tolist() == [2, 0, 1]
+    for kept, image in zip(train.source, range(3)):
+        assert torch.equal(whole(kept), view(images[image][0]))
+    assert torch.equal(test.source[0], train.source[2])
 
 
 def test_what_fits_is_kept_and_what_does_not_is_loaded():

@@ -232,3 +232,10 @@ def test_the_authors_weights_are_not_downloaded_again(trained, photos, tmp_path,
 
 def test_a_run_from_fresh_weights_keeps_no_start(trained):
     assert not (trained.parent / "checkpoint0000.pth").exists()
+
+
+def test_the_authors_names_choose_their_recipe_and_a_folder_that_begins_so_does_not(tmp_path):
+    (tmp_path / "a.png").touch()
+    for start, preset in [("dino_vits16", "vits16"), ("dino_runs/checkpoint.pth", "photos")]:
+        given = ["--data_path", str(tmp_path), "--init_from", start]
+        assert parse_settings(given).preset == preset

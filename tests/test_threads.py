@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 
+from runtime import threads
 from runtime.threads import STAT, FreeCores, Look, busy_seconds, free_cores, look, own_cores
 
 HUNDREDTHS = pytest.mark.skipif(not STAT.exists(), reason="this system has no /proc/stat")
@@ -53,6 +54,18 @@ def test_another_program_is_seen_in_the_system_s_own_count():
     after = look(own_cores())
     others = (after.everyone - before.everyone) - (after.own - before.own)
     assert others > 0.4, "half a second of work, counted in hundredths"
+
+
+@pytest.mark.parametrize(
+    "text, count",
+    [("150000 100000", 1), ("250000 100000", 2), ("20000 100000", 1), ("max 100000", 7), (None, 7)],
+)
+def test_a_containers_quota_is_no_more_cores_than_it_pays_for(tmp_path, monkeypatch, text, count):
+    monkeypatch.setattr(threads, "own_cores", lambda: set(range(7)))
+    monkeypatch.setattr(threads, "QUOTA", tmp_path / "cpu.max")
+    if text:
+        (tmp_path / "cpu.max").write_text(text + "\n")
+    assert threads.core_count() == count
 
 
 def test_a_number_that_the_user_set_stays(monkeypatch):

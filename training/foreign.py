@@ -165,6 +165,9 @@ def read_foreign(path: str | Path) -> object:
     except InputError:
         raise
     except Exception as error:  # a torn or hostile file can raise anything
+        asked = re.search(r"tried to allocate (\d+) bytes", str(error))
+        if asked and int(asked[1]) <= os.path.getsize(path):
+            raise  # the memory is full, and the file may be whole: errors_in_one_line says so
         refused = re.search(r"GLOBAL \S+|Unsupported class[^\n]*", str(error))
         if refused:
             raise InputError(

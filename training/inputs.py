@@ -1,6 +1,6 @@
 """What a training reads: its images, and their crops in the order of the run."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data import Images, open_images, without_unreadable
+from features import EvaluationView
 from multicrop import MultiCrop
 from runtime import hardware, sampling
 from runtime.commandline import InputError, bar_style
@@ -142,12 +143,14 @@ def fits_in_memory(number: int, side: int, wanted: str, world: World) -> bool:
 
     wanted: true, false, or auto, which takes a quarter of the free memory at most.
     """
-    if wanted != "auto":
-        return wanted == "true"
-    # they stand on the host first, then on the device
-    free = min(hardware.free_memory(device) for device in (torch.device("cpu"), world.device))
-    too_many = number * 3 * side**2 > free / 4
-    return not world.any(too_many)  # all processes or none
+    fits = wanted == "true"
+    if wanted == "auto":
+        # they stand on the host first, then on the device
+        free = min(hardware.free_memory(device) for device in (torch.device("cpu"), world.device))
+        fits = number * 3 * side**2 <= free / 4
+    # All processes or none. All vote: a host that lacks the checkpoint has another `wanted`, and a
+    # process that did not vote would take the answer to a later question for its own.
+    return not world.any(not fits)
 
 
 def stored(images: Images, side: int, quiet: bool = True) -> tuple[Tensor, Tensor]:
@@ -159,11 +162,33 @@ def stored(images: Images, side: int, quiet: bool = True) -> tuple[Tensor, Tenso
         sides = torch.tensor([images.source.shape[-2:]])
         return images.source, sides.expand(len(images), -1)
 
+    return padded(read_all(images, lambda image: shrunk(image, side), quiet))
+
+
+def read_all(images: Images, change: Callable[[Tensor], Tensor], quiet: bool) -> list[Tensor]:
+    """Return all images, changed one by one. quiet: without a bar."""
+
     def read(index: int) -> Tensor:
         image, _ = images[index]
-        return shrunk(image, side)
+        return change(image)
 
     with ThreadPoolExecutor() as pool:
-        read_images = pool.map(read, range(len(images)))
-        bar = tqdm(read_images, "reading", len(images), leave=False, disable=quiet, **bar_style())
-        return padded(list(bar))
+        changed = pool.map(read, range(len(images)))
+        bar = tqdm(changed, "reading", len(images), leave=False, disable=quiet, **bar_style())
+        return list(bar)
+
+
+def views_in_memory(
+    split: tuple[Images, Images], view: EvaluationView, quiet: bool = True
+) -> tuple[tuple[Images, Images], EvaluationView]:
+    """Return the centres that the view sees, in memory, and a view that sees these whole.
+
+    So no evaluation decodes them again. quiet: without a bar.
+    """
+    centres = []
+    for images in split:
+        pixels = torch.stack(read_all(images, view.centre, quiet))
+        centres.append(Images(pixels, images.labels, images.classes))
+    mean, std = view.mean.flatten().tolist(), view.std.flatten().tolist()
+    whole = EvaluationView(view.size, crop=1.0, mean=mean, std=std)
+    return tuple(centres), whole
