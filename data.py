@@ -268,16 +268,18 @@ def open_images(
 def evenly_spaced(n: int, limit: int) -> Tensor:
     """Return `limit` of the numbers 0 to n - 1, or all, from the first to the last.
 
-    Class folders come class by class, so the first ones would be of one class or few.
+    For a few images to look at: class folders come class by class, so the first ones would be of
+    one class or few. Not to measure with: every second creature is of an even class.
     """
     return torch.linspace(0, n - 1, min(limit, n)).long()
 
 
 def at_most(images: Images, limit: int) -> Images:
-    """Return all images, or `limit` of them evenly spaced."""
+    """Return all images, or `limit` of them, drawn once for all and in their order."""
     if len(images) <= limit:
         return images
-    return images.subset(evenly_spaced(len(images), limit))
+    drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:limit]
+    return images.subset(drawn.sort().values)
 
 
 def knn_split(

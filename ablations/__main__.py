@@ -38,7 +38,7 @@ from ablations.runs import (
     train_all,
 )
 from ablations.train import parse
-from data import at_most, open_images
+from data import evenly_spaced, open_images
 from runtime import hardware
 from runtime.commandline import CommandLine, InputError, errors_in_one_line, write_whole
 from settings import Settings
@@ -258,7 +258,8 @@ def show_masks(
     settings = run.settings
     source = (settings.data_path, settings.dataset, settings.download)
     train, val = open_images(*source, levels=settings.levels)
-    images = at_most(val or train, 8)
+    images = val or train
+    images = images.subset(evenly_spaced(len(images), 8))
     weights = {
         "supervised": run.folder / "supervised" / "checkpoint.pth",
         "DINO": run.folder / "checkpoint.pth",

@@ -184,7 +184,7 @@ class Copies(NamedTuple):
 def made_copies(train: Images, test: Images) -> Copies:
     """Return strong copies of 100 test images, evenly spaced, among the others.
 
-    2000 train images, evenly spaced too, are for the whitening.
+    2000 train images, drawn once for all, are for the whitening.
     """
     chosen = evenly_spaced(len(test), 100)
     number = len(chosen)

@@ -186,7 +186,7 @@ def draw_tsne(flags: Namespace, world: World) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = evaluation.command_line(__doc__)
     add = parser.add_argument
-    add("--most", type=int, default=1000, help="images that are drawn, evenly spaced [1000]")
+    add("--most", type=int, default=1000, help="images at most, the same ones each time [1000]")
     add("--thumbnails", action="store_true", help="draw each point's image")
     add("--seed", type=int, default=0, help="of t-SNE [0]")
     add("--output_dir", default="runs/tsne", metavar="OUT", help="gets tsne.png [runs/tsne]")

@@ -193,3 +193,15 @@ def test_images_without_a_label_among_labelled_ones_are_left_out():
     )
     train, test = data.knn_split(images, None, 100)
     assert len(train) + len(test) == 8 and train.labels.min() == 0
+
+
+def test_a_part_of_the_images_to_measure_with_has_all_classes_alike_and_is_the_same_each_time():
+    """Also where classes take turns, as the creatures' do: every second one is of an even class."""
+    numbers = torch.arange(4000).view(-1, 1, 1, 1)
+    images = data.Images(numbers, torch.arange(4000) % 10)
+    part = data.at_most(images, 1000)
+    counts = part.labels.bincount()
+    assert len(part) == 1000 and counts.min() > 70 and counts.max() < 130, counts
+    assert torch.equal(part.source, data.at_most(images, 1000).source)
+    assert torch.equal(part.source.flatten() % 10, part.labels), "images keep their labels"
+    assert data.at_most(images, 4000) is images

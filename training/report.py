@@ -14,7 +14,7 @@ from matplotlib.figure import Figure  # not pyplot, which would change the plots
 from torch import Tensor, nn
 
 from attention import attention_scores, cls_attention, keep_mass, overlay, to_pixels
-from data import Images, at_most
+from data import Images, evenly_spaced
 from features import EvaluationView
 from runtime.commandline import InputError, write_whole
 from runtime.hardware import World
@@ -285,7 +285,7 @@ def attention_report(
     limit = 10
     if images.masks is not None:
         limit = 1000
-    images = at_most(images, limit)
+    images = images.subset(evenly_spaced(len(images), limit))
     view = EvaluationView(settings.eval_size, settings.eval_crop, settings.mean, settings.std)
     views = torch.stack([view(images[index][0]) for index in range(len(images))])
 
