@@ -75,8 +75,8 @@ class Settings:
     )
     num_workers: int = setting(
         -1,
-        "processes that decode and augment; 0: the training's own; -1: one a core, at most 10, "
-        "and without a GPU one in four cores, since the network needs the others",
+        "processes that decode and augment; 0: none, the training's does it; -1: one a core, at "
+        "most 10, and without a GPU one in four cores, since the network needs the others",
         at_least=-1,
         at_most=1024,
         quiet=True,

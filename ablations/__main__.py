@@ -375,6 +375,7 @@ def main(argv: list[str] | None = None) -> None:
             for row in study.rows:
                 plan[name] += [make_run(study, row, seed, flags) for seed in flags.seeds]
         settings = plan[names[0]][0].settings
+        # can they be opened? asked before the first hour, too
         open_images(settings.data_path, settings.dataset, settings.download)
         command = " ".join(sys.argv) + "\n"
         write_whole(

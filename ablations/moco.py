@@ -1,9 +1,9 @@
-"""MoCo-v2's loss (He et al. 2020, Eq. 1 there), for Tables 7 and 14: find the own image.
+"""MoCo-v2's loss (He et al. 2020, Eq. 1 there), for Tables 7 and 14: find one's own image.
 
 MoCo-v2 is this loss at temperature 0.2 with a momentum teacher (0.999, constant) and no multi-crop.
 Its head has one hidden layer and 128 outputs; appendix B's is larger (ablations/rows.py).
 Departure: both global views serve as query and as key, as in DINO's pairs.
-The original takes one direction.
+The original takes one direction. So a step adds two keys an image: a queue of L has L / 2 images.
 
 Shapes: B images, V views, d outputs, L keys in the queue; rows are view by view.
 """
@@ -56,7 +56,7 @@ class InfoNCE(DINOLoss):
                 k = key_views[teacher_view]
                 positive = (q * k).sum(dim=-1, keepdim=True) / self.student_temp  # (B, 1)
                 scores = torch.cat([positive, negatives], dim=1)
-                loss = loss - scores.log_softmax(dim=1)[:, 0].mean()  # the own image stands first
+                loss = loss - scores.log_softmax(dim=1)[:, 0].mean()  # column 0: its own image
 
         loss = loss / (2 * V - 2)
         self.teacher_entropy = torch.zeros_like(loss.detach())
@@ -91,7 +91,8 @@ def shuffle_batches(teacher: nn.Module, world) -> None:
     """Let each process's teacher see images of all processes, in a random order undone after it.
 
     Batch normalisation by process would else show which keys came with a query: they share
-    a batch's statistics (He et al., "Shuffling BN"). With one process there is nothing to shuffle.
+    a batch's statistics (He et al., "Shuffling BN"). With one process nothing hides it: with batch
+    normalisation train MoCo-v2 on two or more.
     """
 
     def own_part(rows: Tensor, n: int) -> Tensor:

@@ -38,8 +38,8 @@ class AblationSettings(Settings):
     )
     centering: str = setting(
         "center",
-        "what keeps the teacher from collapse: center, or a sharing out of the batch by sinkhorn "
-        "or batch_softmax",
+        "what keeps the teacher from collapse: center, or equal use of the prototypes in a batch "
+        "by sinkhorn or batch_softmax",
         choices=("center", "sinkhorn", "batch_softmax"),
     )
     predictor: bool = setting(

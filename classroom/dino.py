@@ -187,7 +187,8 @@ def draw_curves(metrics, title):
     """Draw loss, entropy and KL of all steps, in place of the last drawing."""
     clear_output(wait=True)
     plt.figure(figsize=(8, 3), layout="constrained")
-    for curve, name in zip(zip(*metrics), ("loss", "entropy of the teacher", "KL")):
+    curves = zip(*metrics)  # a step's three numbers become three curves
+    for curve, name in zip(curves, ("loss", "entropy of the teacher", "KL")):
         plt.plot(curve, label=name, linewidth=1)
     plt.axhline(math.log(settings.out_dim), color="grey", linestyle=":", label="ln K")
     plt.xlabel("step")

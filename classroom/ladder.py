@@ -151,9 +151,9 @@ LADDER = (
         task=(
             "How much each token, a query, takes from every other, a key: a softmax of their "
             "products. self.queries_keys_values(x) returns q, k and v, each (B, h, N, d). Without "
-            "the factor the products grow with d, and the softmax has no gradient left. The heads' "
-            "outputs stand side by side, head after head, and self.proj mixes them. With `queries` "
-            "only the first so many tokens are queries; all stay keys."
+            "the factor the products spread as sqrt(d), and the softmax has hardly a gradient. The "
+            "heads' outputs stand side by side, head after head, and self.proj mixes them. With "
+            "`queries` only that many tokens, the first, are queries; all stay keys."
         ),
         equation=(
             "A[b, h, i, j] = softmax over j of  q[b, h, i] . k[b, h, j] / sqrt(d)\n"

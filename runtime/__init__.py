@@ -1,1 +1,1 @@
-"""Where and how a program runs: processes, devices, flags. It knows nothing of DINO."""
+"""What the method needs but is no part of it: processes, devices, flags, pixels, drawings."""

@@ -45,6 +45,7 @@ class GlooBatchNorm(_BatchNorm):
         with torch.no_grad():
             n = x.numel() // x.shape[1] * self.world.size
             self.running_mean.lerp_(mean.flatten(), self.momentum)
+            # n / (n - 1), as PyTorch: the running variance is unbiased, the batch's is not
             self.running_var.lerp_(variance.flatten() * n / (n - 1), self.momentum)
             self.num_batches_tracked += 1
         weight, bias = self.weight.view(mean.shape), self.bias.view(mean.shape)

@@ -92,7 +92,7 @@ def silhouette(label: int, u: Tensor, v: Tensor, phase: Tensor) -> tuple[Tensor,
             wings = 0.22 + 0.7 * lobes * lower
             body = _ellipse(u, v, 0.12, 0.75)
             inside = _any(wings - r, body)
-            coat = (sin(angle).abs() + 2 * r) + 0 * phase
+            coat = sin(angle).abs() + 2 * r
         case "starfish":
             inside = 0.56 + 0.36 * cos(5 * angle) - r
             coat = cos(24 * r + phase)
@@ -111,7 +111,7 @@ def silhouette(label: int, u: Tensor, v: Tensor, phase: Tensor) -> tuple[Tensor,
             coat = sin(15 * u + phase) * sin(15 * v + 2 * phase)
         case "flower":
             inside = 0.72 + 0.24 * cos(8 * angle) - r
-            coat = -r + 0 * phase
+            coat = -r
         case "snake":
             middle = 0.42 * sin(5 * u)
             slope = 2.1 * cos(5 * u)

@@ -169,7 +169,7 @@ def choose_dtype(wanted: str, device: torch.device, width: int) -> tuple[torch.d
         return DTYPES[wanted], ""
     if device.type == "cpu":
         return faster_dtype(width)
-    has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
+    has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     return DTYPES["bf16" if has_bf16 else "fp32"], ""
 
 

@@ -457,7 +457,7 @@ def test_other_losses_are_logged_without_entropy_and_kl(tmp_path, capsys):
         ]
     )
     told, log = capsys.readouterr().out, (tmp_path / "run" / "log.txt").read_text()
-    assert "steps of 4 an epoch; K = 31\n" in told
+    assert "steps of 4 an epoch; K = 256\n" in told
     assert "train_loss" in log and not any(
         word in told + log for word in ("KL", "COLLAPSE", "train_kl", "ln K")
     )

@@ -1,4 +1,4 @@
-"""Checkpoints of ablations/train.py, where the settings say nothing of the ablation, or other."""
+"""Refuse a checkpoint of ablations/train.py whose method or head the settings do not have."""
 
 from pathlib import Path
 

@@ -72,7 +72,9 @@ def load_strictly(
         "other types": [],
         "not finite": [],
     }
-    for name in want.keys() & have.keys():
+    for name in want:  # in the network's order
+        if name not in have:
+            continue
         ours, theirs = want[name], have[name]
         if theirs.shape != ours.shape:
             shapes = f"{tuple(theirs.shape)} for {tuple(ours.shape)}"

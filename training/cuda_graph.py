@@ -38,7 +38,7 @@ class TensorAdamW:
         for group in groups:
             if group["decays"]:
                 moving = [param for param in group["params"] if param.grad is not None]
-                # w <- w - lr decay w, before Adam's own step; torch takes a tensor as rate alone
+                # w <- w - lr decay w here: torch's AdamW takes a tensor as lr, not as decay
                 torch._foreach_mul_(moving, 1 - self.lr * self.weight_decay)
             group.update(lr=self.lr, weight_decay=0.0, capturable=True)
         self.adamw.step()

@@ -35,7 +35,7 @@ from training.start import START, load_center, read_start
 from training.weights import checkpoint_args
 
 FIX = "the last checkpoint is untouched; continue from it with a lower --lr, or --precision fp32"
-PATHS = ("data_path", "init_from", "pretrained_weights")  # flags of scripts that continue
+PATHS = ("data_path", "init_from", "pretrained_weights")  # may be written in two ways
 
 
 @dataclass
