@@ -33,7 +33,8 @@ from runtime.threads import FreeCores
 from settings import Settings, parse_settings
 from teacher import update_teacher
 from training import report, run_state
-from training.inputs import advice, make_loader, read_images, views_in_memory
+from training.hooks import DINO, Hooks
+from training.inputs import advice, views_in_memory
 from training.knn import evaluate
 
 
@@ -112,30 +113,19 @@ def train_step(
     return torch.cat([torch.stack(metrics).mean(dim=0), norm.view(1)])
 
 
-def train(
-    settings: Settings,
-    world: World,
-    signals: list[int],
-    start_run=run_state.start_run,
-    make_follow=None,
-    before_save=None,
-    read_images=read_images,
-    make_loader=make_loader,
-) -> None:
+def train(settings: Settings, world: World, signals: list[int], hooks: Hooks = DINO) -> None:
     """Train to the last epoch, from the checkpoint in the output folder if there is one.
 
     signals: receives the numbers of the signals that ask to stop.
-    The other arguments are for ablations/: start_run(settings, world) makes networks, loss and
-    optimizer; make_follow(run, steps, steps_done) what updates the teacher; before_save(run, world)
-    comes before each checkpoint. The last two, of training/inputs.py, are the race's (classroom/).
+    hooks: what ablations/ and classroom/ replace; without them it is DINO.
     """
     output = Path(settings.output_dir)
     say = tqdm.write if world.is_main else lambda text: None  # once, above the bar
 
     # 1. Images: their crops, and a train and a test part for k-NN
-    images, val_images = read_images(settings, world)
+    images, val_images = hooks.read_images(settings, world)
     # batches: which images a step takes; the loader follows it, and the loop sets its epoch
-    loader, batches = make_loader(images, settings, world)
+    loader, batches = hooks.make_loader(images, settings, world)
     split = knn_split(images, val_images, settings.knn_images)  # None without labels
     view = EvaluationView(settings.eval_size, settings.eval_crop, settings.mean, settings.std)
     if split and settings.in_memory == "true":  # the loader has decided so
@@ -144,7 +134,7 @@ def train(
     # 2. Student (ViT and head), teacher (its copy), loss, optimizer: see run_state.start_run.
     # make_step is train_step, but with --cuda_graph or in fp16
     with world.main_first(bool(settings.init_from)):  # weights are downloaded once
-        run = start_run(settings, world)
+        run = hooks.start_run(settings, world)
     run.images_per_step = batches.images_per_step
     make_step = run_state.prepare_step(train_step, run, settings, world)
 
@@ -158,8 +148,8 @@ def train(
     now = schedules(settings, last_step, batches.steps, batches.images_per_step)
     set_schedules(run.optimizer, now)
     follow = update_teacher
-    if make_follow:
-        follow = make_follow(run, batches.steps, steps_done)
+    if hooks.make_follow:
+        follow = hooks.make_follow(run, batches.steps, steps_done)
 
     # 4. Compile what is slow, in place; DDP, which averages the gradients over the processes
     hot_path = [run.student.backbone, run.teacher.backbone]
@@ -188,10 +178,11 @@ def train(
 
     # 5. k-NN before the first step: the untrained network, and raw pixels
     if run.epoch < settings.epochs:
-        run_state.save(run, settings, world, before_save)  # before an evaluation, which may be long
+        # before the evaluation, which may take long
+        run_state.save(run, settings, world, hooks.before_save)
     evaluated = evaluate(run, split, view, loader.num_workers, settings, world)
     if evaluated:
-        run_state.save(run, settings, world, before_save)
+        run_state.save(run, settings, world, hooks.before_save)
     if evaluated and run.epoch > 0:  # the run was stopped in this epoch's evaluation
         say(report.line(run.history[-1], settings.epochs, settings.out_dim))
 
@@ -250,7 +241,7 @@ def train(
                     bar.set_postfix(epoch=run.epoch + 1, loss=metrics[-1, 0].item(), refresh=False)
 
                 if stopping:
-                    run_state.save(run, settings, world, before_save)
+                    run_state.save(run, settings, world, hooks.before_save)
                     say(f"stopped in epoch {run.epoch + 1}, after {run.images_done} of its "
                         f"{per_epoch} images: the same command continues there")
                     number = signals[0] if signals else signal.SIGTERM  # or another process got it
@@ -262,9 +253,9 @@ def train(
             run.images_done = 0
             run.seconds = 0.0
             run.metrics = run.metrics[:0]
-            run_state.save(run, settings, world, before_save)
+            run_state.save(run, settings, world, hooks.before_save)
             if evaluate(run, split, view, loader.num_workers, settings, world):
-                run_state.save(run, settings, world, before_save)
+                run_state.save(run, settings, world, hooks.before_save)
             say(report.line(run.history[-1], settings.epochs, settings.out_dim))
             if world.is_main:
                 report.draw_epochs(output, run.history, settings)
@@ -272,12 +263,12 @@ def train(
     # 7. Figures, and a paragraph that says how it went
     if world.is_main:
         # from the same seed: the weights of the first step
-        untrained = start_run(settings, world).student.backbone
+        untrained = hooks.start_run(settings, world).student.backbone
         print(report.finish(output, run, untrained, val_images or images, settings, world))
 
 
-def launch(settings: Settings, **parts) -> None:
-    """Train in this process and those beside it, which torchrun has started; parts: train's."""
+def launch(settings: Settings, hooks: Hooks = DINO) -> None:
+    """Train in this process and those beside it, which torchrun has started; hooks: train's."""
     run_state.keep_choices(settings)
     with (
         hardware.start(
@@ -287,7 +278,7 @@ def launch(settings: Settings, **parts) -> None:
         run_state.claimed(Path(settings.output_dir), world),  # by one training at a time
     ):
         settings.precision = hardware.name_of(world.dtype)  # auto is decided now, and kept
-        train(settings, world, signals, **parts)
+        train(settings, world, signals, hooks)
 
 
 def main(argv: list[str] | None = None) -> None:

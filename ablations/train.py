@@ -23,6 +23,7 @@ from runtime.hardware import World
 from settings import Settings, parse_settings, refuse, setting
 from teacher import make_teacher
 from training import run_state
+from training.hooks import Hooks
 from training.run_state import RunState, build_student
 
 
@@ -143,8 +144,8 @@ def start_run(settings: AblationSettings, world: World) -> RunState:
     return RunState(student, teacher, dino_loss, make_optimizer(settings.optimizer, student))
 
 
-def parts(settings: AblationSettings) -> dict[str, Callable]:
-    """Return what train.train takes in place of DINO's parts."""
+def hooks(settings: AblationSettings) -> Hooks:
+    """Return what train.train calls in place of DINO's parts."""
 
     def follow(run: RunState, steps_per_epoch: int, steps_done: int) -> Callable:
         return make_follow(
@@ -163,7 +164,7 @@ def parts(settings: AblationSettings) -> dict[str, Callable]:
             # the log names the momentum in force, not the schedule that nobody follows
             run.history[-1]["teacher_momentum"] = MOMENTUM_OF_COPIES[settings.teacher]
 
-    return {"start_run": start_run, "make_follow": follow, "before_save": before_save}
+    return Hooks(start_run=start_run, make_follow=follow, before_save=before_save)
 
 
 def average_batch_norms(run: RunState, world: World) -> None:
@@ -177,7 +178,7 @@ def average_batch_norms(run: RunState, world: World) -> None:
 def main(argv: list[str] | None = None) -> None:
     with errors_in_one_line():
         settings = parse(argv)
-        train.launch(settings, **parts(settings))
+        train.launch(settings, hooks(settings))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ from runtime.hardware import World
 from settings import Settings, parse_settings
 from teacher import update_teacher
 from training import inputs, run_state
+from training.hooks import Hooks
 from training.run_state import RunState, make_backbone, make_head, make_loss, prepare_step
 
 RESULTS = Path(__file__).parent / "race.jsonl"
@@ -293,12 +294,7 @@ def train_one(
     _, batches = contest.loaded
     epochs, batches.steps = fit(settings, int(budget / cost), batches.steps)
     settings = replace(settings, epochs=epochs)
-    train.launch(
-        settings,
-        start_run=contest.start_run,
-        read_images=contest.read_images,
-        make_loader=contest.make_loader,
-    )
+    train.launch(settings, Hooks(contest.read_images, contest.make_loader, contest.start_run))
 
     run = contest.runs[0]
     minutes = 0.0  # of the steps: neither of reading images nor of drawing figures

@@ -27,6 +27,7 @@ from head import DINOHead
 from loss import DINOLoss
 from multicrop import MultiCropNetwork
 from optimizer import make_optimizer
+from training.hooks import Hooks
 from training.run_state import RunState
 from settings import parse_settings
 from teacher import make_teacher
@@ -59,7 +60,7 @@ def note(run, world):  # before the checkpoint at the end of an epoch of 100 ste
         worker = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()[0]
         print("used", json.dumps([use(os.getpid()), use(worker)]), flush=True)
 
-train.train(settings, world, [], start_run=start_run, before_save=note)
+train.train(settings, world, [], Hooks(start_run=start_run, before_save=note))
 """
 
 

@@ -134,11 +134,11 @@ def test_the_judges_images_and_seeds_are_none_of_a_contestants(place, monkeypatc
 def test_labels_masks_and_test_images_never_reach_the_training(place, monkeypatch):
     given = []
 
-    def launch(settings, start_run, read_images, make_loader):
+    def launch(settings, hooks):
         with race.hardware.start("cpu", "fp32") as world:
-            images, test = read_images(settings, world)
+            images, test = hooks.read_images(settings, world)
             given.append((images, test))
-            run = start_run(settings, world)
+            run = hooks.start_run(settings, world)
             run.history.append({"images_per_s": 1.0})
 
     monkeypatch.setattr(race.train, "launch", launch)
