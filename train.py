@@ -128,7 +128,7 @@ def train(settings: Settings, world: World, signals: list[int], hooks: Hooks = D
     loader, batches = hooks.make_loader(images, settings, world)
     split = knn_split(images, val_images, settings.knn_images)  # None without labels
     view = EvaluationView(settings.eval_size, settings.eval_crop, settings.mean, settings.std)
-    if split and settings.in_memory == "true":  # the loader has decided so
+    if split and settings.knn_every and settings.in_memory == "true":  # the loader decided that
         split, view = views_in_memory(split, view, quiet=not world.is_main)
 
     # 2. Student (ViT and head), teacher (its copy), loss, optimizer: see run_state.start_run.

@@ -20,7 +20,7 @@ from runtime import hardware
 from runtime.commandline import CommandLine, InputError, errors_in_one_line, write_whole
 from runtime.hardware import World
 from settings import Settings
-from training.ablated import PLAIN_DINO
+from training.ablated import not_plain
 from training.checkpoint import read_checkpoint
 from training.inputs import read_images
 from training.run_state import RunState, load_run, start_run
@@ -35,9 +35,8 @@ def settings_of(folder: Path) -> Settings:
     if not path.is_file():
         raise InputError(f"no checkpoint.pth in {str(folder)!r}: give the folder of a run")
     args = checkpoint_args(read_checkpoint(path), path)
-    for name, plain in PLAIN_DINO.items():
-        if args.get(name, plain) != plain:
-            raise InputError(f"{str(folder)!r} is a run of ablations.train: give one of train.py")
+    if not_plain(args):
+        raise InputError(f"{str(folder)!r} is a run of ablations.train: give one of train.py")
     names = {one.name for one in fields(Settings)}
     return Settings(**{name: value for name, value in args.items() if name in names})
 

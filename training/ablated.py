@@ -29,13 +29,19 @@ def as_typed(args: dict) -> str:
     return " ".join(flags)
 
 
-def refuse_other_method(args: dict, settings: Settings, path: Path) -> None:
-    """Raise InputError if train.py is to continue an ablation's run; args: the file's flags."""
+def not_plain(args: dict) -> dict:
+    """Return what of a file's flags is an ablation's: the settings that are not plain DINO's."""
     other = {}
     for name, plain in PLAIN_DINO.items():
         was = args.get(name, plain)
-        if was != plain and not hasattr(settings, name):
+        if was != plain:
             other[name] = was
+    return other
+
+
+def refuse_other_method(args: dict, settings: Settings, path: Path) -> None:
+    """Raise InputError if train.py is to continue an ablation's run; args: the file's flags."""
+    other = {name: was for name, was in not_plain(args).items() if not hasattr(settings, name)}
     if other:
         flags = as_typed(other)
         raise InputError(
