@@ -89,7 +89,8 @@ class Entry(NamedTuple):
 def read_entry(path: str) -> Entry:
     """Return the parts that the file defines, and DINO's for the others.
 
-    Raises InputError for a file that does not run, and for functions of other names.
+    Raises InputError for a file that does not run, for functions of other names, and for a part
+    that is no function.
     """
     if not path:
         return Entry()
@@ -103,7 +104,10 @@ def read_entry(path: str) -> Entry:
     allowed = ", ".join(Entry._fields)
     parts = {}
     for name, value in found.items():
-        if name in Entry._fields and callable(value):
+        if name in Entry._fields:
+            if not callable(value):
+                said = f"{name} is {brief(repr(value))}: write a function def {name}(...)"
+                raise InputError(f"--entry {path}: {said}")
             parts[name] = value  # however it was made: def, class or partial
             continue
         # what the file imports is not its own

@@ -200,6 +200,7 @@ def test_settings_that_a_file_writes_are_a_copy(place, monkeypatch, capsys):
     [
         ("def make_los(settings):\n    pass\n", "make_los is no part of a training"),
         ("import torch\n\ndef _helper():\n    pass\n", "replaces nothing: define one of"),
+        ("make_loss = 3\n", "make_loss is 3: write a function def make_loss(...)"),
         ("def make_loss(:\n", "does not run (SyntaxError"),
         ("1 / 0\n", "does not run (ZeroDivisionError"),
         ("def make_loss(settings):\n    pass\n", "make_loss returned None: it must return a Mod"),
