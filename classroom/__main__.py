@@ -137,12 +137,10 @@ def start(number: int, with_hints: bool, again: bool) -> None:
     elif again:
         write_text(path, with_function(student_text(number), one.name, blank(number)))
 
-    source = student_text(number)
-    if state(number) == "blank":
-        line = find_function(source, one.name).lineno
-        print(f"{number}. {one.title}: write {one.name}, workbook/{one.file}, line {line}\n")
-        print(fill(one.task, 98) + "\n\n" + indent(one.equation, "    ") + "\n")
-    elif not with_hints:
+    line = find_function(student_text(number), one.name).lineno
+    print(f"{number}. {one.title}: write {one.name}, workbook/{one.file}, line {line}\n")
+    print(fill(one.task, 98) + "\n\n" + indent(one.equation, "    ") + "\n")
+    if state(number) != "blank" and not with_hints:
         raise InputError(
             f"exercise {number} is begun in workbook/{one.file}: write on there, add --hints, or "
             "add --again for a new blank, which loses what you wrote"

@@ -69,8 +69,8 @@ LADDER = (
         title="the center",
         task=(
             "The center follows the mean of the teacher's logits over the batch, each prototype's "
-            "its own, as an exponential moving average. Subtracted from the logits, it keeps one "
-            "prototype from winning everywhere."
+            "its own, as an exponential moving average, computed in fp32. Subtracted from the "
+            "logits, it keeps one prototype from winning everywhere."
         ),
         equation=(
             "c <- m c + (1 - m) mean_b g_t(x_b)    (Eq. 4)\n"

@@ -132,7 +132,12 @@ def test_an_attempt_is_overwritten_by_again_only(workbook, capsys):
     ):  # also where it is the reference's very text
         write(workbook, CENTER, mine)
         before = (workbook / "loss.py").read_text()
-        assert "--again" in refusal(capsys, "start", CENTER)
+        capsys.readouterr()
+        with pytest.raises(SystemExit, match="2"):
+            command("start", CENTER)
+        said = capsys.readouterr()
+        assert "Eq. 4" in said.out, "the task, to read again"
+        assert "--again" in said.err and len(said.err.splitlines()) == 1
         assert (workbook / "loss.py").read_text() == before
         command("start", CENTER, "--again")
         assert exercises.state(CENTER) == "blank"

@@ -127,11 +127,13 @@ def test_a_gpu_crops_files_that_do_not_fit(folder):
     assert not isinstance(make_loader(images, settings, ALONE)[0], CropsOnDevice)
 
 
-@pytest.mark.parametrize("preset", ["photos", "small", "demo"])
+@pytest.mark.parametrize("preset", ["photos", "vits16", "small", "demo"])
 @pytest.mark.parametrize("number", [1999, 2000])
-def test_a_line_says_the_recipe_for_few_images_and_what_to_expect_of_very_few(preset, number):
+def test_a_line_says_the_recipe_and_what_to_expect_of_very_few_images(preset, number):
     said = "\n".join(advice(number, Settings(preset=preset)))
-    assert ("--preset vits16" in said) == (preset == "photos")
+    by_default = preset in ("photos", "vits16")  # which of them, the user did not say
+    assert (f"--preset {preset}" in said) == by_default
+    assert ("the paper's recipe" in said) == by_default
     assert ("1999 images are few" in said) == (preset != "demo" and number < 2000)
 
 

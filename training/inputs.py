@@ -60,9 +60,11 @@ def advice(number: int, settings: Settings) -> list[str]:
     if settings.preset == "photos":
         lines.append("--preset photos, the default for fewer than "
                      f"{MANY_IMAGES:,} images; the paper's recipe: --preset vits16")
+    if settings.preset == "vits16":
+        lines.append("--preset vits16, the paper's recipe; one for few images: --preset photos")
     if settings.preset != "demo" and number < FEW_IMAGES:
         lines.append(f"{number} images are few to learn from, so expect little; --init_from "
-                     "dino_vits16 starts from the authors' weights")
+                     "dino_vits16 starts from the authors' weights, with --preset vits16")
     return lines
 
 
