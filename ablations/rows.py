@@ -75,8 +75,9 @@ def as_flags(settings: dict) -> list[str]:
     return flags
 
 
-# What every study changes in these presets. The demo's rows take two to four minutes each
-DEMO = {"epochs": 4, "warmup_epochs": 1, "knn_every": 1}
+# What every study changes in these presets. The demo becomes --preset lab: two to four minutes a
+# row
+DEMO = {"out_dim": 256, "epochs": 4, "warmup_epochs": 1, "knn_every": 1}
 PHOTOS = {"epochs": 20, "warmup_epochs": 2, "warmup_teacher_temp_epochs": 2}
 
 PAIR = {"local_crops_number": 0, "global_crops_scale": (0.14, 1.0)}  # no multi-crop
@@ -119,8 +120,8 @@ SWAV = _SINKHORN | {
     "norm_last_layer": True,
     "out_dim": 3000,
 }
-# The demo's preset has batch normalisation in its head, frozen gains, K = 256 and a momentum of
-# 0.99 already. It has 4,000 images, two keys each: a queue of 65,536 would hold each image eight
+# The preset lab has batch normalisation in its head, frozen gains, K = 256 and a momentum of 0.99
+# already. It has 4,000 images, two keys each: a queue of 65,536 would hold each image eight
 # times. MoCo-v2's head is its own paper's: on one process no shuffling hides what batch
 # normalisation betrays of a key (that of a ResNet still does). SwAV's temperature of 0.05 is too
 # warm for batches of 32: all shares become equal, so it has the preset's 0.02. BYOL alone learns

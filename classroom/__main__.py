@@ -6,7 +6,7 @@
     python -m classroom check 2             # run that function's tests, with yours in its place
     python -m classroom check 2 --full      # print all that pytest prints
     python -m classroom diff 2              # yours, and the reference
-    python -m classroom run train.py --epochs 4 --output_dir runs/my-own    # with your functions
+    python -m classroom run train.py --preset lab --output_dir runs/my-own    # with your functions
     python -m classroom grade --json FOLDER # check each workbook in the folder
     python -m classroom race --help         # how good a network for a budget?
 

@@ -90,8 +90,8 @@ from settings import parse_settings
 from training.inputs import make_multicrop
 from training.report import unnormalised
 
-recipe = "--preset demo --epochs 6 --warmup_epochs 1 --local_crops_number 4"
-settings = parse_settings(recipe.split())  # as: python train.py --preset demo ...
+recipe = "--preset lab --epochs 6"
+settings = parse_settings(recipe.split())  # as: python train.py --preset lab ...
 view = EvaluationView(settings.eval_size, settings.eval_crop)  # a whole image, for evaluations
 
 torch.manual_seed(settings.seed)

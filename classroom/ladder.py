@@ -51,7 +51,7 @@ LADDER = (
             "loss = entropy of P_t + KL    (Eq. 5)"
         ),
         look=(
-            "`python -m classroom run train.py --epochs 4 --warmup_epochs 1 --output_dir "
+            "`python -m classroom run train.py --preset lab --output_dir "
             "runs/my-loss`, two minutes: its last entropy, KL and k-NN are near those above lab 1."
         ),
         tests=(
@@ -139,7 +139,7 @@ LADDER = (
             "logits = last_layer(x / ||x||), each the cosine of x and a prototype"
         ),
         look=(
-            "`python -m ablations.train --epochs 4 --head_l2_bottleneck false "
+            "`python -m ablations.train --preset lab --head_l2_bottleneck false "
             "--output_dir runs/no-l2`: a head that normalises nothing."
         ),
         tests=("test_head.py::test_logits_are_cosines_with_the_prototypes",),
@@ -248,7 +248,7 @@ LADDER = (
             "and dino_loss.kl, and the norm"
         ),
         look=(
-            "`python -m classroom run train.py --epochs 4 --output_dir runs/my-step`: the demo, "
+            "`python -m classroom run train.py --preset lab --output_dir runs/my-step`: the demo, "
             "trained by your step."
         ),
         tests=(
@@ -320,7 +320,7 @@ LADDER = (
             "         q[i, k] <- q[i, k] / sum_k q[i, k]    samples, the rows, last"
         ),
         look=(
-            "`python -m ablations.train --centering sinkhorn --epochs 4 "
+            "`python -m ablations.train --centering sinkhorn --preset lab "
             "--output_dir runs/sinkhorn` (Table 7, row 3)."
         ),
         tests=(

@@ -53,7 +53,7 @@ UNITS = {"embedded": "TFLOP", "photos": "minutes"}
 # What a contestant's flags change. Ten minutes pay for five to eight epochs of 10,000 photos, too
 # few for the warm-ups of an hour.
 RECIPES = {
-    "embedded": "--preset demo",
+    "embedded": "--preset lab --warmup_epochs 2",
     "photos": "--preset photos --warmup_epochs 1 --warmup_teacher_temp_epochs 2",
 }
 TOLERANCE = 1.1  # ten steps measure a speed roughly: a training may take a tenth more minutes
@@ -129,7 +129,8 @@ def read_settings(track: str, flags: list[str]) -> Settings:
         name = word.partition("=")[0].removeprefix("--")
         if word.startswith("--") and name in JUDGES:
             raise InputError(f"--{name} is not the contestant's ({JUDGES[name]}): leave it out")
-    settings = parse_settings([*RECIPES[track].split(), *flags])
+    # the budget decides the epochs, and then whether a warm-up is too long: fit
+    settings = parse_settings([*RECIPES[track].split(), "--epochs", "1000", *flags])
     return replace(settings, compile="false", saveckp_freq=0)
 
 
