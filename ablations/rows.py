@@ -20,6 +20,8 @@ BYOL of Table 2 trains 300 epochs, since its numbers there are Table 7's.
 
 from typing import NamedTuple
 
+from settings import PRESETS
+
 
 class Row(NamedTuple):
     """One training.
@@ -39,7 +41,7 @@ class Row(NamedTuple):
 
     def changes(self, preset: str) -> dict:
         """Return the settings that make the row, with this preset."""
-        if self.demo is None or preset not in ("demo", "photos"):
+        if self.demo is None or preset not in ("demo", "lab", "photos"):
             return self.settings
         if preset == "photos":  # learning rates were sought on the demo alone
             return {name: value for name, value in self.demo.items() if name != "lr"}
@@ -57,7 +59,7 @@ class Study(NamedTuple):
 
     def shared(self, preset: str) -> dict:
         """Return the settings that all rows have, with this preset."""
-        if preset == "demo":
+        if preset in ("demo", "lab"):
             return DEMO | self.demo
         if preset == "photos":
             return PHOTOS | self.demo
@@ -75,9 +77,8 @@ def as_flags(settings: dict) -> list[str]:
     return flags
 
 
-# What every study changes in these presets. The demo becomes --preset lab: two to four minutes a
-# row
-DEMO = {"out_dim": 256, "epochs": 4, "warmup_epochs": 1, "knn_every": 1}
+# What every study changes in these presets. The demo's rows take two to four minutes each.
+DEMO = {name: PRESETS["lab"][name] for name in ("epochs", "warmup_epochs", "knn_every")}
 PHOTOS = {"epochs": 20, "warmup_epochs": 2, "warmup_teacher_temp_epochs": 2}
 
 PAIR = {"local_crops_number": 0, "global_crops_scale": (0.14, 1.0)}  # no multi-crop

@@ -138,7 +138,7 @@ def start(number: int, with_hints: bool, again: bool) -> None:
         write_text(path, with_function(student_text(number), one.name, blank(number)))
 
     line = find_function(student_text(number), one.name).lineno
-    print(f"{number}. {one.title}: write {one.name}, workbook/{one.file}, line {line}\n")
+    print(f"{number}. {one.title}: {one.name}, workbook/{one.file}, line {line}\n")
     print(fill(one.task, 98) + "\n\n" + indent(one.equation, "    ") + "\n")
     if state(number) != "blank" and not with_hints:
         raise InputError(

@@ -248,8 +248,8 @@ LADDER = (
             "and dino_loss.kl, and the norm"
         ),
         look=(
-            "`python -m classroom run train.py --preset lab --output_dir runs/my-step`: the demo, "
-            "trained by your step."
+            "`python -m classroom run train.py --preset lab --output_dir runs/my-step`: the "
+            "labs' unchanged run, trained by your step."
         ),
         tests=(
             "test_train.py::test_a_step_is_algorithm_1",

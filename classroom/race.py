@@ -129,7 +129,7 @@ def read_settings(track: str, flags: list[str]) -> Settings:
         name = word.partition("=")[0].removeprefix("--")
         if word.startswith("--") and name in JUDGES:
             raise InputError(f"--{name} is not the contestant's ({JUDGES[name]}): leave it out")
-    # the budget decides the epochs, and then whether a warm-up is too long: fit
+    # No warm-up is too long for 1000 epochs. Whether it is for those that the budget pays: fit
     settings = parse_settings([*RECIPES[track].split(), "--epochs", "1000", *flags])
     return replace(settings, compile="false", saveckp_freq=0)
 

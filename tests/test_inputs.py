@@ -127,14 +127,18 @@ def test_a_gpu_crops_files_that_do_not_fit(folder):
     assert not isinstance(make_loader(images, settings, ALONE)[0], CropsOnDevice)
 
 
-@pytest.mark.parametrize("preset", ["photos", "vits16", "small", "demo"])
+@pytest.mark.parametrize("preset", ["photos", "small", "demo"])
 @pytest.mark.parametrize("number", [1999, 2000])
-def test_a_line_says_the_recipe_and_what_to_expect_of_very_few_images(preset, number):
+def test_a_line_says_the_recipe_for_few_images_and_what_to_expect_of_very_few(preset, number):
     said = "\n".join(advice(number, Settings(preset=preset)))
-    by_default = preset in ("photos", "vits16")  # which of them, the user did not say
-    assert (f"--preset {preset}" in said) == by_default
-    assert ("the paper's recipe" in said) == by_default
+    assert ("--preset vits16" in said) == (preset == "photos")
     assert ("1999 images are few" in said) == (preset != "demo" and number < 2000)
+
+
+def test_a_line_says_which_recipe_the_authors_weights_are_trained_on_by():
+    settings = Settings(preset="vits16", init_from="dino_vits16")
+    (line,) = advice(60, settings)
+    assert line.startswith("--preset vits16, the paper's recipe")
 
 
 @pytest.mark.parametrize(("number", "passes"), [(4, 25), (60, 2), (70, 1), (1000, 1)])

@@ -157,7 +157,7 @@ def test_a_files_own_loss_is_what_trains(place, monkeypatch, capsys):
     assert said.count("my own loss 31") >= 2 * 2, "counted once and trained with, for each seed"
     (line,) = entries(place)
     assert line["entry"] == "mine.py"
-    assert line["recipe"] == race.RECIPES["embedded"]
+    assert line["recipe"] == "--preset lab --warmup_epochs 2"
     assert line["settings"] == " ".join(TINY)
 
 
@@ -330,9 +330,10 @@ def test_the_pages_example_is_an_entry_and_its_budgets_are_the_judges(place):
 
 def test_the_rest_of_an_entry_is_the_tracks_recipe():
     """Rule 4; the warm-ups of photos are shorter than the preset's."""
-    lab = parse_settings(["--preset", "lab"])
+    demo = parse_settings(["--preset", "demo"])  # the records' recipe
     photos = parse_settings(["--preset", "photos"])
-    assert race.read_settings("embedded", []).out_dim == lab.out_dim
+    raced = race.read_settings("embedded", [])
+    assert (raced.out_dim, raced.warmup_epochs) == (demo.out_dim, demo.warmup_epochs) == (256, 2)
     raced = race.read_settings("photos", ["--lr", "0.01"])
     assert (raced.out_dim, raced.lr) == (photos.out_dim, 0.01)
     assert raced.warmup_teacher_temp_epochs < photos.warmup_teacher_temp_epochs

@@ -93,6 +93,14 @@ def step_by_hand(p: SimpleNamespace, clip: float) -> torch.Tensor:
     return torch.stack([loss.detach(), p.dino_loss.teacher_entropy, p.dino_loss.kl, largest])
 
 
+def test_the_labs_preset_is_the_demo_in_fewer_epochs():
+    """The labs compare the two."""
+    demo, lab = settings.PRESETS["demo"], settings.PRESETS["lab"]
+    differ = {name for name in demo if demo[name] != lab[name]}
+    assert demo.keys() == lab.keys()
+    assert differ == {"epochs", "warmup_epochs", "knn_every", "output_dir"}
+
+
 @pytest.mark.parametrize(("optimizer", "clip"), [("adamw", 0.0), ("sgd", 0.3)])
 def test_a_step_is_algorithm_1(optimizer, clip):
     """And so is the one after it. A clipping is to be seen in SGD: AdamW's steps hardly know a

@@ -60,11 +60,11 @@ def advice(number: int, settings: Settings) -> list[str]:
     if settings.preset == "photos":
         lines.append("--preset photos, the default for fewer than "
                      f"{MANY_IMAGES:,} images; the paper's recipe: --preset vits16")
-    if settings.preset == "vits16":
-        lines.append("--preset vits16, the paper's recipe; one for few images: --preset photos")
-    if settings.preset != "demo" and number < FEW_IMAGES:
+    if settings.preset == "vits16" and settings.init_from:
+        lines.append(f"--preset vits16, the paper's recipe, for --init_from {settings.init_from}")
+    if settings.preset != "demo" and number < FEW_IMAGES and not settings.init_from:
         lines.append(f"{number} images are few to learn from, so expect little; --init_from "
-                     "dino_vits16 starts from the authors' weights, with --preset vits16")
+                     "dino_vits16 starts from the authors' weights, by the paper's recipe")
     return lines
 
 
