@@ -350,7 +350,7 @@ _CREATURES = _NANO | dict(
 )
 
 PRESETS = {
-    # On two CPU cores, five minutes: far above the untrained network and raw pixels.
+    # On two idle CPU cores, five minutes: far above the untrained network and raw pixels.
     "demo": _CREATURES | dict(epochs=14, warmup_epochs=2, knn_every=4, output_dir="runs/demo"),
     # The demo in two minutes, for the class: enough to see the collapses.
     "lab": _CREATURES | dict(epochs=4, warmup_epochs=1, knn_every=1, output_dir="runs/lab"),
