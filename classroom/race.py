@@ -129,8 +129,8 @@ def read_settings(track: str, flags: list[str]) -> Settings:
         name = word.partition("=")[0].removeprefix("--")
         if word.startswith("--") and name in JUDGES:
             raise InputError(f"--{name} is not the contestant's ({JUDGES[name]}): leave it out")
-    # No warm-up is too long for 1000 epochs. Whether it is for those that the budget pays: fit
-    settings = parse_settings([*RECIPES[track].split(), "--epochs", "1000", *flags])
+    # No warm-up is too long for so many epochs. Whether it is for those that the budget pays: fit
+    settings = parse_settings([*RECIPES[track].split(), "--epochs", "1000000000", *flags])
     return replace(settings, compile="false", saveckp_freq=0)
 
 
@@ -299,7 +299,11 @@ def train_one(
     _, batches = contest.loaded
     epochs, batches.steps = fit(settings, int(budget / cost), batches.steps)
     settings = replace(settings, epochs=epochs)
-    train.launch(settings, Hooks(contest.read_images, contest.make_loader, contest.start_run))
+    try:
+        train.launch(settings, Hooks(contest.read_images, contest.make_loader, contest.start_run))
+    except SystemExit:  # by Ctrl-C; the line before this one promises too much for a race
+        print("a race does not continue: the same command begins again, with the first seed")
+        raise
 
     run = contest.runs[0]
     minutes = 0.0  # of the steps: neither of reading images nor of drawing figures

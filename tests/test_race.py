@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -227,6 +228,7 @@ def test_a_file_that_cannot_race_is_one_line(place, capsys, text, words):
         ([], ["--preset", "photos"], "--preset is not the contestant's (all entries of a track"),
         ([], ["--init_from", "dino_vits16"], "a network starts from random weights"),
         ([], [*TINY, "--warmup_epochs", "19"], "--warmup_epochs 19 is longer than the training"),
+        ([], [*TINY, "--warmup_epochs", "1e6"], "--warmup_epochs 1e+06 is longer than the train"),
         (["--budget", "1e-9"], TINY, "the budget does not pay for one step"),
         (["--budget", "nan"], TINY, "--budget nan must be above 0"),
         (["--data_path", "photos"], TINY, "--data_path is for --track photos"),
@@ -236,6 +238,25 @@ def test_a_file_that_cannot_race_is_one_line(place, capsys, text, words):
 )
 def test_what_a_contestant_may_not_is_one_line(place, capsys, own, flags, words):
     assert words in refusal(capsys, *own, flags=flags)
+
+
+def test_ctrl_c_says_that_a_race_does_not_continue(place, monkeypatch, capsys):
+    honest = race.train.train_step
+    steps = []
+
+    def interrupted(*args):
+        steps.append(1)
+        if len(steps) == 2:  # the first is the one that is counted
+            signal.raise_signal(signal.SIGINT)
+        return honest(*args)
+
+    monkeypatch.setattr(race.train, "train_step", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        enter("--track", "embedded", "--name", "a", "--budget", "0.001")
+    assert stopped.value.code == 128 + signal.SIGINT
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "a race does not continue: the same command begins again, with the first seed"
+    assert not (place / "race.jsonl").exists()
 
 
 def line_of(mean: float, spread: float, **others) -> dict:
