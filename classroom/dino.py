@@ -18,7 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-REPOSITORY = "https://github.com/OWNER/educational-dino"  # its address, for Colab
+REPOSITORY = "https://github.com/OWNER/educational-dino"  # for Colab: your copy's address
 
 clone = Path("educational-dino")
 places = [place for place in (Path("."), Path(".."), clone) if (place / "train.py").exists()]
@@ -199,7 +199,7 @@ def draw_curves(metrics, title):
     plt.show()
 
 
-# two minutes are too short for local crops (lab 7 in classroom/README.md)
+# two minutes are often too short for local crops (lab 7 in classroom/README.md)
 settings.local_crops_number = 0
 settings.global_crops_scale = (0.25, 1.0)  # without them the global crops have to differ more
 
@@ -295,13 +295,12 @@ show(rows, ["image"] + ["pixels"] * 4 + ["before"] * 4 + ["after"] * 4)
 # it? What would this figure look like after a one-hot collapse?
 
 # %%
+from classroom.prototypes import favourites, probabilities
+
 figure, grid = plt.subplots(1, 2, figsize=(10, 2.5), sharey=True, layout="constrained")
 for axes, name, one in zip(grid, ("before", "after"), (untrained, run)):
-    with torch.no_grad():
-        logits = one.teacher([views])
-    probs = one.dino_loss.teacher_probs(logits, settings.teacher_temp)  # (n, K)
-    favourites = probs.argmax(dim=1)
-    counts = favourites.bincount(minlength=settings.out_dim)
+    probs = probabilities(one, views, settings)  # (n, K)
+    counts = favourites(probs)  # of how many images each prototype is the favourite
     used = (counts > 0).sum()
     axes.bar(range(settings.out_dim), counts.sort(descending=True).values, width=1)
     axes.set_title(f"{name}: {used} of {settings.out_dim} prototypes are a favourite", fontsize=10)
@@ -317,7 +316,7 @@ plt.show()
 RANK = 0  # 0: the most frequent prototype, 1: the next one ...
 
 prototype = counts.argsort(descending=True)[RANK]
-collected = (favourites == prototype).nonzero().squeeze(1)
+collected = (probs.argmax(dim=1) == prototype).nonzero().squeeze(1)
 surest = probs[collected, prototype].argsort(descending=True)
 collected = collected[surest].tolist()
 print(f"prototype {prototype} is the favourite of {len(collected)} test images")
