@@ -351,10 +351,11 @@ def test_the_pages_example_is_an_entry_and_its_budgets_are_the_judges(place):
 
 def test_the_rest_of_an_entry_is_the_tracks_recipe():
     """Rule 4; the warm-ups of photos are shorter than the preset's."""
-    demo = parse_settings(["--preset", "demo"])  # the records' recipe
+    lab = parse_settings(["--preset", "lab"])  # the records' recipe
     photos = parse_settings(["--preset", "photos"])
     raced = race.read_settings("embedded", [])
-    assert (raced.out_dim, raced.warmup_epochs) == (demo.out_dim, demo.warmup_epochs) == (256, 2)
+    assert (raced.out_dim, raced.weight_decay) == (lab.out_dim, lab.weight_decay) == (256, 0.04)
+    assert raced.warmup_epochs == 2
     raced = race.read_settings("photos", ["--lr", "0.01"])
     assert (raced.out_dim, raced.lr) == (photos.out_dim, 0.01)
     assert raced.warmup_teacher_temp_epochs < photos.warmup_teacher_temp_epochs
