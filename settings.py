@@ -353,8 +353,8 @@ PRESETS = {
     "demo": _CREATURES
     | dict(
         out_dim=1024,
-        # in so few steps the release's decay leaves the initial weights as they are, and the
-        # attention stays on two or three patches (docs/log.md)
+        # in so few steps the release's decay changes the initial weights little, and most heads
+        # attend to a few patches of the creature (docs/results.md)
         weight_decay=2.0,
         weight_decay_end=2.0,
         epochs=14,

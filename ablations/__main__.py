@@ -355,14 +355,19 @@ def parse_flags(argv: list[str] | None = None) -> argparse.Namespace:
             words = " ".join(map(str, values))
             raise InputError(f"--{name} {words} has one twice, the same run: leave it out")
 
+    if flags.preset == "demo":
+        raise InputError(
+            "--preset demo is not for studies: take lab, with which the rows' settings were sought"
+        )
+
     data = []
     if flags.data_path:
         flags.data_path = str(Path(flags.data_path).resolve())  # the same run from any folder
         data = ["--data_path", flags.data_path]
     if not flags.preset:
         flags.preset = parse([*data, *flags.more]).preset
-        if flags.preset == "demo":
-            flags.preset = "lab"  # its shorter form; the rows' settings were sought with it
+        if flags.preset == "demo":  # there are no data
+            flags.preset = "lab"
     return flags
 
 

@@ -2,8 +2,8 @@
 
 A study has a base: changes to the preset that all its rows have. Rows are changes to that base.
 On the embedded images a row keeps its meaning but not always its value: 65,536 prototypes or 300
-epochs make no sense there. Then the row's settings for the demo stand beside the paper's. The
-preset photos, of as small a network, takes these too.
+epochs make no sense there. Then the row's settings for the demo stand beside the paper's: for its
+shorter form, the preset lab. The preset photos, of as small a network, takes these too.
 
 Departures:
 rows without local crops take the wider scales that the release advises, as the paper names none;
@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
     def changes(self, preset: str) -> dict:
         """Return the settings that make the row, with this preset."""
-        if self.demo is None or preset not in ("demo", "lab", "photos"):
+        if self.demo is None or preset not in ("lab", "photos"):
             return self.settings
         if preset == "photos":  # learning rates were sought on the demo alone
             return {name: value for name, value in self.demo.items() if name != "lr"}
@@ -59,7 +59,7 @@ class Study(NamedTuple):
 
     def shared(self, preset: str) -> dict:
         """Return the settings that all rows have, with this preset."""
-        if preset in ("demo", "lab"):
+        if preset == "lab":
             return DEMO | self.demo
         if preset == "photos":
             return PHOTOS | self.demo

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import runpy
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -129,7 +130,7 @@ def read_settings(track: str, flags: list[str]) -> Settings:
         name = word.partition("=")[0].removeprefix("--")
         if word.startswith("--") and name in JUDGES:
             raise InputError(f"--{name} is not the contestant's ({JUDGES[name]}): leave it out")
-    # No warm-up is too long for so many epochs. Whether it is for those that the budget pays: fit
+    # So many that no sensible warm-up is too long. Whether it is for those that are paid for: fit
     settings = parse_settings([*RECIPES[track].split(), "--epochs", "1000000000", *flags])
     return replace(settings, compile="false", saveckp_freq=0)
 
@@ -301,8 +302,10 @@ def train_one(
     settings = replace(settings, epochs=epochs)
     try:
         train.launch(settings, Hooks(contest.read_images, contest.make_loader, contest.start_run))
-    except SystemExit:  # by Ctrl-C; the line before this one promises too much for a race
-        print("a race does not continue: the same command begins again, with the first seed")
+    except SystemExit as stopped:
+        # by a signal: the training's own line promises too much for a race
+        if stopped.code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+            print("a race does not continue: the same command begins again, with the first seed")
         raise
 
     run = contest.runs[0]

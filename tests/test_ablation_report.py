@@ -51,7 +51,7 @@ def test_the_table_gives_mean_deviation_and_number_beside_the_paper_s(lines):
     left out.
     """
     text = report.markdown(
-        [list(report.HEAD), *(report.cells(row, lines, "demo") for row in STUDY.rows)]
+        [list(report.HEAD), *(report.cells(row, lines, "lab") for row in STUDY.rows)]
     )
     head, _, one, other, missing = [
         [cell.strip() for cell in row.strip("|").split("|")] for row in text.splitlines()
@@ -75,7 +75,7 @@ def test_the_table_has_the_untrained_network_s_linear_beside_the_linear(lines):
     """(44 + 48) / 2; it stays out where the paper has no linear number, as the linear does."""
     for line, value in zip(lines, (44.0, 48.0)):
         line |= {"linear": 47.0, "linear_untrained": value}
-    text = report.markdown([list(report.HEAD), report.cells(STUDY.rows[0], lines, "demo")])
+    text = report.markdown([list(report.HEAD), report.cells(STUDY.rows[0], lines, "lab")])
     head, _, row = [[cell.strip() for cell in one.split("|")] for one in text.splitlines()]
     assert head[6:8] == ["linear", "linear, untrained"]
     assert row[6:8] == ["47.0 ± 0.0 (2)", "46.0 ± 2.8 (2)"]

@@ -329,7 +329,7 @@ def test_equal_settings_share_a_folder_and_others_do_not():
 def test_the_row_has_the_last_word_and_the_command_line_the_one_before():
     flags = flags_of(
         "--preset",
-        "demo",
+        "lab",
         "--epochs",
         "7",
         "--",

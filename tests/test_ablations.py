@@ -183,7 +183,7 @@ def test_two_runners_keep_each_other_s_lines(tmp_path, monkeypatch):
         with ablation_runs.alone(tmp_path, []):
             held.set()
             time.sleep(0.5)
-            (tmp_path / "tiny.json").write_text(json.dumps([ablations.raw_line(runs[1], "demo")]))
+            (tmp_path / "tiny.json").write_text(json.dumps([ablations.raw_line(runs[1], "lab")]))
 
     with ThreadPoolExecutor() as other:
         writing = other.submit(write_the_other_one)
@@ -385,7 +385,7 @@ def test_each_run_s_verdict_is_checked_against_the_row_s(tmp_path, entropy, kl, 
         for verdict in ("", "COLLAPSE, uniform", "COLLAPSE, one-hot", None)
     )
     run = a_run(tmp_path, log_of(3, entropy, kl))
-    lines = [ablations.raw_line(run._replace(row=row), "demo") for row in rows]
+    lines = [ablations.raw_line(run._replace(row=row), "lab") for row in rows]
     assert {line["verdict"] for line in lines} == {found}
     told = report.surprises(Study("Fig. 7", {}, rows), lines)
     assert len(told) == 2 and all(f"found {found or 'no collapse'}" in line for line in told)
@@ -397,7 +397,7 @@ def test_other_losses_have_no_verdict(tmp_path):
         {key: value for key, value in record.items() if key not in ("train_entropy", "train_kl")}
         for record in log_of(3)
     ]
-    line = ablations.raw_line(a_run(tmp_path, log), "demo")
+    line = ablations.raw_line(a_run(tmp_path, log), "lab")
     assert line["verdict"] == "" and line["train_kl"] == [None] * 3
 
 
@@ -405,7 +405,7 @@ def test_a_raw_line_keeps_every_epoch(tmp_path):
     run = a_run(tmp_path, log_of(3, knn_teacher=36.0), seed=1)
     line = json.loads(
         json.dumps(
-            ablations.raw_line(run._replace(row=Row("other", {}, {}, {"out_dim": 17})), "demo")
+            ablations.raw_line(run._replace(row=Row("other", {}, {}, {"out_dim": 17})), "lab")
         )
     )
     assert (line["row"], line["seed"], line["changes"], line["out_dim"]) == (
@@ -484,6 +484,7 @@ def test_fig_4_s_table_is_of_the_seeds_of_all_calls(tmp_path):
         ("center --seeds 1 0 1", "--seeds 1 0 1 has one twice"),
         ("center --data_path nowhere", "nowhere"),
         ("center -- --seed 3", "--seed stands behind --"),
+        ("center --preset demo", "--preset demo is not for studies: take lab"),
         ("center --preset vitg14", "--preset vitg14 is unknown"),
         ("center -- --lr -1", "--lr -1.0 must be at least 0"),
         (
@@ -527,7 +528,7 @@ def test_a_study_of_two_rows_runs_fails_in_one_and_shows_the_other(tmp_path, mon
     argv = [
         "tiny",
         "--preset",
-        "demo",
+        "lab",
         "--data_path",
         str(tmp_path / "photos"),
         "--epochs",
