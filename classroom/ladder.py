@@ -52,8 +52,8 @@ LADDER = (
         ),
         look=(
             "`python -m classroom run train.py --preset lab --output_dir "
-            "runs/my-loss`, two minutes: its last entropy, KL and k-NN are near the unchanged run's, "
-            "which stand above lab 1."
+            "runs/my-loss`, two minutes: its last entropy, KL and k-NN are near the unchanged "
+            "run's, above lab 1."
         ),
         tests=(
             "test_loss.py::"
