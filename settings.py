@@ -364,7 +364,7 @@ PRESETS = {
     ),
     # Two minutes, for the class: enough to see the collapses.
     "lab": _CREATURES
-    | dict(out_dim=256, epochs=4, warmup_epochs=1, knn_every=1, output_dir="runs/lab"),
+    | dict(out_dim=256, epochs=4, warmup_epochs=1.0, knn_every=1, output_dir="runs/lab"),
     # Photographs of your own, at 64 pixels, on two CPU cores: about an hour for 10,000 images or
     # fewer, in proportion for more.
     "photos": _NANO

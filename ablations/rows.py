@@ -20,13 +20,11 @@ BYOL of Table 2 trains 300 epochs, since its numbers there are Table 7's.
 
 from typing import NamedTuple
 
-from settings import PRESETS
-
 
 class Row(NamedTuple):
     """One training.
 
-    settings: what differs from the study's base; demo: the same for the demo and for photos (None:
+    settings: what differs from the study's base; demo: the same for lab and for photos (None:
     no other).
     paper: k-NN and linear top-1 in %, hours on 16 GPUs, GiB a GPU, images/s of the features on a
     V100; of Fig. 4 the Jaccard in % of the best heads' masks.
@@ -49,7 +47,7 @@ class Row(NamedTuple):
 
 
 class Study(NamedTuple):
-    """Its place in the paper, base and rows, what to read from them, and its base on the demo."""
+    """Its place in the paper, base and rows, what to read from them, and its base with lab."""
 
     where: str
     base: dict
@@ -60,7 +58,7 @@ class Study(NamedTuple):
     def shared(self, preset: str) -> dict:
         """Return the settings that all rows have, with this preset."""
         if preset == "lab":
-            return DEMO | self.demo
+            return self.demo
         if preset == "photos":
             return PHOTOS | self.demo
         return self.base
@@ -77,8 +75,7 @@ def as_flags(settings: dict) -> list[str]:
     return flags
 
 
-# What every study changes in these presets. The demo's rows take two to four minutes each.
-DEMO = {name: PRESETS["lab"][name] for name in ("epochs", "warmup_epochs", "knn_every")}
+# What every study changes in the preset photos; it takes lab, two to four minutes a row, as it is.
 PHOTOS = {"epochs": 20, "warmup_epochs": 2, "warmup_teacher_temp_epochs": 2}
 
 PAIR = {"local_crops_number": 0, "global_crops_scale": (0.14, 1.0)}  # no multi-crop
