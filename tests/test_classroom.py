@@ -142,7 +142,7 @@ def test_a_begun_exercise_shows_its_task_again(workbook, capsys):
     command("start", CENTER)
     write(workbook, CENTER, "        pass\n")
     capsys.readouterr()
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="2"):
         command("start", CENTER)
     assert "Eq. 4" in capsys.readouterr().out
 

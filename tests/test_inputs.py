@@ -127,7 +127,7 @@ def test_a_gpu_crops_files_that_do_not_fit(folder):
     assert not isinstance(make_loader(images, settings, ALONE)[0], CropsOnDevice)
 
 
-@pytest.mark.parametrize("preset", ["photos", "small", "demo"])
+@pytest.mark.parametrize("preset", ["photos", "vits16", "small", "demo"])
 @pytest.mark.parametrize("number", [1999, 2000])
 def test_a_line_says_the_recipe_for_few_images_and_what_to_expect_of_very_few(preset, number):
     said = "\n".join(advice(number, Settings(preset=preset)))
